@@ -1,0 +1,102 @@
+"""Every key of a run, with its type, default and meaning; other configs start from here and change values.
+
+    python train.py --config=configs/default.py:VARIANT --workdir=DIR [--config.a.b=value ...]
+
+Values are never None: "variant" means "what the variant's row says", "auto" and 0 mean "chosen for you", as the
+comment beside them says. The resolved values of a run are written to its config.json.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "conformal_sympow") -> ConfigDict:
+    """The GPT-2-small shape on the default corpus; `variant` is a row of sympow_jax/variants.py."""
+    c = ConfigDict()
+    c.variant = variant
+    c.seed = 0  # parameters, data order and evaluation draws all derive from it
+    c.num_train_steps = 1_000  # optimizer steps; training is bounded by steps, never by the clock
+
+    c.model = m = ConfigDict()
+    m.num_layers = 12
+    m.embed_dim = 768
+    m.num_heads = 12
+    m.num_kv_heads = 0  # 0 = num_heads; otherwise it divides num_heads (grouped queries)
+    m.head_dim = 64
+    m.mlp_dim = 3072
+    m.mlp = "gelu"  # gelu | swiglu
+    m.norm = "layernorm"  # layernorm | rmsnorm
+    m.embedding_norm = True  # an extra norm after the input embeddings (Manifest AI 2024)
+    m.tied_embeddings = True
+    m.init_std = 0.02  # normal(0, init_std); projections into the residual stream are divided by sqrt(2 num_layers)
+    m.dtype = "float32"  # compute dtype of matrix products: float32 | bfloat16; parameters stay float32
+    m.scan_layers = True  # one compiled layer body for a run of equal layers; False unrolls (same parameters)
+    m.remat = "none"  # none | block: recompute each layer in the backward pass
+    m.loss_block = 8_192  # tokens whose logits exist at once
+
+    c.attention = a = ConfigDict()
+    a.kernel = "variant"  # variant | softmax | power | taylor | rebased
+    a.position = "variant"  # variant | none | rope | learned_rope | alibi | kerple_log | kerple_power | t5 | ...
+    a.gate = "variant"  # variant | none | fixed | learned | data
+    a.gate_init = "variant"  # variant | zero (gate 1/2) | long (gate 0.999) | timescales (log-spaced per head)
+    a.gate_min_timescale = 16.0  # tokens; the shortest of gate_init = timescales, and of gate = fixed
+    a.gate_max_timescale = 4_096.0  # tokens; the longest
+    a.degree = 2  # p of the power kernel: 2, 4 or 6
+    a.feature_dim = 16  # head_dim of q and k under taylor and rebased
+    a.rebased_norm = "head"  # head | concatenated: the span of ReBased's LayerNorm
+    a.qk_norm = False  # RMSNorm of every query and key head
+    a.output_gate = False  # sigmoid(W x) on the attention output, as FoX-Pro has
+    a.window = 0  # sliding window of softmax layers in tokens; 0 = none. `window` layers of a hybrid need it
+    a.conv_width = 3  # taps of the short convolution of `conv` layers
+    a.layer_pattern = ("variant",)  # layer kinds, repeated over the depth: attention | window | conv
+    a.implementation = "auto"  # auto | reference | blockwise | chunked | recurrent; auto is resolved once
+    a.chunk_size = 0  # chunk length of linear kernels; 0 = measured default
+
+    c.position = p = ConfigDict()
+    p.base = 10_000.0  # rope: frequencies are base^(-2i/D)
+    p.convention = "standard"  # standard | manifest: frequencies 2 pi / max_length^(2i/D)
+    p.scaling = "none"  # none | linear | ntk | dynamic_ntk | yarn | llama3
+    p.factor = 1.0  # how many times longer than original_length the scaling reaches
+    p.original_length = 0  # tokens; 0 = data.seq_len
+    p.max_length = 0  # tokens: rows of the learned_absolute table, N of the manifest convention; 0 = longest evaluated
+    p.alibi_slope_scale = 1.0  # multiplies ALiBi's slopes
+
+    c.data = d = ConfigDict()
+    d.train = "python-stdlib"  # the built-in corpus, a folder or URL of a store, a nanoGPT .bin file, or tfds:NAME
+    d.heldout = "python-stdlib"  # likewise, for held-out loss and evaluation
+    d.seq_len = 512
+    d.batch_size = 4  # sequences in an optimizer step, over all devices and accumulation steps
+    d.prefetch_batches = 8
+    d.num_threads = 2
+
+    c.optimizer = o = ConfigDict()
+    o.name = "adamw"  # adamw | adam (no weight decay)
+    o.learning_rate = 3e-3
+    o.schedule = "cosine"  # cosine | constant
+    o.warmup_steps = 50
+    o.final_fraction = 0.1  # the cosine ends at this fraction of learning_rate
+    o.b1 = 0.9
+    o.b2 = 0.95
+    o.eps = 1e-8
+    o.weight_decay = 0.1  # on matrices only: never on biases, norms or gates
+    o.clip_norm = 1.0  # global gradient norm; 0 = no clipping
+    o.accumulation_steps = 1  # microbatches in a step; divides batch_size
+    o.max_skipped_steps = 10  # non-finite steps in a row that stop the run
+
+    c.evaluation = e = ConfigDict()
+    e.every_steps = 250  # held-out loss during training; 0 = only at the end
+    e.num_batches = 16  # batches of that held-out loss
+    e.lengths = (512, 1024, 2048, 4096)  # contexts of eval.py
+    e.num_documents = 48  # held-out documents of eval.py
+    e.chunk_size = 512  # tokens that eval.py streams at a time
+
+    c.checkpoint = k = ConfigDict()
+    k.every_steps = 250
+    k.keep_last = 2
+    k.keep_every = 0  # also keep every n-th step for ever; 0 = no
+    k.keep_best = True  # also keep the step with the lowest held-out loss
+
+    c.logging = g = ConfigDict()
+    g.every_steps = 10  # a row of metrics.jsonl and of TensorBoard
+    g.tensorboard = True
+    g.peak_flops = 0.0  # FLOP/s of one device for MFU; 0 = known accelerator, else measured by a matrix product
+    return c

@@ -1,0 +1,22 @@
+"""A small model of any variant on the Python sources of this machine; minutes on two CPU cores.
+
+    python train.py --config=configs/quickstart.py:conformal_sympow --workdir=runs/quickstart
+
+4 layers of width 128, byte tokens, context 512.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(variant: str = "conformal_sympow") -> ConfigDict:
+    """The model of `make quickstart`."""
+    c = default.get_config(variant or "conformal_sympow")
+    c.model.num_layers = 4
+    c.model.embed_dim = 128
+    c.model.num_heads = 4
+    c.model.head_dim = 32
+    c.model.mlp_dim = 512
+    c.attention.window = 64
+    return c

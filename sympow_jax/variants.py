@@ -1,0 +1,73 @@
+"""The table of named variants: one row is one architecture of the length-generalisation literature.
+
+Every row is a choice along three axes, kernel x position x gate, of the one attention formula
+
+    weight(i, j) = kernel(q_i . k_j) exp(bias(i, j)) prod_{m=j+1..i} gate_m,      out_i = sum_j weight v_j / sum_j weight,
+
+and a layer pattern, repeated over the depth, for the hybrids. Configs refer to rows by name; adding a variant is
+adding a row here.
+"""
+
+import dataclasses
+
+KERNELS = ("softmax", "power", "taylor", "rebased")
+LINEAR_KERNELS = ("power", "taylor", "rebased")
+ROTARY_POSITIONS = ("rope", "learned_rope")
+BIAS_POSITIONS = ("alibi", "kerple_log", "kerple_power", "t5", "sandwich", "fire", "fire_shared")
+ABSOLUTE_POSITIONS = ("learned_absolute", "sinusoidal")
+POSITIONS = ("none", *ROTARY_POSITIONS, *BIAS_POSITIONS, *ABSOLUTE_POSITIONS)
+GATES = ("none", "fixed", "learned", "data")
+GATE_INITS = ("zero", "long", "timescales")
+LAYER_KINDS = ("attention", "window", "conv")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row: kernel, position, gate, initial gate, layer pattern, and where it comes from."""
+
+    name: str
+    kernel: str
+    position: str
+    gate: str
+    source: str
+    gate_init: str = "long"
+    layer_pattern: tuple[str, ...] = ("attention",)
+
+
+_ROWS = (
+    Variant("softmax_nope", "softmax", "none", "none", "Haviv et al. 2022; Kazemnejad et al. 2023"),
+    Variant("softmax_rope", "softmax", "rope", "none", "Su et al. 2021, arXiv 2104.09864"),
+    Variant("softmax_alibi", "softmax", "alibi", "none", "Press et al. 2022, arXiv 2108.12409"),
+    Variant("softmax_kerple_log", "softmax", "kerple_log", "none", "Chi et al. 2022, arXiv 2205.09921"),
+    Variant("softmax_kerple_power", "softmax", "kerple_power", "none", "Chi et al. 2022, arXiv 2205.09921"),
+    Variant("softmax_t5", "softmax", "t5", "none", "Raffel et al. 2020, arXiv 1910.10683"),
+    Variant("softmax_sandwich", "softmax", "sandwich", "none", "Chi et al. 2023, arXiv 2212.10356"),
+    Variant("softmax_fire", "softmax", "fire", "none", "Li et al. 2024, arXiv 2310.04418"),
+    Variant("softmax_fire_shared", "softmax", "fire_shared", "none", "Li et al. 2024 (FIRE-S)"),
+    Variant("softmax_absolute", "softmax", "learned_absolute", "none", "Radford et al. 2019 (GPT-2)"),
+    Variant("fox", "softmax", "none", "data", "Lin et al. 2025, arXiv 2503.02130", gate_init="zero"),
+    Variant("sympow", "power", "rope", "none", "Manifest AI 2024, Symmetric Power Transformers"),
+    Variant("sympow_gated", "power", "rope", "data", "Kumar et al. 2025, arXiv 2503.03269"),
+    Variant("conformal_sympow", "power", "learned_rope", "data", "Kumar et al. 2025, arXiv 2503.03269"),
+    Variant(
+        "conformal_softmax", "softmax", "learned_rope", "data", "softmax with the conformal position and gate"
+    ),
+    Variant(
+        "based",
+        "taylor",
+        "none",
+        "none",
+        "Arora et al. 2024, arXiv 2402.18668",
+        layer_pattern=("conv", "attention", "window", "conv", "conv"),
+    ),
+    Variant(
+        "rebased",
+        "rebased",
+        "none",
+        "none",
+        "Aksenov et al. 2024, arXiv 2402.10644",
+        layer_pattern=("conv", "attention"),
+    ),
+)
+
+VARIANTS: dict[str, Variant] = {row.name: row for row in _ROWS}
