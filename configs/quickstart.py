@@ -18,5 +18,4 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     c.model.num_heads = 4
     c.model.head_dim = 32
     c.model.mlp_dim = 512
-    c.attention.window = 64
     return c
