@@ -27,9 +27,7 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     m.norm = "layernorm"  # layernorm | rmsnorm
     m.embedding_norm = True  # an extra norm after the input embeddings (Manifest AI 2024)
     m.tied_embeddings = True
-    m.init_std = (
-        0.02  # normal(0, init_std); projections into the residual stream are divided by sqrt(2 num_layers)
-    )
+    m.init_std = 0.02  # normal(0, init_std); projections into the residual stream are divided by sqrt(2 num_layers)
     m.dtype = "float32"  # compute dtype of matrix products: float32 | bfloat16; parameters stay float32
     m.scan_layers = True  # one compiled layer body for a run of equal layers; False unrolls (same parameters)
     m.remat = "none"  # none | block: recompute each layer in the backward pass
@@ -37,13 +35,9 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
 
     c.attention = a = ConfigDict()
     a.kernel = "variant"  # variant | softmax | power | taylor | rebased
-    a.position = (
-        "variant"  # variant | none | rope | learned_rope | alibi | kerple_log | kerple_power | t5 | ...
-    )
+    a.position = "variant"  # variant | none | rope | learned_rope | alibi | kerple_log | kerple_power | t5 | ...
     a.gate = "variant"  # variant | none | fixed | learned | data
-    a.gate_init = (
-        "variant"  # variant | zero (gate 1/2) | long (gate 0.999) | timescales (log-spaced per head)
-    )
+    a.gate_init = "variant"  # variant | zero (gate 1/2) | long (gate 0.999) | timescales (log-spaced per head)
     a.gate_min_timescale = 16.0  # tokens; the shortest of gate_init = timescales, and of gate = fixed
     a.gate_max_timescale = 4_096.0  # tokens; the longest
     a.degree = 2  # p of the power kernel: 2, 4 or 6
@@ -63,15 +57,11 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     p.scaling = "none"  # none | linear | ntk | dynamic_ntk | yarn | llama3
     p.factor = 1.0  # how many times longer than original_length the scaling reaches
     p.original_length = 0  # tokens; 0 = data.seq_len
-    p.max_length = (
-        0  # tokens: rows of the learned_absolute table, N of the manifest convention; 0 = longest evaluated
-    )
+    p.max_length = 0  # tokens: rows of the learned_absolute table, N of the manifest convention; 0 = longest evaluated
     p.alibi_slope_scale = 1.0  # multiplies ALiBi's slopes
 
     c.data = d = ConfigDict()
-    d.train = (
-        "python-stdlib"  # the built-in corpus, a folder or URL of a store, a nanoGPT .bin file, or tfds:NAME
-    )
+    d.train = "python-stdlib"  # the built-in corpus, a folder or URL of a store, a nanoGPT .bin file, or tfds:NAME
     d.heldout = "python-stdlib"  # likewise, for held-out loss and evaluation
     d.seq_len = 512
     d.batch_size = 4  # sequences in an optimizer step, over all devices and accumulation steps
@@ -108,7 +98,5 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     c.logging = g = ConfigDict()
     g.every_steps = 10  # a row of metrics.jsonl and of TensorBoard
     g.tensorboard = True
-    g.peak_flops = (
-        0.0  # FLOP/s of one device for MFU; 0 = known accelerator, else measured by a matrix product
-    )
+    g.peak_flops = 0.0  # FLOP/s of one device for MFU; 0 = known accelerator, else measured by a matrix product
     return c

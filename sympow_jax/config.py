@@ -201,9 +201,7 @@ def _build(cls: type, values: Mapping[str, Any], path: str = "") -> Any:
     for key in values:
         _require(key in fields, f"{path}{key}: no such key{nearest(key, list(fields))}")
     missing = [name for name in fields if name not in values]
-    _require(
-        not missing, f"{path}{missing[0] if missing else ''}: missing; configs/default.py lists every key"
-    )
+    _require(not missing, f"{path}{missing[0] if missing else ''}: missing; configs/default.py lists every key")
     return cls(**{name: _convert(values[name], kind, path + name) for name, kind in fields.items()})
 
 
@@ -233,14 +231,10 @@ def _check_values(values: Mapping[str, Any]) -> None:
         if path in _CHOICES:
             options = _CHOICES[path]
             hint = nearest(str(value), [str(o) for o in options])
-            _require(
-                value in options, f"{path} = {value!r}: choose one of {', '.join(map(str, options))}{hint}"
-            )
+            _require(value in options, f"{path} = {value!r}: choose one of {', '.join(map(str, options))}{hint}")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             ok = value >= 0 if path in _MAY_BE_ZERO else value > 0
-            _require(
-                ok, f"{path} = {value!r}: must be {'at least 0' if path in _MAY_BE_ZERO else 'positive'}"
-            )
+            _require(ok, f"{path} = {value!r}: must be {'at least 0' if path in _MAY_BE_ZERO else 'positive'}")
 
 
 def resolve(values: Mapping[str, Any]) -> Config:
@@ -261,10 +255,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
     pick = {name: getattr(row, name) for name in ("kernel", "position", "gate", "gate_init")}
     attention = dataclasses.replace(
         a,
-        **{
-            name: choice if getattr(a, name) == "variant" else getattr(a, name)
-            for name, choice in pick.items()
-        },
+        **{name: choice if getattr(a, name) == "variant" else getattr(a, name) for name, choice in pick.items()},
         layer_pattern=row.layer_pattern if a.layer_pattern == ("variant",) else a.layer_pattern,
     )
     head_dim = a.feature_dim if attention.kernel in ("taylor", "rebased") else m.head_dim
@@ -294,9 +285,7 @@ def _check_combinations(config: Config, head_dim: int) -> None:
     for kind in a.layer_pattern:
         legal = ", ".join(variants.LAYER_KINDS)
         hint = nearest(kind, variants.LAYER_KINDS)
-        _require(
-            kind in variants.LAYER_KINDS, f"attention.layer_pattern has {kind!r}: choose from {legal}{hint}"
-        )
+        _require(kind in variants.LAYER_KINDS, f"attention.layer_pattern has {kind!r}: choose from {legal}{hint}")
     rotary = a.position in variants.ROTARY_POSITIONS
     _require(
         not rotary or head_dim % 2 == 0,
@@ -391,9 +380,7 @@ def load_file(path: str) -> types.ModuleType:
 def parse_flags(argv: Sequence[str]) -> Config:
     """`--config=FILE.py[:ARG] [--config.a.b=v ...]` -> Config; anything else in argv is an error."""
     named = [arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")]
-    _require(
-        bool(named), "--config is missing: use --config=configs/quickstart.py[:VARIANT]; --list shows them"
-    )
+    _require(bool(named), "--config is missing: use --config=configs/quickstart.py[:VARIANT]; --list shows them")
     path, _, arg = named[-1].partition(":")
     sys.path.insert(0, ".")  # config files import configs.default
     if arg and arg not in variants.VARIANTS and "=" not in arg:
@@ -404,9 +391,7 @@ def parse_flags(argv: Sequence[str]) -> Config:
     for flag in argv:
         name = flag.removeprefix("--").partition("=")[0]
         if name != "config":
-            _require(
-                name.startswith("config."), f"--{name}: no such flag{nearest(name, ['config', 'workdir'])}"
-            )
+            _require(name.startswith("config."), f"--{name}: no such flag{nearest(name, ['config', 'workdir'])}")
             key = name.removeprefix("config.")
             _require(key in known, f"--{name}: no such key{nearest(key, list(known))}")
             node = values

@@ -49,9 +49,7 @@ _ROWS = (
     Variant("sympow", "power", "rope", "none", "Manifest AI 2024, Symmetric Power Transformers"),
     Variant("sympow_gated", "power", "rope", "data", "Kumar et al. 2025, arXiv 2503.03269"),
     Variant("conformal_sympow", "power", "learned_rope", "data", "Kumar et al. 2025, arXiv 2503.03269"),
-    Variant(
-        "conformal_softmax", "softmax", "learned_rope", "data", "softmax with the conformal position and gate"
-    ),
+    Variant("conformal_softmax", "softmax", "learned_rope", "data", "softmax with the conformal position and gate"),
     Variant(
         "based",
         "taylor",
