@@ -25,4 +25,4 @@ PyTree = Any
 
 def accumulation_dtype(*arrays: jax.Array) -> jnp.dtype:
     """The dtype of states and reductions: float32, or float64 when any input is float64."""
-    return jnp.result_type(jnp.float32, *(a.dtype for a in arrays if a.dtype == jnp.float64))
+    return jnp.dtype(jnp.float64 if any(a.dtype == jnp.float64 for a in arrays) else jnp.float32)
