@@ -23,7 +23,7 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     m.num_kv_heads = 0  # 0 = num_heads; otherwise it divides num_heads (grouped queries)
     m.head_dim = 64
     m.mlp_dim = 3072
-    m.mlp = "gelu"  # gelu | swiglu
+    m.mlp = "gelu"  # gelu | swiglu | none
     m.norm = "layernorm"  # layernorm | rmsnorm
     m.embedding_norm = True  # an extra norm after the input embeddings (Manifest AI 2024)
     m.tied_embeddings = True
@@ -46,8 +46,9 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     a.qk_norm = False  # RMSNorm of every query and key head
     a.output_gate = False  # sigmoid(W x) on the attention output, as FoX-Pro has
     a.window = 64  # tokens that a `window` layer (sliding-window softmax) sees
-    a.conv_width = 3  # taps of the short convolution of `conv` layers
-    a.layer_pattern = ("variant",)  # layer kinds, repeated over the depth: attention | window | conv
+    a.conv_width = 3  # taps of the convolution layers
+    a.conv_expand = 2  # `gated_conv` projects to this many times embed_dim: half is convolved, half gates it
+    a.layer_pattern = ("variant",)  # layer kinds, repeated over the depth: attention | window | gated_conv | short_conv
     a.implementation = "auto"  # auto | reference | blockwise | chunked | recurrent; auto is resolved once
     a.chunk_size = 0  # chunk length of linear kernels; 0 = measured default
 

@@ -61,6 +61,7 @@ class AttentionConfig:
     output_gate: bool
     window: int
     conv_width: int
+    conv_expand: int
     layer_pattern: tuple[str, ...]
     implementation: str
     chunk_size: int
@@ -158,7 +159,7 @@ class Config:
 
 _CHOICES = {
     "variant": tuple(variants.VARIANTS),
-    "model.mlp": ("gelu", "swiglu"),
+    "model.mlp": ("gelu", "swiglu", "none"),
     "model.norm": ("layernorm", "rmsnorm"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "block"),

@@ -2,7 +2,8 @@
 
 Every row is a choice along three axes, kernel x position x gate, of the one attention formula
 
-    weight(i, j) = kernel(q_i . k_j) exp(bias(i, j)) prod_{m=j+1..i} gate_m,      out_i = sum_j weight v_j / sum_j weight,
+    weight(i, j) = kernel(q_i . k_j) exp(bias(i, j)) prod_{m=j+1..i} gate_m
+    out_i        = sum_{j<=i} weight(i, j) v_j / sum_{j<=i} weight(i, j),
 
 and a layer pattern, repeated over the depth, for the hybrids. Configs refer to rows by name; adding a variant is
 adding a row here.
@@ -18,7 +19,7 @@ ABSOLUTE_POSITIONS = ("learned_absolute", "sinusoidal")
 POSITIONS = ("none", *ROTARY_POSITIONS, *BIAS_POSITIONS, *ABSOLUTE_POSITIONS)
 GATES = ("none", "fixed", "learned", "data")
 GATE_INITS = ("zero", "long", "timescales")
-LAYER_KINDS = ("attention", "window", "conv")
+LAYER_KINDS = ("attention", "window", "gated_conv", "short_conv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ _ROWS = (
         "none",
         "none",
         "Arora et al. 2024, arXiv 2402.18668",
-        layer_pattern=("conv", "attention", "window", "conv", "conv"),
+        layer_pattern=("gated_conv", "attention", "window", "gated_conv", "gated_conv"),
     ),
     Variant(
         "rebased",
@@ -64,7 +65,7 @@ _ROWS = (
         "none",
         "none",
         "Aksenov et al. 2024, arXiv 2402.10644",
-        layer_pattern=("conv", "attention"),
+        layer_pattern=("short_conv", "attention"),
     ),
 )
 

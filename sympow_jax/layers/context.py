@@ -1,0 +1,35 @@
+"""What every layer of one forward pass shares: where its tokens stand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from sympow_jax.ops import PositionBias
+from sympow_jax.typing import Array, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Positions and documents of the tokens of a pass.
+
+    Attributes:
+      offset: tokens of the stream that earlier passes have consumed, a scalar int32.
+      positions: [B, T] absolute positions of packed documents; None means offset + 0..T-1.
+      segment_ids: [B, T] documents; None means one document a row.
+      shared_bias: the additive bias that all layers share (FIRE-S), or None.
+      length: the longest context of the stream, static: what dynamic_ntk scales to.
+    """
+
+    offset: Int[Array, ""]
+    positions: Int[Array, "B T"] | None
+    segment_ids: Int[Array, "B T"] | None
+    shared_bias: PositionBias | None
+    length: int = dataclasses.field(metadata={"static": True})
+
+    def token_positions(self, num_tokens: int) -> Int[Array, "B T"]:
+        """Absolute positions [B or 1, T] of the tokens of this pass."""
+        if self.positions is not None:
+            return self.positions
+        return self.offset + jnp.arange(num_tokens, dtype=jnp.int32)[None, :]
