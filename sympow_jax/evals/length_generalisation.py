@@ -1,0 +1,221 @@
+"""Loss at contexts longer than the training length: same-target, per-position and prefix loss, with intervals.
+
+Three questions, in nats per token over the same held-out documents (targets y_0, ..., y_{L-1}, L the longest length):
+
+    same_target(c)  = mean of nll(y_t | BOS, y_{L-c}, ..., y_{t-1}) over the last `num_targets` t: the same targets
+                      under growing left context c. The curve that decides whether more context helps.
+    contextwise(t)  = mean of nll(y_t | BOS, y_0, ..., y_{t-1}) over log-spaced bins of t.
+    prefix(l)       = mean of that over t < l; its targets change with l (the perplexity curve of FoX).
+
+A curve that does not rise up to L says nothing beyond L.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sympow_jax.evals import bootstrap
+from sympow_jax.evals.streaming import LanguageModel, Scorer
+
+BOS_RULE = "the input before the first target of every window is BOS"
+BINS_PER_OCTAVE = 4
+NUM_TARGETS = 256
+
+
+def bin_edges(train_length: int, longest: int, *, bins_per_octave: int = BINS_PER_OCTAVE) -> np.ndarray:
+    """Log-spaced bin edges 0 = e_0 < e_1 < ... < e_K = longest; the training length is an edge."""
+    octaves = int(np.ceil(np.log2(max(train_length, longest)))) + 1
+    powers = np.arange(-octaves * bins_per_octave, octaves * bins_per_octave + 1) / bins_per_octave
+    grid = np.round(train_length * 2.0**powers).astype(np.int64)
+    return np.unique(np.concatenate([[0], grid[grid < longest], [longest]]))
+
+
+def choose_documents(num_available: int, num_documents: int, *, seed: int) -> np.ndarray:
+    """Sorted rows of `num_documents` distinct documents; the same for every run that evaluates this store."""
+    count = min(num_documents, num_available)
+    return np.sort(np.random.default_rng(seed).permutation(num_available)[:count])
+
+
+def read_documents(store: Any, rows: np.ndarray, length: int) -> np.ndarray:
+    """The first `length` tokens of each row, [N, length], in the dtype of the store."""
+    return np.concatenate([store.read(slice(int(row), int(row) + 1), slice(0, length)) for row in rows])
+
+
+def length_generalisation(
+    model: LanguageModel,
+    params: Any,
+    store: Any,
+    *,
+    lengths: Sequence[int],
+    train_length: int,
+    run: Mapping[str, Any] | None = None,
+    num_documents: int = 48,
+    num_targets: int = NUM_TARGETS,
+    chunk_size: int = 512,
+    batch_size: int = 8,
+    window: int = 0,
+    stride: int = 0,
+    seed: int = 0,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Evaluates a model at several lengths; returns what goes into eval/<name>.json and eval/<name>.npz.
+
+    Args:
+      model: streams through `nll(params, inputs, targets, state=state)`.
+      params: its parameters.
+      store: a TokenStore whose documents have at least max(lengths) tokens.
+      lengths: evaluated contexts, in tokens.
+      train_length: the context of training.
+      run: what identifies the run in the file: step, variant, seed, dtype, position_overrides, store (its name).
+      num_documents: documents scored (all of them if the store has fewer), chosen by `seed`.
+      num_targets: final targets of the same-target curve; at most half of the shortest length is used.
+      chunk_size, batch_size: see Scorer.
+      window, stride: when given, also scores the documents with windows of `window` tokens that advance by `stride`.
+      seed: of the choice of documents and of the bootstrap.
+
+    Raises:
+      ValueError: a length is not positive or exceeds the documents, or window and stride do not fit.
+    """
+    lengths = sorted({int(length) for length in lengths})
+    _check(lengths, store.document_length, train_length, window, stride)
+    longest, num_targets = lengths[-1], max(1, min(num_targets, lengths[0] // 2))
+    rows = choose_documents(store.num_documents, num_documents, seed=seed)
+    batch_size = min(batch_size, len(rows))
+    scorer = Scorer(model, params, bos_id=store.bos_id, chunk_size=chunk_size, batch_size=batch_size)
+    edges = bin_edges(train_length, longest)
+    counts = {"length": lengths, "same_target": [num_targets] * len(lengths), "bin": np.diff(edges)}
+    if window:
+        counts["sliding"] = [longest]
+    groups = []
+    for first in range(0, len(rows), batch_size):
+        targets = read_documents(store, rows[first : first + batch_size], longest)
+        sums = _document_sums(scorer, targets, lengths, num_targets, edges)
+        if window:
+            sums["sliding"] = _sliding_sums(scorer, targets, window, stride)
+        groups.append(sums)
+    arrays = {
+        "document_ids": rows,
+        "clusters": np.asarray(store.clusters)[rows],
+        "digest": np.asarray(str(store.digest)),
+        "lengths": np.asarray(lengths),
+        "num_targets": np.asarray(num_targets),
+        "bin_edges": edges,
+    }
+    for name, count in counts.items():
+        arrays[f"{name}_sums"] = np.concatenate([group[name] for group in groups])
+        arrays[f"{name}_counts"] = np.tile(np.asarray(count, np.int64)[None], (len(rows), 1))
+    run = dict(run or {})
+    header = {key: run.get(key) for key in ("step", "variant", "seed", "dtype")}
+    header |= {
+        "train_length": train_length,
+        "data": {"store": run.get("store"), "digest": str(store.digest), "bos_rule": BOS_RULE},
+        "position_overrides": run.get("position_overrides") or {},
+        "num_documents": len(rows),
+        "num_sources": len(np.unique(arrays["clusters"])),
+        "num_targets": num_targets,
+    }
+    return header | summarise(arrays, train_length=train_length, window=window, stride=stride, seed=seed), arrays
+
+
+def _check(lengths: list[int], document_length: int, train_length: int, window: int, stride: int) -> None:
+    if not lengths or lengths[0] < 1:
+        raise ValueError(f"lengths {lengths}: give positive numbers of tokens, e.g. 512,1024")
+    if lengths[-1] > document_length:
+        raise ValueError(
+            f"lengths: {lengths[-1]} exceeds the {document_length} tokens of the store's documents; "
+            "give shorter lengths or a store of longer documents"
+        )
+    if train_length < 1:
+        raise ValueError(f"train_length {train_length}: give a positive number of tokens")
+    if window and not (0 < stride <= window <= lengths[-1]):
+        raise ValueError(
+            f"window {window}, stride {stride}: need 0 < stride <= window <= {lengths[-1]}, the longest length"
+        )
+
+
+def _document_sums(
+    scorer: Scorer, targets: np.ndarray, lengths: list[int], num_targets: int, edges: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Loss sums of each document: one pass over the whole of it, and one over each shorter window at its end."""
+    longest = targets.shape[1]
+    points = np.unique([*edges, *lengths, longest - num_targets])
+    cumulative = scorer.cumulative(targets, points)
+    whole = dict(zip(points.tolist(), cumulative.T, strict=True))
+    same_target = []
+    for context in lengths[:-1]:
+        before, total = scorer.cumulative(targets[:, longest - context :], [context - num_targets, context]).T
+        same_target.append(total - before)
+    same_target.append(whole[longest] - whole[longest - num_targets])
+    return {
+        "length": np.stack([whole[length] for length in lengths], axis=1),
+        "same_target": np.stack(same_target, axis=1),
+        "bin": np.diff(np.stack([whole[edge] for edge in edges.tolist()], axis=1), axis=1),
+    }
+
+
+def _sliding_sums(scorer: Scorer, targets: np.ndarray, window: int, stride: int) -> np.ndarray:
+    """Loss sum of each document when windows of `window` tokens advance by `stride`, each target scored once.
+
+    All targets but those of the first window have at least window - stride tokens of the document before them.
+    """
+    longest, scored, sums = targets.shape[1], 0, np.zeros(len(targets))
+    for start in [*range(0, longest - window, stride), longest - window]:
+        before, total = scorer.cumulative(targets[:, start : start + window], [scored - start, window]).T
+        sums += total - before
+        scored = start + window
+    return sums[:, None]
+
+
+def summarise(
+    arrays: Mapping[str, np.ndarray], *, train_length: int, window: int = 0, stride: int = 0, seed: int = 0
+) -> dict[str, Any]:
+    """Means and 95% intervals from the per-document sums of the npz."""
+    clusters, lengths, edges = arrays["clusters"], arrays["lengths"], arrays["bin_edges"]
+
+    def mean(name: str):
+        return bootstrap.mean_and_interval(arrays[f"{name}_sums"], arrays[f"{name}_counts"], clusters, seed=seed)
+
+    def entries(name: str, label: str) -> list[dict[str, Any]]:
+        tokens = arrays[f"{name}_counts"].sum(0)
+        return [
+            {label: int(length), "nll": float(nll), "ci95": ci.tolist(), "num_tokens": int(count)}
+            for length, nll, ci, count in zip(lengths, *mean(name), tokens, strict=True)
+        ]
+
+    nll, ci95 = mean("bin")
+    result = {
+        "lengths": entries("length", "length"),
+        "same_target": entries("same_target", "context"),
+        "same_target_change": _change(arrays, train_length, seed),
+        "contextwise": {
+            "position": ((edges[:-1] + edges[1:] + 1) / 2).tolist(),  # mean number of inputs read, BOS included
+            "nll": nll.tolist(),
+            "ci95": ci95.tolist(),
+        },
+    }
+    if window:
+        nll, ci95 = mean("sliding")
+        result["sliding_window"] = {
+            "length": int(lengths[-1]),
+            "window": window,
+            "stride": stride,
+            "nll": float(nll[0]),
+            "ci95": ci95[0].tolist(),
+            "num_tokens": int(arrays["sliding_counts"].sum()),
+        }
+    return result
+
+
+def _change(arrays: Mapping[str, np.ndarray], train_length: int, seed: int) -> dict[str, Any]:
+    """Same-target loss minus that at the training length (or the nearest shorter context), paired over documents."""
+    contexts = arrays["lengths"]
+    reference = max(int(np.searchsorted(contexts, train_length, side="right")) - 1, 0)
+    pair = (arrays["same_target_sums"], arrays["same_target_counts"])
+    sums, counts = (np.repeat(array[:, reference : reference + 1], len(contexts), axis=1) for array in pair)
+    difference, ci95 = bootstrap.difference_and_interval((sums, counts), pair, arrays["clusters"], seed=seed)
+    return {
+        "from_context": int(contexts[reference]),
+        "context": contexts.tolist(),
+        "difference": difference.tolist(),
+        "ci95": ci95.tolist(),
+    }

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from sympow_jax.evals import bootstrap
+
+
+def draw(rng, num_clusters):
+    """Clustered documents of unequal number and length; the true token-weighted mean loss is 2."""
+    rows = rng.integers(1, 6, num_clusters)
+    clusters = np.repeat(np.arange(num_clusters), rows)
+    counts = rng.integers(100, 400, (len(clusters), 1))
+    level = 2 + 0.4 * rng.standard_normal(num_clusters)[clusters] + 0.2 * rng.standard_normal(len(clusters))
+    return counts * level[:, None], counts, clusters
+
+
+@pytest.mark.parametrize("num_clusters", [20, 60])
+def test_intervals_cover_the_known_mean(num_clusters):
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(1000):
+        sums, counts, clusters = draw(rng, num_clusters)
+        _, ci95 = bootstrap.mean_and_interval(sums, counts, clusters, seed=seed, num_resamples=1000)
+        covered += ci95[0, 0] <= 2 <= ci95[0, 1]
+    assert 930 <= covered <= 970, covered
+
+
+def test_ignoring_clusters_would_not_cover():
+    """The same draws with every row as its own source cover far less: the clusters matter."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(300):
+        sums, counts, clusters = draw(rng, 20)
+        rows = np.arange(len(clusters))
+        _, ci95 = bootstrap.mean_and_interval(sums, counts, rows, seed=seed, num_resamples=500)
+        covered += ci95[0, 0] <= 2 <= ci95[0, 1]
+    assert covered < 270, covered
+
+
+def test_paired_intervals_cover_the_known_difference():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for seed in range(400):
+        sums, counts, clusters = draw(rng, 30)
+        other = sums + counts * (0.05 + 0.02 * rng.standard_normal(counts.shape))
+        _, ci95 = bootstrap.difference_and_interval(
+            (sums, counts), (other, counts), clusters, seed=seed, num_resamples=500
+        )
+        covered += ci95[0, 0] <= 0.05 <= ci95[0, 1]
+        assert np.diff(ci95[0]) < 0.05
+    assert 368 <= covered <= 392, covered  # 92% to 98% of 400 draws
+
+
+def test_same_seed_same_interval_and_columns_share_draws():
+    sums, counts, clusters = draw(np.random.default_rng(2), 10)
+    wide = np.repeat(sums, 3, axis=1), np.repeat(counts, 3, axis=1)
+    _, ci95 = bootstrap.mean_and_interval(*wide, clusters, seed=5)
+    _, again = bootstrap.mean_and_interval(sums, counts, clusters, seed=5)
+    np.testing.assert_array_equal(ci95, np.repeat(again, 3, axis=0))
+
+
+def test_blocks_of_draws_do_not_change_the_result(monkeypatch):
+    sums, counts, clusters = draw(np.random.default_rng(2), 10)
+    _, whole = bootstrap.mean_and_interval(sums, counts, clusters)
+    monkeypatch.setattr(bootstrap, "_BLOCK_ENTRIES", 1000)
+    np.testing.assert_array_equal(bootstrap.mean_and_interval(sums, counts, clusters)[1], whole)
+
+
+def test_empty_bins_and_single_sources_give_nan():
+    sums, counts = np.asarray([[1.0, 0.0], [3.0, 0.0]]), np.asarray([[1, 0], [1, 0]])
+    mean, ci95 = bootstrap.mean_and_interval(sums, counts, np.asarray([0, 0]))
+    assert mean[0] == 2 and np.isnan(mean[1]) and np.isnan(ci95).all()
