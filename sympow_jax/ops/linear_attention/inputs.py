@@ -1,0 +1,92 @@
+"""Arguments of the linear kernels: checks, and the one grouped layout that every form works in."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from sympow_jax.ops.linear_attention.kernels import Kernel
+from sympow_jax.typing import Array, Bool, Float, Int, accumulation_dtype
+
+MIN_LOG_GATE = -1000.0  # exp is exactly 0 far above it; finite, so that differences of sums are never inf - inf
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LinearInputs:
+    """What every form of linear attention takes; G = H / K queries share a key.
+
+    `runs` numbers the documents of a row, 0 continuing the initial state; tokens that are not `valid` are padding.
+    """
+
+    q: Float[Array, "B T K G D"]
+    k: Float[Array, "B T K D"]
+    v: Float[Array, "B T K Dv"]
+    log_gates: Float[Array, "B T K"]
+    runs: Int[Array, "B T"]
+    valid: Bool[Array, "B T"]
+
+
+def group_inputs(q, k, v, *, log_gates, segment_ids, scale, state_segment) -> LinearInputs:
+    """Scales and groups the queries, clips the gates, and numbers the runs of segment ids."""
+    B, T, H, D = q.shape
+    K = k.shape[2]
+    scale = 1.0 / math.sqrt(D) if scale is None else scale
+    dtype = accumulation_dtype(q, k, v)
+    q = (q.astype(dtype) * jnp.asarray(scale, dtype)).astype(q.dtype).reshape(B, T, K, H // K, D)
+    gates = jnp.zeros((B, T, K), dtype) if log_gates is None else jnp.maximum(log_gates.astype(dtype), MIN_LOG_GATE)
+    runs, valid = number_runs(segment_ids, state_segment, (B, T))
+    return LinearInputs(q, k, v, gates, runs, valid)
+
+
+def number_runs(segment_ids: Array | None, state_segment: Array | None, shape: tuple[int, int]) -> tuple[Array, Array]:
+    """The run each token belongs to (0 until the first change of segment id, then 1, 2, ...), and which are not padding."""
+    if segment_ids is None:
+        return jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool)
+    first = segment_ids[:, :1] if state_segment is None else state_segment[:, None]
+    previous = jnp.concatenate([first, segment_ids[:, :-1]], axis=1)
+    return jnp.cumsum(segment_ids != previous, axis=1, dtype=jnp.int32), segment_ids != 0
+
+
+def extend_values(v: Array, valid: Array) -> Array:
+    """[v, 1] for real tokens and 0 for padding: the normaliser is one more value."""
+    ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
+    return jnp.where(valid[..., None, None], jnp.concatenate([v, ones], axis=-1), 0.0)
+
+
+def pad_time(inputs: LinearInputs, multiple: int) -> LinearInputs:
+    """Appends padding tokens, which change no state, until T is a multiple."""
+    extra = -inputs.k.shape[1] % multiple
+    if not extra:
+        return inputs
+
+    def pad(x, **mode):
+        return jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2), **mode)
+
+    return dataclasses.replace(jax.tree.map(pad, inputs), runs=pad(inputs.runs, mode="edge"))
+
+
+def check_arguments(kernel: Kernel, q, k, v, *, log_gates, segment_ids, positions, bias, state, chunk_size) -> None:
+    """Raises one line that names the argument, its value and what is legal."""
+    B, T, H, D = q.shape
+    K, Dv = k.shape[2], v.shape[3]
+    if H % K:
+        raise ValueError(f"k has {K} heads, which does not divide the {H} heads of q; use a divisor of {H}")
+    expected = {"k": (B, T, K, D), "v": (B, T, K, Dv)}
+    actual = {"k": k.shape, "v": v.shape}
+    if log_gates is not None:
+        expected["log_gates"], actual["log_gates"] = (B, T, K), log_gates.shape
+    for name, ids in (("segment_ids", segment_ids), ("positions", positions)):
+        if ids is not None:
+            expected[name], actual[name] = (B, T), ids.shape
+    if state is not None:
+        P = kernel.num_features(D)
+        expected["initial_state.state"], actual["initial_state.state"] = (B, K, P, Dv), state.state.shape
+    for name, shape in expected.items():
+        if actual[name] != shape:
+            raise ValueError(f"{name} has shape {tuple(actual[name])}; with q {q.shape} it must be {shape}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} is not a length; use None or an integer >= 1")
+    if bias is not None and state is not None:
+        raise ValueError("bias needs the positions of past keys, which initial_state does not keep; drop one of them")

@@ -1,0 +1,100 @@
+"""Kernels and their feature expansions: phi(q) . phi(k) = kernel(q . k), exactly and without gathers."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from sympow_jax.typing import Array, Float
+
+SQRT2 = math.sqrt(2.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerKernel:
+    """kernel(s) = s^p for an even degree p: symmetric power attention."""
+
+    degree: int
+
+    def weight(self, s: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The kernel as a function of the score s = q . k."""
+        return _integer_power(s, self.degree)
+
+    def features(self, x: Float[Array, "*B D"]) -> Float[Array, "*B P"]:
+        """phi(x), P = C(D + p - 1, p) numbers: every monomial of degree p once."""
+        return _squares(x) if self.degree == 2 else _monomials(x, self.degree)
+
+    def num_features(self, head_dim: int) -> int:
+        """P, the size of phi: the exact dimension of symmetric tensors."""
+        return math.comb(head_dim + self.degree - 1, self.degree)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaylorKernel:
+    """kernel(s) = 1 + s + s^2 / 2: the second-order Taylor expansion of exp, Based's kernel (arXiv 2402.18668)."""
+
+    def weight(self, s: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The kernel as a function of the score s = q . k."""
+        return 1.0 + s + 0.5 * s * s
+
+    def features(self, x: Float[Array, "*B D"]) -> Float[Array, "*B P"]:
+        """phi(x) = [1, x, phi_2(x) / sqrt(2)], P = 1 + D + D (D + 1) / 2 numbers."""
+        return jnp.concatenate([jnp.ones_like(x[..., :1]), x, _squares(x / SQRT2**0.5)], axis=-1)
+
+    def num_features(self, head_dim: int) -> int:
+        """P, the size of phi."""
+        return 1 + head_dim + head_dim * (head_dim + 1) // 2
+
+
+Kernel = PowerKernel | TaylorKernel
+
+
+def _integer_power(s: Array, degree: int) -> Array:
+    """s^degree by repeated squaring, for an even degree."""
+    half = (
+        s
+        if degree == 2
+        else _integer_power(s, degree // 2)
+        if degree % 4 == 0
+        else s * _integer_power(s, degree // 2 - 1)
+    )
+    return half * half
+
+
+def _squares(x: Array) -> Array:
+    """Degree 2 in the cyclic-offset layout: x_i x_((i + r) mod D) for r = 0 .. D // 2, each pair once.
+
+    Offset 0 has weight 1, the others sqrt(2); for an even D the last offset, r = D / 2, meets every pair twice, so
+    only its first half is kept. Everything is a product of contiguous slices, so its gradient has no scatter.
+    """
+    D = x.shape[-1]
+    shifted = SQRT2 * jnp.concatenate([x, x[..., : D // 2]], axis=-1)
+    offsets = [x * shifted[..., r : r + D] for r in range(1, (D + 1) // 2)]
+    last = [x[..., : D // 2] * shifted[..., D // 2 : D]] if D % 2 == 0 else []
+    return jnp.concatenate([x * x, *offsets, *last], axis=-1)
+
+
+def _monomials(x: Array, degree: int) -> Array:
+    """All monomials of one degree, sorted by smallest index, times the square roots of their multinomials.
+
+    Multiplying x_i with the monomials of one degree less whose indices are all >= i, which are the tail of the
+    sorted list, gives every monomial once: D contiguous products for each degree, and no gather.
+    """
+    D = x.shape[-1]
+    features = x
+    for lower in range(1, degree):
+        starts = [features.shape[-1] - math.comb(D - i + lower - 1, lower) for i in range(D)]
+        features = jnp.concatenate([x[..., i : i + 1] * features[..., starts[i] :] for i in range(D)], axis=-1)
+    roots = jnp.asarray(_multinomial_roots(D, degree), x.dtype)
+    return features * roots.reshape((1,) * (x.ndim - 1) + roots.shape)
+
+
+def _multinomial_roots(D: int, degree: int) -> np.ndarray:
+    """sqrt(p! / (c_1! ... c_D!)) of each monomial, in the order of `_monomials`."""
+    counts = np.eye(D, dtype=np.int64)
+    for lower in range(1, degree):
+        starts = [len(counts) - math.comb(D - i + lower - 1, lower) for i in range(D)]
+        counts = np.concatenate([counts[starts[i] :] + np.eye(D, dtype=np.int64)[i] for i in range(D)])
+    factorials = np.array([math.factorial(c) for c in range(degree + 1)], dtype=np.float64)
+    return np.sqrt(factorials[degree] / factorials[counts].prod(axis=-1))

@@ -1,0 +1,27 @@
+"""Token by token: the state is the whole memory of the past."""
+
+import jax
+import jax.numpy as jnp
+
+from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values
+from sympow_jax.ops.linear_attention.kernels import Kernel
+from sympow_jax.typing import Array, Float, accumulation_dtype
+
+
+def recurrent(
+    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv+1"]
+) -> tuple[Float[Array, "B T K G Dv+1"], Float[Array, "B K P Dv+1"]]:
+    """S_t = exp(log_gate_t) S_(t-1) + phi(k_t) [v_t, 1]^T and [num, den]_t = phi(q_t) S_t, S reset at each new run."""
+    dtype = accumulation_dtype(inputs.q, inputs.k, inputs.v)
+    previous = jnp.concatenate([jnp.zeros_like(inputs.runs[:, :1]), inputs.runs[:, :-1]], axis=1)
+    gates = jnp.where((inputs.runs == previous)[..., None], jnp.exp(inputs.log_gates), 0.0)
+
+    def step(state, token):
+        q, k, v, gate = token
+        update = jnp.einsum("bkp,bke->bkpe", kernel.features(k.astype(dtype)), v.astype(dtype))
+        state = gate[..., None, None] * state + update
+        return state, jnp.einsum("bkgp,bkpe->bkge", kernel.features(q.astype(dtype)), state)
+
+    tokens = (inputs.q, inputs.k, extend_values(inputs.v, inputs.valid), gates)
+    state, out = jax.lax.scan(step, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens))
+    return jnp.moveaxis(out, 0, 1), state

@@ -1,0 +1,132 @@
+"""Symmetric power attention (sympow): weights (scale q_i . k_j)^p for an even degree p."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from sympow_jax.ops.linear_attention.api import linear_attention, split_state
+from sympow_jax.ops.linear_attention.kernels import PowerKernel
+from sympow_jax.ops.position_bias import PositionBias
+from sympow_jax.typing import Array, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PowerState:
+    """The past of a row, as much of it as its next token can see; its size does not depend on the context.
+
+    state      = sum_j exp(G_T - G_j) phi(k_j) v_j^T   (keys unscaled: `scale` belongs to the queries)
+    normalizer = sum_j exp(G_T - G_j) phi(k_j)
+
+    Attributes:
+      state: [B, K, P, Dv], float32, with P = C(D + degree - 1, degree).
+      normalizer: [B, K, P], float32.
+      segment_id: [B], the document that the state belongs to; only a next token of the same document sees it.
+    """
+
+    state: Float[Array, "B K P Dv"]
+    normalizer: Float[Array, "B K P"]
+    segment_id: Int[Array, " B"]
+
+
+def power_initial_state(
+    batch_size: int, num_kv_heads: int, head_dim: int, value_head_dim: int, *, degree: int = 2
+) -> PowerState:
+    """The empty past: zeros, for the document with segment id 1."""
+    P = _kernel(degree).num_features(head_dim)
+    return PowerState(
+        state=jnp.zeros((batch_size, num_kv_heads, P, value_head_dim), jnp.float32),
+        normalizer=jnp.zeros((batch_size, num_kv_heads, P), jnp.float32),
+        segment_id=jnp.ones(batch_size, jnp.int32),
+    )
+
+
+def power_attention(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T K D"],
+    v: Float[Array, "B T K Dv"],
+    *,
+    degree: int = 2,
+    log_gates: Float[Array, "B T K"] | None = None,
+    bias: PositionBias | None = None,
+    scale: float | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    positions: Int[Array, "B T"] | None = None,
+    implementation: str | None = None,
+    chunk_size: int | None = None,
+) -> Float[Array, "B T H Dv"]:
+    """Causal symmetric power attention.
+
+    out_i = sum_{j <= i} w_ij v_j / sum_{j <= i} w_ij,
+    w_ij  = (scale q_i . k_j)^degree exp(log_gates_(j+1) + ... + log_gates_i + bias_ij)
+    """
+    out, _ = power_attention_with_state(
+        q,
+        k,
+        v,
+        degree=degree,
+        log_gates=log_gates,
+        bias=bias,
+        scale=scale,
+        segment_ids=segment_ids,
+        positions=positions,
+        implementation=implementation,
+        chunk_size=chunk_size,
+    )
+    return out
+
+
+def power_attention_with_state(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T K D"],
+    v: Float[Array, "B T K Dv"],
+    *,
+    degree: int = 2,
+    log_gates: Float[Array, "B T K"] | None = None,
+    bias: PositionBias | None = None,
+    scale: float | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    positions: Int[Array, "B T"] | None = None,
+    implementation: str | None = None,
+    chunk_size: int | None = None,
+    initial_state: PowerState | None = None,
+) -> tuple[Float[Array, "B T H Dv"], PowerState]:
+    """`power_attention` that continues `initial_state` and returns the state after the last token."""
+    out, final, segment_id = linear_attention(
+        _kernel(degree),
+        q,
+        k,
+        v,
+        log_gates=log_gates,
+        bias=bias,
+        scale=scale,
+        segment_ids=segment_ids,
+        positions=positions,
+        implementation=implementation,
+        chunk_size=chunk_size,
+        state=initial_state,
+    )
+    return out, PowerState(*split_state(final), segment_id)
+
+
+def power_step(
+    state: PowerState,
+    *,
+    q: Float[Array, "B 1 H D"],
+    k: Float[Array, "B 1 K D"],
+    v: Float[Array, "B 1 K Dv"],
+    log_gates: Float[Array, "B 1 K"] | None = None,
+    degree: int = 2,
+    scale: float | None = None,
+) -> tuple[Float[Array, "B 1 H Dv"], PowerState]:
+    """One token of decoding: the recurrence, one step on; one executable serves every position."""
+    return power_attention_with_state(
+        q, k, v, degree=degree, log_gates=log_gates, scale=scale, implementation="recurrent", initial_state=state
+    )
+
+
+def _kernel(degree: int) -> PowerKernel:
+    if degree < 2 or degree % 2:
+        raise ValueError(f"degree={degree} must be even (weights must not be negative): 2, 4 or 6")
+    return PowerKernel(degree)

@@ -1,0 +1,1 @@
+"""Taylor attention: Based's kernel."""
