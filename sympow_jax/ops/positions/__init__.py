@@ -1,0 +1,35 @@
+"""Position encodings: rotary phases, additive biases and absolute embeddings, as pure functions."""
+
+from sympow_jax.ops.positions.absolute import sinusoidal
+from sympow_jax.ops.positions.biases import (
+    alibi_slopes,
+    fire_input,
+    kerple_log,
+    kerple_power,
+    sandwich,
+    t5_bucket,
+)
+from sympow_jax.ops.positions.rotary import (
+    PhaseState,
+    initial_phase_state,
+    learned_phases,
+    rope_frequencies,
+    rope_phases,
+    rotate,
+)
+
+__all__ = [
+    "PhaseState",
+    "alibi_slopes",
+    "fire_input",
+    "initial_phase_state",
+    "kerple_log",
+    "kerple_power",
+    "learned_phases",
+    "rope_frequencies",
+    "rope_phases",
+    "rotate",
+    "sandwich",
+    "sinusoidal",
+    "t5_bucket",
+]

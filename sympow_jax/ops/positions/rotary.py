@@ -1,0 +1,238 @@
+"""Rotary phases in turns, for fixed (RoPE) and data-dependent (learned) angles, and the rotation itself.
+
+A phase is kept per frequency as a fraction of a full turn, reduced modulo 1 in fixed point, so that it is right
+to 1e-5 turns (in fact 1e-7) at a million tokens, and bit-equal however the sequence is split into chunks.
+"""
+
+import dataclasses
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt
+
+from sympow_jax.typing import Array, Float, Int, accumulation_dtype
+
+SCALINGS = ("linear", "ntk", "dynamic_ntk", "yarn", "llama3")
+_UNIT = 1 << 30  # fixed-point units of learned positions: beta is rounded to multiples of 2^-30
+
+
+def rope_frequencies(
+    head_dim: int,
+    *,
+    base: float = 10000.0,
+    scaling: str | None = None,
+    factor: float = 1.0,
+    original_length: int | None = None,
+    length: int | None = None,
+) -> tuple[np.ndarray, float]:
+    """Angular frequencies of RoPE, base^(-2i/D) radians per token, and the factor on cos and sin.
+
+    Returns:
+      inv_freq [D/2], a float64 NumPy array (a constant of the program), and attention_factor.
+    """
+    if head_dim < 2 or head_dim % 2:
+        raise ValueError(f"head_dim={head_dim}: rotary pairs need an even head_dim >= 2")
+    exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+    if scaling is None:
+        return base**-exponents, 1.0
+    if scaling not in SCALINGS:
+        raise ValueError(f"scaling={scaling!r}: legal are None, {', '.join(SCALINGS)}")
+    if factor < 1:
+        raise ValueError(f"factor={factor}: legal are factors >= 1, the new length over original_length")
+    if scaling == "linear":
+        return base**-exponents / factor, 1.0
+    if scaling == "ntk":
+        return _ntk_base(base, factor, head_dim) ** -exponents, 1.0
+    if original_length is None:
+        raise ValueError(f"original_length=None: scaling={scaling!r} needs the length the model was trained at")
+    if scaling == "dynamic_ntk":
+        if length is None:
+            raise ValueError("length=None: scaling='dynamic_ntk' needs the current length")
+        stretch = factor * max(length, original_length) / original_length - (factor - 1)
+        return _ntk_base(base, stretch, head_dim) ** -exponents, 1.0
+    if scaling == "yarn":
+        return _yarn(base**-exponents, base, factor, original_length), 0.1 * math.log(factor) + 1.0
+    return _llama3(base**-exponents, factor, original_length), 1.0
+
+
+def _ntk_base(base: float, stretch: float, head_dim: int) -> float:
+    return base * stretch ** (head_dim / (head_dim - 2))
+
+
+def _yarn(inv_freq: np.ndarray, base: float, factor: float, original_length: int) -> np.ndarray:
+    """NTK-by-parts with beta_fast 32 and beta_slow 1: slow pairs interpolated, fast pairs kept (arXiv 2309.00071)."""
+    D = 2 * len(inv_freq)
+
+    def pair_of(rotations):  # the pair that turns this often within original_length
+        return D * math.log(original_length / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = max(math.floor(pair_of(32)), 0), min(math.ceil(pair_of(1)), D - 1)
+    ramp = np.clip((np.arange(D // 2) - low) / (high - low if high != low else 0.001), 0, 1)
+    return inv_freq / factor * ramp + inv_freq * (1 - ramp)
+
+
+def _llama3(inv_freq: np.ndarray, factor: float, original_length: int) -> np.ndarray:
+    """Llama 3.1: wavelengths above L divided by factor, below L/4 kept, between interpolated smoothly."""
+    rotations = original_length * inv_freq / (2 * math.pi)
+    smooth = np.clip((rotations - 1.0) / (4.0 - 1.0), 0, 1)
+    return (1 - smooth) * inv_freq / factor + smooth * inv_freq
+
+
+def rope_phases(positions: Int[Array, "B T"], inv_freq: Float[np.ndarray, "F"]) -> Float[Array, "B T 1 F"]:
+    """Phases positions * inv_freq / 2 pi modulo 1, in turns within [-0.5, 0.5], float32."""
+    return _turns(positions[:, :, None], inv_freq)
+
+
+def _turns(count: jax.Array, inv_freq: np.ndarray) -> jax.Array:
+    """frac(count * inv_freq / 2 pi): [..., F]. count is any integer below 2^32 in size, negative ones included.
+
+    The frequency is split into a multiple of 2^-32 turns, whose product wraps in uint32 arithmetic exactly, and a
+    remainder below 2^-33 turns, whose product is small enough for float32.
+    """
+    scaled = np.asarray(inv_freq, np.float64) / (2 * math.pi) * 2.0**32
+    whole = np.rint(scaled)
+    wrapped = count.astype(jnp.uint32)[..., None] * jnp.asarray(whole % 2.0**32, jnp.uint32).reshape(
+        *[1] * count.ndim, -1
+    )
+    signed = jax.lax.bitcast_convert_type(wrapped, jnp.int32).astype(jnp.float32)
+    remainder = jnp.asarray(scaled - whole, jnp.float32).reshape(*[1] * count.ndim, -1)
+    return (signed + count.astype(jnp.float32)[..., None] * remainder) * np.float32(2.0**-32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PhaseState:
+    """Where the learned positions of a stream stand: integer + fraction / 2^30, exactly.
+
+    Attributes:
+      integer: [B, K] uint32.
+      fraction: [B, K] uint32, below 2^30.
+      segment_id: [B] int32, the document the sum belongs to.
+    """
+
+    integer: UInt[Array, "B K"]
+    fraction: UInt[Array, "B K"]
+    segment_id: Int[Array, "B"]
+
+
+def initial_phase_state(batch_size: int, num_kv_heads: int) -> PhaseState:
+    """The state before the first token."""
+    zeros = jnp.zeros((batch_size, num_kv_heads), jnp.uint32)
+    return PhaseState(zeros, zeros, jnp.zeros((batch_size,), jnp.int32))
+
+
+def learned_phases(
+    beta: Float[Array, "B T K"],
+    inv_freq: Float[np.ndarray, "F"],
+    *,
+    initial: PhaseState | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T K F"], PhaseState]:
+    """Phases of data-dependent positions mu_i = mu_(i-1) + beta_i, times inv_freq / 2 pi, modulo 1 (arXiv 2503.03269).
+
+    beta, in (0, 2), is rounded to multiples of 2^-30 and summed in integers: exactly, so that chunking, streaming
+    and sharding give bit-equal phases. The gradient is that of the unrounded sum and does not flow into `initial`.
+
+    Args:
+      beta: steps, 1 + tanh(logits).
+      inv_freq: radians per unit step, from `rope_frequencies`.
+      initial: the state to continue from; None starts at 0.
+      segment_ids: documents; the sum restarts at each change.
+
+    Returns:
+      phases in turns, and the state after the last token.
+    """
+    B, _, K = beta.shape
+    initial = initial_phase_state(B, K) if initial is None else initial
+    if segment_ids is None:
+        starts = jnp.zeros(beta.shape[:2], bool)
+        final_segment = initial.segment_id
+    else:
+        previous = jnp.concatenate([initial.segment_id[:, None], segment_ids[:, :-1]], 1)
+        starts = segment_ids != previous
+        final_segment = segment_ids[:, -1]
+    integer, fraction = _accumulate(beta, initial.integer, initial.fraction, starts)
+    phases = _learned_turns(beta, integer, fraction, starts, _Frequencies(tuple(map(float, inv_freq))))
+    return phases, PhaseState(integer[:, -1], fraction[:, -1], final_segment)
+
+
+def _accumulate(beta, integer, fraction, starts):
+    """Running sums [B, T, K] of round(2^30 beta), split into whole units and 2^-30 units; restarted where starts."""
+    steps = jnp.round(jax.lax.stop_gradient(beta).astype(jnp.float32) * _UNIT).astype(jnp.uint32)
+    low = (integer << 30) + fraction  # the total is high * 2^32 + low, both uint32
+    low = jnp.concatenate([low[:, None], steps], 1).cumsum(1, dtype=jnp.uint32)
+    carries = (low[:, 1:] < steps).astype(jnp.uint32)
+    high = jnp.concatenate([(integer >> 2)[:, None], carries], 1).cumsum(1, dtype=jnp.uint32)
+    # Restart: subtract the total before the document's first token.
+    index = jnp.arange(beta.shape[1], dtype=jnp.int32)
+    start = jax.lax.cummax(jnp.where(starts, index[None, :], -1), axis=1)[:, :, None]
+    before = jnp.maximum(start, 0)
+    low_before = jnp.where(start < 0, 0, jnp.take_along_axis(low, before, 1)).astype(jnp.uint32)
+    high_before = jnp.where(start < 0, 0, jnp.take_along_axis(high, before, 1)).astype(jnp.uint32)
+    low, high = low[:, 1:], high[:, 1:]
+    high = high - high_before - (low < low_before).astype(jnp.uint32)
+    low = low - low_before
+    return (high << 2) + (low >> 30), low & jnp.uint32(_UNIT - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frequencies:
+    """Hashable frequencies, so that they can be a static argument of a custom VJP."""
+
+    radians: tuple[float, ...]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _learned_turns(beta, integer, fraction, starts, frequencies):
+    del beta, starts
+    inv_freq = np.asarray(frequencies.radians)
+    turns = jnp.asarray(inv_freq / (2 * math.pi), jnp.float32)[None, None, None, :]
+    phase = _turns(integer, inv_freq) + (fraction.astype(jnp.float32) * np.float32(1 / _UNIT))[..., None] * turns
+    return phase - jnp.round(phase)
+
+
+def _learned_turns_forward(beta, integer, fraction, starts, frequencies):
+    return _learned_turns(beta, integer, fraction, starts, frequencies), (beta[:0], starts)
+
+
+def _learned_turns_backward(frequencies, residuals, d_phases):
+    empty_beta, starts = residuals
+    turns = jnp.asarray(np.asarray(frequencies.radians) / (2 * math.pi), jnp.float32)
+    d_positions = jnp.einsum("btkf,f->btk", d_phases, turns, precision="highest")
+    # d beta_j sums d_position_i over i >= j in the same document: a reverse segmented sum.
+    ends = jnp.concatenate([starts[:, 1:], jnp.ones_like(starts[:, :1])], 1)[:, :, None]
+    ends = jnp.broadcast_to(ends, d_positions.shape)
+    d_beta, _ = jax.lax.associative_scan(_add_within_segment, (d_positions, ends), axis=1, reverse=True)
+    return d_beta.astype(empty_beta.dtype), None, None, None
+
+
+def _add_within_segment(later, earlier):
+    """Segmented sum of pairs (sum, has this span a document end): an end in `earlier` cuts `later` off."""
+    return earlier[0] + jnp.where(earlier[1], 0.0, later[0]), later[1] | earlier[1]
+
+
+_learned_turns.defvjp(_learned_turns_forward, _learned_turns_backward)
+
+
+def rotate(
+    x: Float[Array, "B T H D"], phases: Float[Array, "#B T K F"], *, attention_factor: float = 1.0
+) -> Float[Array, "B T H D"]:
+    """Rotates the half-split pairs (x_i, x_(i + D/2)) by phases in turns, in float32, and casts back to x.dtype.
+
+    Args:
+      x: queries or keys.
+      phases: F = D/2 turns, per head or shared: K divides H, and query head h uses phases h // (H / K).
+      attention_factor: multiplies cos and sin (YaRN's temperature; apply it to queries and keys alike).
+    """
+    B, T, H, D = x.shape
+    K = phases.shape[2]
+    dtype = accumulation_dtype(x)
+    angles = phases.astype(dtype)[:, :, :, None, :] * (2 * math.pi)
+    cos, sin = jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor
+    pairs = x.astype(dtype).reshape(B, T, K, H // K, D)
+    first, second = pairs[..., : D // 2], pairs[..., D // 2 :]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return rotated.reshape(B, T, H, D).astype(x.dtype)

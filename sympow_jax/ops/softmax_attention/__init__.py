@@ -1,0 +1,5 @@
+"""Causal softmax attention with gates, additive position biases, windows, packed documents and caches."""
+
+from sympow_jax.ops.softmax_attention.api import softmax_attention
+
+__all__ = ["softmax_attention"]

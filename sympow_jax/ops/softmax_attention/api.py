@@ -1,0 +1,108 @@
+"""The public function: checks, defaults, and the choice of an implementation."""
+
+import jax
+import jax.numpy as jnp
+
+from sympow_jax.ops.gates import cumulative_log_gates
+from sympow_jax.ops.position_bias import PositionBias
+from sympow_jax.ops.softmax_attention.inputs import Inputs, repeat_heads
+from sympow_jax.ops.softmax_attention.reference import reference
+from sympow_jax.typing import Array, Float, Int, accumulation_dtype
+
+IMPLEMENTATIONS = ("reference",)
+
+
+def softmax_attention(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K Dv"],
+    *,
+    log_gates: Float[Array, "B S _"] | None = None,
+    bias: PositionBias | None = None,
+    scale: float | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    positions: Int[Array, "B T"] | None = None,
+    key_positions: Int[Array, "B S"] | None = None,
+    window: int | None = None,
+    implementation: str | None = None,
+    block_size: int | None = None,
+) -> Float[Array, "B T H Dv"]:
+    """Causal softmax attention, out_i = sum_j p_ij v_j,
+
+        p_ij = softmax_j(scale q_i . k_j + bias(i, j) + sum of log_gates over (j, i])   over the visible j.
+
+    Without key_positions, key j is visible to query i when j <= i. With key_positions (a cache, which may be longer
+    than the queries), when 0 <= key_position_j <= position_i: unwritten slots hold a later position or -1.
+
+    Args:
+      q: queries; H is a multiple of K (grouped queries).
+      k: keys.
+      v: values.
+      log_gates: per token of k, <= 0, for each kv head (K) or query head (H): FoX's forget gates. With
+        key_positions, the written slots must be in ascending order.
+      bias: additive bias of query and key positions; its params get gradients.
+      scale: of the logits; None is 1/sqrt(D).
+      segment_ids: documents, in contiguous runs; tokens attend within their own, 0 is padding with output 0.
+      positions: absolute positions of the queries; None is 0..T-1.
+      key_positions: absolute positions of the keys; None is `positions`.
+      window: a query sees the last `window` positions, itself included; None is all.
+      implementation: "reference" or "blockwise"; None picks by size.
+      block_size: tile of "blockwise"; None picks by size.
+
+    Returns:
+      [B, T, H, Dv] in v's dtype; statistics are float32 (float64 from float64). A row that sees nothing is 0.
+
+    Raises:
+      ValueError: shapes or options that do not fit together.
+    """
+    _check(q, k, v, log_gates, segment_ids, positions, key_positions, window)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    x = _inputs(q, k, v, log_gates, bias, segment_ids, positions, key_positions)
+    del implementation, block_size
+    return reference(x, scale=scale, window=window)
+
+
+def _inputs(q, k, v, log_gates, bias, segment_ids, positions, key_positions) -> Inputs:
+    T, H = q.shape[1:3]
+    index = jnp.arange(T, dtype=jnp.int32)
+    if key_positions is None:
+        q_order = k_order = index[None]
+        q_positions = k_positions = index if positions is None else positions
+    else:
+        q_order = q_positions = positions
+        k_order = k_positions = key_positions
+    gates = None
+    if log_gates is not None:
+        gates = _gates_at_queries_and_keys(log_gates.astype(accumulation_dtype(log_gates, q)), q_order, key_positions)
+        gates = jax.tree.map(lambda g: repeat_heads(g, H), gates)
+    segments = None if segment_ids is None else (segment_ids, segment_ids)
+    return Inputs(q, k, v, gates, bias, q_positions, k_positions, q_order, k_order, segments)
+
+
+def _gates_at_queries_and_keys(log_gates, q_order, key_positions):
+    """Cumulative log gates at each query and each key; a query's is that of the last key it sees."""
+    if key_positions is None:
+        at_keys = cumulative_log_gates(log_gates)
+        return at_keys, at_keys
+    at_keys = cumulative_log_gates(jnp.where(key_positions[:, :, None] >= 0, log_gates, 0.0))
+    q_order = jnp.broadcast_to(q_order, (key_positions.shape[0], q_order.shape[1]))
+    last = jax.vmap(lambda slots, now: jnp.searchsorted(slots, now, side="right") - 1)(key_positions, q_order)
+    at_queries = tuple(jnp.take_along_axis(g, jnp.maximum(last, 0)[:, :, None], axis=1) for g in at_keys)
+    return at_queries, at_keys
+
+
+def _check(q, k, v, log_gates, segment_ids, positions, key_positions, window):
+    T, H = q.shape[1:3]
+    S, K = k.shape[1:3]
+    if H % K:
+        raise ValueError(f"num_heads={H}, num_kv_heads={K}: num_heads must be a multiple of num_kv_heads")
+    if S != T and key_positions is None:
+        raise ValueError(f"key_positions=None: {S} keys for {T} queries need their positions; pass both positions")
+    if key_positions is not None and positions is None:
+        raise ValueError("positions=None: key_positions needs the positions of the queries too")
+    if key_positions is not None and segment_ids is not None:
+        raise ValueError("segment_ids: not together with key_positions (a cache holds one document); leave one out")
+    if log_gates is not None and log_gates.shape[2] not in (K, H):
+        raise ValueError(f"log_gates has {log_gates.shape[2]} heads: legal are num_kv_heads={K} or num_heads={H}")
+    if window is not None and window < 1:
+        raise ValueError(f"window={window}: legal are None or integers >= 1 (1 sees only the token itself)")
