@@ -1,0 +1,139 @@
+"""The look that all figures share."""
+
+import contextlib
+import io
+import math
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart, and after it the same colours dashed.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
+MARKERS = "osD^vP"
+GREY = "#6b7280"
+
+_RC: dict[Any, Any] = {
+    "font.size": 9,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9ca3af",
+    "axes.labelcolor": "#111827",
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e7eb",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#4b5563",
+    "ytick.color": "#4b5563",
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sympow_jax",
+}
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """Draws with the style of this module, leaving the caller's settings alone."""
+    with mpl.rc_context(_RC):
+        yield
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Colour, dash and marker of the index-th run."""
+    dash = DASHES[index // len(COLOURS) % len(DASHES)]
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": dash, "marker": MARKERS[index % len(MARKERS)]}
+
+
+def tokens_label(tokens: float) -> str:
+    """512 -> '512', 4096 -> '4k', 65536 -> '64k', 1048576 -> '1M', 1500 -> '1,500'."""
+    count = round(tokens)
+    for unit, size in (("M", 1 << 20), ("k", 1 << 10)):
+        if count >= size and count % size == 0:
+            return f"{count // size}{unit}"
+    return f"{count:,}"
+
+
+def token_axis(axes: Axes, low: float, high: float) -> None:
+    """A logarithmic axis of tokens with powers of two as ticks."""
+    axes.set_xscale("log", base=2)
+    first, last = math.ceil(math.log2(low) - 1e-9), math.floor(math.log2(high) + 1e-9)
+    step = max(1, math.ceil((last - first + 1) / 8))
+    ticks = [2**power for power in range(last, first - 1, -step)][::-1]
+    axes.set_xticks(ticks, [tokens_label(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def mark_train_length(axes: Axes, train_lengths: Iterable[int], high: float) -> None:
+    """A dashed line at each training length, and a light ground where no run was trained."""
+    lengths = sorted(set(train_lengths))
+    for length in lengths:
+        axes.axvline(length, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    if lengths and lengths[-1] < high:
+        axes.axvspan(lengths[-1], high, color="#f3f4f6", zorder=0, linewidth=0)
+    for row, length in enumerate(lengths):
+        axes.annotate(
+            f"trained at {tokens_label(length)}",
+            (length, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, -10 - 10 * row),
+            textcoords="offset points",
+            color=GREY,
+            fontsize=7.5,
+        )
+
+
+def finite(values: Sequence[Any]) -> np.ndarray:
+    """JSON numbers as an array, null as NaN."""
+    return np.asarray([math.nan if value is None else value for value in values], float)
+
+
+def interval(entries: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper ends of a list of [lo, hi]."""
+    return finite([pair[0] for pair in entries]), finite([pair[1] for pair in entries])
+
+
+def run_labels(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells the runs apart: the variant, with the seed and position overrides where needed."""
+    names = [str(result.get("variant") or "run") for result in results]
+    seeds = {result.get("seed") for result in results}
+    labels = []
+    for name, result in zip(names, results, strict=True):
+        overrides = result.get("position_overrides") or {}
+        extra = [f"seed {result.get('seed')}"] if len(seeds) > 1 else []
+        extra += [f"{key}={value}" for key, value in overrides.items()]
+        labels.append(f"{name} ({', '.join(extra)})" if extra else name)
+    return labels
+
+
+def save(figure: Figure, path: str | os.PathLike, *, dpi: int = 160) -> pathlib.Path:
+    """Writes the figure (png, svg or pdf, by the suffix); a reader sees the old file or the whole new one."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        whole = pathlib.Path(folder) / path.name
+        with styled():
+            figure.savefig(whole, dpi=dpi)
+        os.replace(whole, path)
+    return path
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an <svg> element without an XML header."""
+    buffer = io.StringIO()
+    with styled():
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

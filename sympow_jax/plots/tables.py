@@ -1,0 +1,80 @@
+"""Evaluation results as tables for the terminal, and in one honest sentence."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from sympow_jax.plots.style import run_labels
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _interval(pair: Sequence[float | None], form: str = ".4f") -> str:
+    return "" if None in pair else f"[{pair[0]:{form}}, {pair[1]:{form}}]"
+
+
+def length_table(result: Mapping[str, Any]) -> Table:
+    """One row for each length: same-target loss, its paired change from the training length, and prefix loss."""
+    change = result["same_target_change"]
+    title = (
+        f"{run_labels([result])[0]}, trained at {result['train_length']:,} tokens; nats per token, 95% intervals over "
+        f"{result['num_documents']} documents from {result['num_sources']} sources"
+    )
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("context", justify="right")
+    table.add_column("x train", justify="right")
+    table.add_column(f"same target (last {result['num_targets']})", justify="right")
+    table.add_column("")
+    table.add_column(f"change from {change['from_context']:,}", justify="right")
+    table.add_column("")
+    table.add_column("prefix mean", justify="right")
+    table.add_column("")
+    rows = zip(result["lengths"], result["same_target"], change["difference"], change["ci95"], strict=True)
+    for prefix, same, difference, ci95 in rows:
+        reference = same["context"] == change["from_context"]
+        table.add_row(
+            f"{same['context']:,}",
+            f"{same['context'] / result['train_length']:.3g}",
+            _loss(same["nll"]),
+            _interval(same["ci95"]),
+            "" if reference or difference is None else f"{difference:+.4f}",
+            "" if reference else _interval(ci95, "+.4f"),
+            _loss(prefix["nll"]),
+            _interval(prefix["ci95"]),
+        )
+    return table
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """What the same-target curve shows, never more than the longest tested length.
+
+    Compares each context beyond the training length with the loss at the training length by the interval of the
+    paired difference: "worse" when the whole interval lies above 0.
+    """
+    change, train_length = result["same_target_change"], result["train_length"]
+    start, longest = change["from_context"], change["context"][-1]
+    beyond = [
+        (context, ci95)
+        for context, ci95 in zip(change["context"], change["ci95"], strict=True)
+        if context > max(start, train_length)
+    ]
+    if not beyond:
+        return f"No context beyond the training length of {train_length:,} tokens was tested."
+    if any(None in ci95 for _, ci95 in beyond):
+        return f"Tested up to {longest:,} tokens; too few source documents for an interval."
+    worse = [context for context, ci95 in beyond if ci95[0] > 0]
+    times = f"{longest / train_length:.3g}x the training length"
+    if worse:
+        return (
+            f"Same-target loss at {worse[0]:,} tokens is higher than at {start:,}; tested up to {longest:,} ({times})."
+        )
+    better = [context for context, ci95 in beyond if ci95[1] < 0]
+    gain = f" and is lower at {better[-1]:,}" if better else ""
+    return (
+        f"Same-target loss shows no rise above that at {start:,} tokens{gain}, up to {longest:,} tokens ({times}), "
+        "the longest tested."
+    )

@@ -1,0 +1,90 @@
+import subprocess
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+from rich.console import Console
+
+from sympow_jax.plots import style, tables
+from sympow_jax.plots.length_generalisation import length_generalisation_figure
+from tests.plots.results import length_result
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_draws_several_runs_and_marks_the_training_length(tmp_path, suffix):
+    figure = length_generalisation_figure(
+        [length_result(), length_result("softmax_rope", 0.3), length_result("sympow", 0.1)]
+    )
+    path = style.save(figure, tmp_path / f"lengths.{suffix}")
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+    left = figure.axes[0]
+    curves = [line for line in left.get_lines() if len(line.get_xdata()) == 4]
+    assert len(curves) == 3
+    np.testing.assert_allclose(curves[1].get_ydata(), [2.0, 2.3, 2.6, 2.9])
+    assert texts(figure) == ["trained at 512"] * 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["conformal_sympow", "softmax_rope", "sympow"]
+    if suffix == "png":
+        pixels = matplotlib.image.imread(path)
+        assert pixels.shape[1] > 1200 and pixels.std() > 0.05
+
+
+def test_one_length_without_intervals_still_draws(tmp_path):
+    result = length_result(intervals=False)
+    for key in ("lengths", "same_target"):
+        result[key] = result[key][:1]
+    style.save(length_generalisation_figure([result]), tmp_path / "one.png")
+
+
+def test_labels_tell_runs_apart():
+    runs = [length_result(seed=0), length_result(seed=1) | {"position_overrides": {"scaling": "yarn"}}]
+    assert style.run_labels(runs) == ["conformal_sympow (seed 0)", "conformal_sympow (seed 1, scaling=yarn)"]
+
+
+@pytest.mark.parametrize(
+    "tokens, label", [(512, "512"), (1024, "1k"), (1536, "1,536"), (65536, "64k"), (1 << 20, "1M"), (100.5, "100")]
+)
+def test_tokens_label(tokens, label):
+    assert style.tokens_label(tokens) == label
+
+
+def test_more_runs_than_colours_stay_distinct():
+    looks = {(look["color"], str(look["linestyle"])) for look in map(style.line_style, range(20))}
+    assert len(looks) == 20
+
+
+def test_table_shows_every_length_and_the_paired_change():
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(tables.length_table(length_result()))
+    text = console.export_text()
+    assert "4,096" in text and "-0.1500" in text and "[-0.1600, -0.1400]" in text and "30 sources" in text
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        (dict(slope=-0.05), "no rise above that at 512 tokens and is lower at 4,096, up to 4,096 tokens (8x"),
+        (dict(slope=0.05), "at 1,024 tokens is higher than at 512; tested up to 4,096"),
+        (dict(slope=0.0), "no rise above that at 512 tokens, up to 4,096"),
+        (dict(train_length=4096), "No context beyond the training length of 4,096"),
+        (dict(intervals=False), "too few source documents"),
+    ],
+)
+def test_verdict_never_says_more_than_was_tested(changes, expected):
+    sentence = tables.verdict(length_result(**changes))
+    assert expected in sentence
+    assert "generalis" not in sentence
+
+
+def test_plots_import_neither_jax_nor_the_rest():
+    code = (
+        "import sys, sympow_jax.plots.length_generalisation, sympow_jax.plots.tables, sympow_jax.plots.heatmap;"
+        "bad = [n for n in sys.modules if n == 'jax' or n.startswith(('jax.', 'sympow_jax.'))];"
+        "assert all(n.startswith('sympow_jax.plots') for n in bad), bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
