@@ -5,11 +5,14 @@ import jax.numpy as jnp
 
 from sympow_jax.ops.gates import cumulative_log_gates
 from sympow_jax.ops.position_bias import PositionBias
+from sympow_jax.ops.softmax_attention.blockwise import blockwise
 from sympow_jax.ops.softmax_attention.inputs import Inputs, repeat_heads
 from sympow_jax.ops.softmax_attention.reference import reference
 from sympow_jax.typing import Array, Float, Int, accumulation_dtype
 
-IMPLEMENTATIONS = ("reference",)
+IMPLEMENTATIONS = ("reference", "blockwise")
+DENSE_PAIRS = 1 << 16
+DEFAULT_BLOCK = 256
 
 
 def softmax_attention(
@@ -58,8 +61,14 @@ def softmax_attention(
     _check(q, k, v, log_gates, segment_ids, positions, key_positions, window)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     x = _inputs(q, k, v, log_gates, bias, segment_ids, positions, key_positions)
-    del implementation, block_size
-    return reference(x, scale=scale, window=window)
+    T, S = q.shape[1], k.shape[1]
+    if implementation is None:
+        implementation = "reference" if T * S <= DENSE_PAIRS else "blockwise"
+    if implementation == "reference":
+        return reference(x, scale=scale, window=window)
+    if block_size is None:
+        block_size = min(DEFAULT_BLOCK, max(T, S))
+    return blockwise(x, scale=scale, window=window, block_size=block_size)
 
 
 def _inputs(q, k, v, log_gates, bias, segment_ids, positions, key_positions) -> Inputs:

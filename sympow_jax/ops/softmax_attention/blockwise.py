@@ -1,0 +1,145 @@
+"""Softmax attention tile by tile: running maximum and sum, memory linear in T, a backward pass that recomputes.
+
+Forward visits, for each query tile, the key tiles it can see (Rabe and Staats 2021; FlashAttention, arXiv
+2205.14135); backward visits, for each key tile, the query tiles that see it. Biases and gates exist for one pair of
+tiles at a time, and the parameters of a bias collect their gradient through its own VJP, pair by pair.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from sympow_jax.ops.position_bias import PositionBias
+from sympow_jax.ops.softmax_attention.inputs import Inputs, visible
+from sympow_jax.ops.softmax_attention.tiles import Tiles, cut, ranges
+from sympow_jax.typing import accumulation_dtype
+
+_MASKED = -1e30  # a logit far below any other, but finite, so that differences of masked logits are not NaN
+
+
+def blockwise(x: Inputs, *, scale: float, window: int | None, block_size: int) -> jax.Array:
+    """The same function as `reference`, in tiles of block_size positions."""
+    B, T, H, _ = x.q.shape
+    q, k, v, tiles = cut(x, block_size)
+    function, params = (None, None) if x.bias is None else (x.bias.function, x.bias.params)
+    out = _attend(scale, window, function, q, k, v, tiles.k_gates, params, tiles)  # [N, B, K, G, C, Dv]
+    return out.transpose(1, 0, 4, 2, 3, 5).reshape(B, -1, H, v.shape[-1])[:, :T]
+
+
+def _tile_logits(q, k, q_tile: Tiles, k_tile: Tiles, bias, scale, window):
+    """Masked logits of one pair of tiles, [B, K, G, C, C']. bias is None or [H or B H, C, C']."""
+    B, K, G, C, _ = q.shape
+    dtype = accumulation_dtype(q, k)
+    logits = _dot("bkgid,bkjd->bkgij", q, k, dtype) * scale
+    if bias is not None:
+        logits += bias.astype(dtype).reshape(-1, K, G, *bias.shape[-2:])
+    if q_tile.q_gates is not None:
+        at_q, at_k = _relative_gates(q_tile.q_gates, k_tile.k_gates)
+        logits += at_q[..., :, None] - at_k[..., None, :]
+    segments = None if q_tile.segments is None else (q_tile.segments[0], k_tile.segments[1])
+    mask = visible(q_tile.q_order, k_tile.k_order, segments, window)
+    return jnp.where(mask[:, None, None], logits, _MASKED)
+
+
+def _relative_gates(q_gates, k_gates):
+    """Cumulative log gates of a pair of tiles relative to the last key, as single floats: [B, K, G, C] each."""
+    end = [g[..., -1:] for g in k_gates]
+    return tuple(sum(g - e for g, e in zip(gates, end, strict=True)) for gates in (q_gates, k_gates))
+
+
+def _dot(equation, a, b, dtype):
+    return jnp.einsum(equation, a, b, preferred_element_type=dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attend(scale, window, function, q, k, v, k_gates, params, tiles):
+    return _forward(scale, window, function, q, k, v, k_gates, params, tiles)[0]
+
+
+def _forward(scale, window, function, q, k, v, k_gates, params, tiles):
+    del k_gates
+    dtype = accumulation_dtype(q, k, v)
+    (first, last), _ = ranges(tiles, window)
+
+    def query_tile(_, args):
+        q_i, q_tile, first_i, last_i = args
+
+        def key_tile(j, carry):
+            out, total, row_max = carry
+            k_j, v_j, k_tile = _take((k, v, tiles), j)
+            bias = _bias(function, params, q_tile, k_tile)
+            logits = _tile_logits(q_i, k_j, q_tile, k_tile, bias, scale, window)
+            new_max = jnp.maximum(row_max, logits.max(-1))
+            weights = jnp.exp(logits - new_max[..., None])
+            shrink = jnp.exp(row_max - new_max)
+            update = _dot("bkgij,bkjd->bkgid", weights.astype(v.dtype), v_j, dtype)
+            return out * shrink[..., None] + update, total * shrink + weights.sum(-1), new_max
+
+        rows = q_i.shape[:-1]
+        zero = jnp.zeros((*rows, v.shape[-1]), dtype), jnp.zeros(rows, dtype), jnp.full(rows, _MASKED, dtype)
+        out, total, row_max = jax.lax.fori_loop(first_i, last_i, key_tile, zero)
+        seen = row_max > 0.5 * _MASKED
+        out = jnp.where(seen[..., None], out / jnp.where(seen, total, 1.0)[..., None], 0.0)
+        # A row that sees nothing gets a log-sum-exp that makes every weight 0 when the backward recomputes them.
+        return None, (out.astype(v.dtype), jnp.where(seen, row_max + jnp.log(jnp.where(seen, total, 1.0)), -_MASKED))
+
+    _, (out, lse) = jax.lax.scan(query_tile, None, (q, tiles, first, last))
+    return out, (q, k, v, params, tiles, out, lse)
+
+
+def _backward(scale, window, function, residuals, d_out):
+    q, k, v, params, tiles, out, lse = residuals
+    dtype = accumulation_dtype(q, k, v)
+    _, (first, last) = ranges(tiles, window)
+    delta = (out.astype(dtype) * d_out.astype(dtype)).sum(-1)
+
+    def key_tile(carry, args):
+        k_j, v_j, k_tile, first_j, last_j = args
+
+        def query_tile(i, carry):
+            d_q, d_params, d_k, d_v, d_gates = carry
+            q_i, q_tile, lse_i, delta_i, d_out_i = _take((q, tiles, lse, delta, d_out), i)
+            bias, pull = jax.vjp(lambda p: _bias(function, p, q_tile, k_tile), params)
+            logits = _tile_logits(q_i, k_j, q_tile, k_tile, bias, scale, window)
+            weights = jnp.exp(logits - lse_i[..., None])
+            d_weights = _dot("bkgid,bkjd->bkgij", d_out_i, v_j, dtype)
+            d_logits = weights * (d_weights - delta_i[..., None])
+            d_v += _dot("bkgij,bkgid->bkjd", weights.astype(v.dtype), d_out_i, dtype)
+            cast = d_logits.astype(q.dtype)
+            d_k += _dot("bkgij,bkgid->bkjd", cast, q_i, dtype)
+            d_q = d_q.at[i].add(_dot("bkgij,bkjd->bkgid", cast, k_j, dtype))
+            if d_gates is not None:
+                d_gates -= d_logits.sum(-2)
+            if bias is not None:
+                d_bias = d_logits.reshape(d_logits.shape[0], -1, *d_logits.shape[-2:])
+                d_bias = d_bias if bias.ndim == 4 else d_bias.sum(0)
+                d_params = jax.tree.map(jnp.add, d_params, pull(d_bias.astype(bias.dtype))[0])
+            return d_q, d_params, d_k, d_v, d_gates
+
+        d_q, d_params = carry
+        zeros = partial(jnp.zeros, dtype=dtype)
+        d_gates = None if tiles.k_gates is None else zeros(k_tile.k_gates[0].shape)
+        carry = (d_q, d_params, zeros(k_j.shape), zeros(v_j.shape), d_gates)
+        d_q, d_params, *d_keys = jax.lax.fori_loop(first_j, last_j, query_tile, carry)
+        return (d_q, d_params), d_keys
+
+    carry = (jnp.zeros(q.shape, dtype), jax.tree.map(jnp.zeros_like, params))
+    (d_q, d_params), (d_k, d_v, d_gates) = jax.lax.scan(key_tile, carry, (k, v, tiles, first, last))
+    # Adding a constant to a row of logits changes nothing, so the gates at the queries have no gradient.
+    d_gates = None if d_gates is None else (d_gates, jnp.zeros_like(d_gates))
+    return (d_q * scale).astype(q.dtype), (d_k * scale).astype(k.dtype), d_v.astype(v.dtype), d_gates, d_params, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _bias(function: Callable | None, params, q_tile: Tiles, k_tile: Tiles) -> jax.Array | None:
+    if function is None:
+        return None
+    return PositionBias(params, function)(q_tile.q_positions, k_tile.k_positions)
+
+
+def _take(tree, index):
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), tree)
