@@ -1,0 +1,253 @@
+"""The attention layer: one formula, a choice of kernel, position encoding and gate."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sympow_jax import ops, variants
+from sympow_jax.config import AttentionConfig, ModelConfig, PositionConfig
+from sympow_jax.layers.context import Context
+from sympow_jax.layers.kernels import linear_kernel
+from sympow_jax.layers.linear import make_linear
+from sympow_jax.layers.position_bias import BiasParameters, fixed_bias
+from sympow_jax.typing import Array, Float, PyTree
+
+
+def qk_head_dim(kernel: str, model: ModelConfig, attention: AttentionConfig) -> int:
+    """head_dim of queries and keys: feature_dim under the Taylor and ReBased kernels."""
+    return attention.feature_dim if kernel in ("taylor", "rebased") else model.head_dim
+
+
+class Attention(nnx.Module):
+    """Causal attention out_i = sum_j w_ij v_j / sum_j w_ij, w_ij = kernel(q_i . k_j) exp(bias_ij) prod gates.
+
+    Parameters: query [E, H D], key [E, K D], value [E, K Dv], out [H Dv, E]; and, as the variant needs them, gate
+    [E, G] with bias (data) or gate_logits [G] (learned), beta [E, K] (learned_rope), bias_parameters (kerple, t5,
+    fire), query_norm and key_norm (qk_norm, rebased), output_gate [E, H Dv]. G is H under softmax, else K.
+
+    The state of a stream is {"kernel": a finite state, or the cache of keys and values} plus the rotary phase.
+    """
+
+    def __init__(
+        self, kind: str, model: ModelConfig, attention: AttentionConfig, position: PositionConfig, *, rngs: nnx.Rngs
+    ):
+        self.kernel = "softmax" if kind == "window" else attention.kernel
+        self.window = attention.window if kind == "window" else None
+        self.linear = self.kernel in variants.LINEAR_KERNELS
+        self.attention, self.position = attention, position
+        self.num_heads, self.num_kv_heads = model.num_heads, model.num_kv_heads
+        self.head_dim, self.value_head_dim = qk_head_dim(self.kernel, model, attention), model.head_dim
+        self.dtype = model.dtype
+        E, H, K, D, Dv = model.embed_dim, self.num_heads, self.num_kv_heads, self.head_dim, self.value_head_dim
+        self.query = make_linear(model, E, H * D, rngs=rngs)
+        self.key = make_linear(model, E, K * D, rngs=rngs)
+        self.value = make_linear(model, E, K * Dv, rngs=rngs)
+        self.out = make_linear(model, H * Dv, E, residual=True, rngs=rngs)
+        if attention.output_gate:
+            self.output_gate = make_linear(model, E, H * Dv, rngs=rngs)
+        self._make_norms(rngs)
+        self._make_gate(model, rngs)
+        if attention.position == "learned_rope":
+            self.beta = nnx.Linear(E, K, use_bias=False, kernel_init=nnx.initializers.normal(model.init_std), rngs=rngs)
+        if attention.position in ("kerple_log", "kerple_power", "t5", "fire"):
+            self.bias_parameters = BiasParameters(attention.position, H, rngs=rngs)
+
+    def _make_norms(self, rngs: nnx.Rngs) -> None:
+        H, K, D = self.num_heads, self.num_kv_heads, self.head_dim
+        if self.kernel == "rebased":
+            whole = self.attention.rebased_norm == "concatenated"
+            self.query_norm = nnx.LayerNorm(H * D if whole else D, epsilon=1e-5, rngs=rngs)
+            self.key_norm = nnx.LayerNorm(K * D if whole else D, epsilon=1e-5, rngs=rngs)
+        elif self.attention.qk_norm:
+            self.query_norm = nnx.RMSNorm(D, epsilon=1e-6, rngs=rngs)
+            self.key_norm = nnx.RMSNorm(D, epsilon=1e-6, rngs=rngs)
+
+    def _make_gate(self, model: ModelConfig, rngs: nnx.Rngs) -> None:
+        a, heads = self.attention, self.num_kv_heads if self.linear else self.num_heads
+        initial = {
+            "zero": jnp.zeros(heads),
+            "long": jnp.full(heads, ops.gates.POWER_GATE_BIAS),
+            "timescales": jnp.asarray(
+                ops.gates.time_scale_logits(heads, a.gate_min_timescale, a.gate_max_timescale), jnp.float32
+            ),
+        }[a.gate_init]
+        if a.gate == "data":
+            init = nnx.initializers.normal(model.init_std)
+            self.gate = nnx.Linear(model.embed_dim, heads, kernel_init=init, rngs=rngs)
+            self.gate.bias[...] = initial
+        elif a.gate == "learned":
+            self.gate_logits = nnx.Param(initial)
+
+    def initial_state(self, batch_size: int, max_length: int) -> PyTree:
+        """The empty state of a stream of at most max_length tokens (linear kernels ignore the length)."""
+        B, K, D, Dv = batch_size, self.num_kv_heads, self.head_dim, self.value_head_dim
+        state = {}
+        if self.attention.position == "learned_rope":
+            state["phase"] = ops.positions.initial_phase_state(B, K)
+        if self.linear:
+            if self._has_bias():
+                raise ValueError(
+                    f"attention.position = {self.attention.position!r}: a linear kernel with an additive bias has no "
+                    "finite state; evaluate it without streaming, or use a softmax kernel"
+                )
+            state["kernel"] = self._linear_kernel().initial_state(B, K, D, Dv)
+            return state
+        length = max_length if self.window is None else self.window
+        state["kernel"] = {
+            "keys": jnp.zeros((B, length, K, D), self.dtype),
+            "values": jnp.zeros((B, length, K, Dv), self.dtype),
+            "positions": jnp.full((B, length), -1, jnp.int32),
+        }
+        if self._has_gates():
+            state["kernel"]["log_gates"] = jnp.zeros((B, length, self.num_heads), jnp.float32)
+        return state
+
+    def __call__(
+        self, x: Float[Array, "B T E"], context: Context, state: PyTree | None = None
+    ) -> tuple[Float[Array, "B T E"], PyTree | None]:
+        """Applies the layer to a sequence, or, with a state, to the next T tokens of a stream."""
+        B, T, _ = x.shape
+        q, k = self._queries_and_keys(x)
+        v = self.value(x).reshape(B, T, self.num_kv_heads, self.value_head_dim)
+        q, k, scale, phase = self._rotate(x, q, k, context, state)
+        log_gates = self._log_gates(x)
+        if self.linear:
+            out, kernel_state = self._attend_linear(q, k, v, log_gates, scale, context, state)
+        else:
+            out, kernel_state = self._attend_softmax(q, k, v, log_gates, scale, context, state)
+        out = out.reshape(B, T, self.num_heads * self.value_head_dim)
+        if self.attention.output_gate:
+            out = out * jax.nn.sigmoid(self.output_gate(x))
+        if state is not None:
+            state = {"kernel": kernel_state} | ({} if phase is None else {"phase": phase})
+        return self.out(out), state
+
+    def _queries_and_keys(self, x: Array) -> tuple[Array, Array]:
+        B, T, D = *x.shape[:2], self.head_dim
+        q, k = self.query(x), self.key(x)
+        if self.kernel == "rebased" and self.attention.rebased_norm == "concatenated":
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = q.reshape(B, T, self.num_heads, D), k.reshape(B, T, self.num_kv_heads, D)
+        per_head = self.attention.qk_norm or self.attention.rebased_norm == "head"
+        if hasattr(self, "query_norm") and per_head:
+            q, k = self.query_norm(q), self.key_norm(k)
+        return q.astype(self.dtype), k.astype(self.dtype)
+
+    def _rotate(self, x: Array, q: Array, k: Array, context: Context, state: PyTree | None):
+        """Rotary encodings; returns the rotated q and k, the scale of their product, and the next phase state."""
+        p, scale = self.position, 1 / math.sqrt(self.head_dim)
+        if self.attention.position not in variants.ROTARY_POSITIONS:
+            return q, k, scale, None
+        frequencies, factor = rotary_frequencies(self.head_dim, p, context.length)
+        if self.attention.position == "rope":
+            phases, next_phase = ops.positions.rope_phases(context.token_positions(x.shape[1]), frequencies), None
+        else:
+            beta = 1.0 + jnp.tanh(self.beta(x.astype(jnp.float32)))
+            phases, next_phase = ops.positions.learned_phases(
+                beta, frequencies, initial=None if state is None else state["phase"], segment_ids=context.segment_ids
+            )
+        return ops.positions.rotate(q, phases), ops.positions.rotate(k, phases), scale * factor**2, next_phase
+
+    def _has_gates(self) -> bool:
+        return self.attention.gate != "none"
+
+    def _has_bias(self) -> bool:
+        """An additive bias is at work; under a linear kernel ALiBi is a gate instead."""
+        position = self.attention.position
+        return position in variants.BIAS_POSITIONS and not (self.linear and position == "alibi")
+
+    def _log_gates(self, x: Array) -> Array | None:
+        """[B, T, G] float32 log gates, or None."""
+        (B, T), a = x.shape[:2], self.attention
+        heads = self.num_kv_heads if self.linear else self.num_heads
+        log_gates = None
+        if a.gate == "data":
+            log_gates = ops.gates.data_log_gates(self.gate(x.astype(jnp.float32)))
+        elif a.gate == "learned":
+            log_gates = ops.gates.head_log_gates(self.gate_logits[...], B, T)
+        elif a.gate == "fixed":
+            logits = ops.gates.time_scale_logits(heads, a.gate_min_timescale, a.gate_max_timescale)
+            log_gates = ops.gates.head_log_gates(jnp.asarray(logits, jnp.float32), B, T)
+        if self.linear and a.position == "alibi":
+            alibi = ops.gates.fixed_log_gates(heads, B, T) * self.position.alibi_slope_scale
+            log_gates = alibi if log_gates is None else log_gates + alibi
+        return log_gates
+
+    def _bias(self, context: Context) -> ops.PositionBias | None:
+        if not self._has_bias():
+            return None
+        if self.attention.position == "fire_shared":
+            return context.shared_bias
+        if hasattr(self, "bias_parameters"):
+            return self.bias_parameters.bias()
+        return fixed_bias(self.attention.position, self.num_heads, self.position)
+
+    def _implementation(self) -> str | None:
+        """None (let the op choose) for "auto", and for the softmax layers beside a chunked or recurrent kernel."""
+        name = self.attention.implementation
+        return None if name == "auto" or (name in ("chunked", "recurrent") and not self.linear) else name
+
+    def _linear_kernel(self):
+        return linear_kernel(self.kernel, degree=self.attention.degree)
+
+    def _attend_linear(self, q, k, v, log_gates, scale, context: Context, state: PyTree | None):
+        kernel = self._linear_kernel()
+        if state is not None and q.shape[1] == 1 and context.segment_ids is None:
+            return kernel.step(state["kernel"], q=q, k=k, v=v, log_gates=log_gates, scale=scale)
+        options = {"log_gates": log_gates, "scale": scale, "segment_ids": context.segment_ids}
+        options |= {"chunk_size": self.attention.chunk_size or None}
+        implementation = self._implementation()
+        if state is None:
+            options |= {"bias": self._bias(context), "positions": context.positions}
+            return kernel.attention(q, k, v, implementation=implementation, **options), None
+        linear_form = implementation if implementation in ("chunked", "recurrent") else None
+        return kernel.attention_with_state(
+            q, k, v, implementation=linear_form, initial_state=state["kernel"], **options
+        )
+
+    def _attend_softmax(self, q, k, v, log_gates, scale, context: Context, state: PyTree | None):
+        options = {"bias": self._bias(context), "scale": scale, "window": self.window}
+        options |= {"implementation": self._implementation()}
+        if state is None:
+            return ops.softmax_attention(
+                q, k, v, log_gates=log_gates, segment_ids=context.segment_ids, positions=context.positions, **options
+            ), None
+        if context.segment_ids is not None:
+            raise ValueError("segment_ids with a softmax state: a cache holds one document; stream documents one by one")
+        B, T = q.shape[:2]
+        positions = jnp.broadcast_to(context.token_positions(T), (B, T))
+        new = {"keys": k, "values": v, "positions": positions}
+        new |= {} if log_gates is None else {"log_gates": log_gates}
+        if self.window is None:
+            cache = {
+                name: jax.lax.dynamic_update_slice_in_dim(old, new[name].astype(old.dtype), context.offset, axis=1)
+                for name, old in state["kernel"].items()
+            }
+            visible = cache
+        else:
+            visible = {n: jnp.concatenate([old, new[n].astype(old.dtype)], 1) for n, old in state["kernel"].items()}
+            cache = {name: array[:, T:] for name, array in visible.items()}
+        out = ops.softmax_attention(
+            q,
+            visible["keys"].astype(q.dtype),
+            visible["values"].astype(v.dtype),
+            log_gates=visible.get("log_gates"),
+            positions=positions,
+            key_positions=visible["positions"],
+            **options,
+        )
+        return out, cache
+
+
+def rotary_frequencies(head_dim: int, position: PositionConfig, length: int):
+    """inv_freq [D/2] and attention factor of the configured RoPE, at a context of `length` tokens."""
+    return ops.positions.rope_frequencies(
+        head_dim,
+        base=position.base,
+        scaling=None if position.scaling == "none" else position.scaling,
+        factor=position.factor,
+        original_length=position.original_length,
+        length=length,
+    )

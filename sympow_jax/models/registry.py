@@ -1,0 +1,112 @@
+"""From a config to a model: pure functions on a plain nested dict of parameters."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sympow_jax import ops, variants
+from sympow_jax.config import Config
+from sympow_jax.layers.attention import qk_head_dim
+from sympow_jax.models.loss import token_nll
+from sympow_jax.models.transformer import Transformer
+from sympow_jax.typing import Array, Float, Int, PyTree
+
+
+def resolve_implementation(config: Config) -> Config:
+    """Replaces attention.implementation = "auto" by the cheapest form for this length, kernel and backend."""
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The functions of one architecture. Parameters and states are arguments, never attributes.
+
+    Attributes:
+      config: the resolved run configuration.
+      vocab_size: size of the token alphabet.
+    """
+
+    config: Config
+    vocab_size: int
+
+    @functools.cached_property
+    def _abstract(self) -> tuple[Any, Any]:
+        return nnx.split(nnx.eval_shape(lambda: Transformer(self.config, self.vocab_size, rngs=nnx.Rngs(0))))
+
+    def _bind(self, params: PyTree) -> Transformer:
+        graph, state = self._abstract
+        state = jax.tree.map(lambda leaf: leaf, state)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)
+
+    def init(self, key: Array) -> PyTree:
+        """Fresh parameters, a nested dict with stable names."""
+
+        @jax.jit
+        def create(key):
+            return nnx.to_pure_dict(nnx.state(Transformer(self.config, self.vocab_size, rngs=nnx.Rngs(key)), nnx.Param))
+
+        return create(key)
+
+    @property
+    def streams_constant(self) -> bool:
+        """True when the state of a stream has a size that does not depend on its length."""
+        kinds = set(self.config.attention.layer_pattern)
+        return "attention" not in kinds or self.config.attention.kernel in variants.LINEAR_KERNELS
+
+    def initial_state(self, batch_size: int, max_length: int) -> PyTree:
+        """The empty state of `batch_size` streams of at most max_length tokens.
+
+        Of constant size for linear kernels, windows and convolutions; a cache of max_length keys and values for
+        softmax attention.
+        """
+        model = nnx.eval_shape(lambda: Transformer(self.config, self.vocab_size, rngs=nnx.Rngs(0)))
+        return model.initial_state(batch_size, max_length)
+
+    def _hidden(self, params, tokens, segment_ids, positions, state, length):
+        model = self._bind(params)
+        length = length or max(tokens.shape[1], self.config.position.original_length)
+        hidden, state = model(tokens, segment_ids=segment_ids, positions=positions, state=state, length=length)
+        return hidden, model.output_kernel(), state
+
+    def logits(
+        self,
+        params: PyTree,
+        inputs: Int[Array, "B T"],
+        *,
+        segment_ids: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        state: PyTree | None = None,
+        length: int = 0,
+    ) -> tuple[Float[Array, "B T V"], PyTree | None]:
+        """Next-token logits, float32, and the next state when one is given.
+
+        Args:
+          params: from `init`, or a checkpoint.
+          inputs: token ids.
+          segment_ids: packed documents; 0 is padding.
+          positions: absolute positions; None continues the stream's, or counts from 0.
+          state: from `initial_state` or an earlier call: the tokens before `inputs`.
+          length: the longest context of the stream, which dynamic_ntk scales to; 0 = this call's.
+        """
+        hidden, kernel, state = self._hidden(params, inputs, segment_ids, positions, state, length)
+        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32), state
+
+    def nll(
+        self,
+        params: PyTree,
+        inputs: Int[Array, "B T"],
+        targets: Int[Array, "B T"],
+        *,
+        segment_ids: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        state: PyTree | None = None,
+        length: int = 0,
+    ) -> tuple[Float[Array, "B T"], PyTree | None]:
+        """Loss of each target, nats, float32; other arguments as in `logits`."""
+        hidden, kernel, state = self._hidden(params, inputs, segment_ids, positions, state, length)
+        return token_nll(hidden, kernel, targets, block=self.config.model.loss_block), state

@@ -1,0 +1,109 @@
+"""The decoder: embeddings, a stack of layers scanned run by run, a final norm and the output projection."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sympow_jax import ops
+from sympow_jax.config import Config
+from sympow_jax.layers.block import Block
+from sympow_jax.layers.context import Context
+from sympow_jax.layers.norm import make_norm
+from sympow_jax.layers.position_bias import BiasParameters
+from sympow_jax.typing import Array, Float, Int, PyTree
+
+
+def layer_runs(config: Config) -> list[tuple[str, int]]:
+    """[(kind, number of layers)] of consecutive equal layers: the layer pattern repeated over the depth."""
+    kinds = itertools.islice(itertools.cycle(config.attention.layer_pattern), config.model.num_layers)
+    return [(kind, len(list(group))) for kind, group in itertools.groupby(kinds)]
+
+
+class Transformer(nnx.Module):
+    """Token ids -> hidden states before the output projection.
+
+    Layers of one run are stacked along a leading dim of their parameters (`blocks_0`, `blocks_1`, ...) and scanned.
+    """
+
+    def __init__(self, config: Config, vocab_size: int, *, rngs: nnx.Rngs):
+        m = config.model
+        self.config = config
+        init = nnx.initializers.normal(m.init_std)
+        self.embedding = nnx.Embed(vocab_size, m.embed_dim, dtype=m.dtype, embedding_init=init, rngs=rngs)
+        if config.attention.position == "learned_absolute":
+            self.position_embedding = nnx.Embed(
+                config.position.max_length, m.embed_dim, dtype=m.dtype, embedding_init=init, rngs=rngs
+            )
+        if config.attention.position == "fire_shared":
+            self.shared_bias = BiasParameters("fire", m.num_heads, rngs=rngs)
+        if m.embedding_norm:
+            self.embedding_norm = make_norm(m, m.embed_dim, rngs=rngs)
+        for i, (kind, depth) in enumerate(layer_runs(config)):
+            setattr(self, f"blocks_{i}", self._make_run(kind, depth, rngs))
+        self.final_norm = make_norm(m, m.embed_dim, rngs=rngs)
+        if not m.tied_embeddings:
+            self.output = nnx.Param(init(rngs.params(), (m.embed_dim, vocab_size)))
+
+    def _make_run(self, kind: str, depth: int, rngs: nnx.Rngs) -> Block:
+        c = self.config
+        keys = jax.random.split(rngs.params(), depth)
+        return nnx.vmap(lambda key: Block(kind, c.model, c.attention, c.position, rngs=nnx.Rngs(key)))(keys)
+
+    def output_kernel(self) -> Float[Array, "E V"]:
+        """The projection to logits, the transposed embedding when tied."""
+        return self.embedding.embedding[...].T if self.config.model.tied_embeddings else self.output[...]
+
+    def initial_state(self, batch_size: int, max_length: int) -> PyTree:
+        """The empty state of a stream: tokens seen, and the states of each run stacked over its layers."""
+        state = {"offset": jnp.int32(0)}
+        for i, (_, depth) in enumerate(layer_runs(self.config)):
+            layer = getattr(self, f"blocks_{i}").mixer.initial_state(batch_size, max_length)
+            state[f"blocks_{i}"] = jax.tree.map(lambda leaf, n=depth: jnp.broadcast_to(leaf, (n, *leaf.shape)), layer)
+        return state
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        segment_ids: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        state: PyTree | None = None,
+        length: int,
+    ) -> tuple[Float[Array, "B T E"], PyTree | None]:
+        """Hidden states, and the next state when one is given. `length` is the longest context of the stream."""
+        offset = jnp.int32(0) if state is None else state["offset"]
+        shared = self.shared_bias.bias() if hasattr(self, "shared_bias") else None
+        context = Context(offset, positions, segment_ids, shared, length)
+        x = self._embed(tokens, context)
+        runs = {}
+        for i, _ in enumerate(layer_runs(self.config)):
+            name = f"blocks_{i}"
+            x, runs[name] = self._apply_run(getattr(self, name), x, context, None if state is None else state[name])
+        x = self.final_norm(x)
+        return x, None if state is None else {"offset": offset + tokens.shape[1], **runs}
+
+    def _embed(self, tokens: Array, context: Context) -> Array:
+        x = self.embedding(tokens)
+        kind = self.config.attention.position
+        if kind in ("learned_absolute", "sinusoidal"):
+            positions = context.token_positions(tokens.shape[1])
+            if kind == "learned_absolute":
+                x = x + self.position_embedding(positions)
+            else:
+                table = ops.positions.sinusoidal(positions, self.config.model.embed_dim)
+                x = x + (self.config.model.init_std * table).astype(x.dtype)
+        return self.embedding_norm(x) if hasattr(self, "embedding_norm") else x
+
+    def _apply_run(self, run: Block, x: Array, context: Context, state: PyTree | None) -> tuple[Array, PyTree | None]:
+        graph, parameters = nnx.split(run)
+
+        def body(x, layer):
+            layer_parameters, layer_state = layer
+            return nnx.merge(graph, layer_parameters)(x, context, layer_state)
+
+        if self.config.model.remat == "block":
+            body = jax.checkpoint(body)
+        depth = jax.tree.leaves(parameters)[0].shape[0]
+        return jax.lax.scan(body, x, (parameters, state), unroll=1 if self.config.model.scan_layers else depth)
