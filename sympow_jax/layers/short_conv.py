@@ -45,7 +45,7 @@ class ShortConv(nnx.Module):
             self.input = make_linear(model, model.embed_dim, 2 * self.inner_dim, bias=True, rngs=rngs)
             self.out = make_linear(model, self.inner_dim, model.embed_dim, bias=True, residual=True, rngs=rngs)
         else:
-            self.gate = make_linear(model, model.embed_dim, model.embed_dim, rngs=rngs)
+            self.multiplier = make_linear(model, model.embed_dim, model.embed_dim, rngs=rngs)
         bound = self.width**-0.5  # the uniform bound of a depthwise convolution with `width` inputs
         init = jax.random.uniform(rngs.params(), (self.width, self.inner_dim), minval=-bound, maxval=bound)
         self.kernel = nnx.Param(init)
@@ -60,7 +60,7 @@ class ShortConv(nnx.Module):
         self, x: Float[Array, "B T E"], context: Context, state: PyTree | None = None
     ) -> tuple[Float[Array, "B T E"], PyTree | None]:
         """Applies the layer; with a state, continues from it and returns the next."""
-        u, gate = jnp.split(self.input(x), 2, axis=-1) if self.gated else (x, self.gate(x))
+        u, gate = jnp.split(self.input(x), 2, axis=-1) if self.gated else (x, self.multiplier(x))
         past = state or self.initial_state(x.shape[0], 0)
         conv = causal_conv(u, self.kernel[...], past["tail"], context.segment_ids, past["segment_ids"])
         out = self.out(jax.nn.silu(conv) * gate) if self.gated else x + conv * gate

@@ -1,0 +1,83 @@
+"""One optimizer step, and one batch of held-out loss, as compiled functions."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sympow_jax.models.registry import Model
+from sympow_jax.training.train_state import TrainState
+from sympow_jax.typing import Array, PyTree
+
+
+def masked_nll(model: Model, params: PyTree, batch: PyTree) -> tuple[Array, Array]:
+    """Summed loss of the batch's targets, and how many there are; float32 scalars."""
+    nll, _ = model.nll(
+        params,
+        batch["inputs"],
+        batch["targets"],
+        segment_ids=batch.get("segment_ids"),
+        positions=batch.get("positions"),
+    )
+    mask = batch["loss_mask"].astype(jnp.float32) if "loss_mask" in batch else jnp.ones_like(nll)
+    return jnp.sum(nll * mask), jnp.sum(mask)
+
+
+def make_train_step(
+    model: Model, optimizer: optax.GradientTransformation, schedule: optax.Schedule, *, accumulation_steps: int = 1
+) -> Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Array]]]:
+    """(state, batch) -> (state, metrics): the gradient of the mean loss over the batch, and one update.
+
+    With accumulation the batch is cut into equal microbatches whose gradients are added; the mean is over the
+    tokens of the whole batch. A step whose loss or gradient norm is not finite changes nothing but the counters.
+    The state's buffers are donated.
+    """
+
+    def gradients(params: PyTree, batch: PyTree) -> tuple[Array, PyTree]:
+        value_and_grad = jax.value_and_grad(lambda p, b: masked_nll(model, p, b), has_aux=True)
+        if accumulation_steps == 1:
+            (total, count), grads = value_and_grad(params, batch)
+        else:
+            micro = jax.tree.map(lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), batch)
+
+            def accumulate(carry, microbatch):
+                (total, count), grads = value_and_grad(params, microbatch)
+                return jax.tree.map(jnp.add, carry, (total, count, grads)), None
+
+            zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+            (total, count, grads), _ = jax.lax.scan(accumulate, zeros, micro)
+        count = jnp.maximum(count, 1.0)
+        return total / count, jax.tree.map(lambda g: g / count, grads)
+
+    def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
+        loss, grads = gradients(state.params, batch)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
+        skipped = 1 - finite.astype(jnp.int32)
+        metrics = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "param_norm": optax.global_norm(state.params),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "skipped": state.skipped + skipped,
+            "skipped_in_a_row": jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        }
+        state = TrainState(
+            state.step + 1,
+            keep(params, state.params),
+            keep(opt_state, state.opt_state),
+            metrics["skipped"],
+            metrics["skipped_in_a_row"],
+        )
+        return state, metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_eval_step(model: Model) -> Callable[[PyTree, PyTree], tuple[Array, Array]]:
+    """(params, batch) -> summed loss and number of targets."""
+    return jax.jit(lambda params, batch: masked_nll(model, params, batch))

@@ -1,0 +1,50 @@
+"""All that a training run carries from step to step, besides the step's place in the data."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import serialization
+
+from sympow_jax.models.registry import Model
+from sympow_jax.typing import Array, Int, PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Parameters, optimizer state and counters.
+
+    Attributes:
+      step: optimizer steps taken, int32; also the number of batches consumed.
+      params: nested dict, float32.
+      opt_state: optax's.
+      skipped: steps not applied because loss or gradient was not finite, int32.
+      skipped_in_a_row: of those, the ones since the last good step, int32.
+    """
+
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: PyTree
+    skipped: Int[Array, ""]
+    skipped_in_a_row: Int[Array, ""]
+
+
+def create_train_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """Step 0 of a run."""
+    params = model.init(jax.random.key(seed))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, jax.jit(optimizer.init)(params), zero + 0, zero + 0)
+
+
+def to_tree(state: TrainState) -> dict[str, Any]:
+    """A plain nested dict with stable names, as checkpoints store it."""
+    tree = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return tree | {"opt_state": serialization.to_state_dict(state.opt_state)}
+
+
+def from_tree(tree: dict[str, Any], like: TrainState) -> TrainState:
+    """The inverse of `to_tree`; `like` gives optax's structure."""
+    return TrainState(**(tree | {"opt_state": serialization.from_state_dict(like.opt_state, tree["opt_state"])}))
