@@ -1,0 +1,233 @@
+"""Where the numbers of a run go: metrics.jsonl (the record), TensorBoard, a progress line, and W&B if asked for.
+
+A sink that fails is reported once and never stops training. Only process 0 of a multi-process run writes.
+"""
+
+import json
+import logging
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from sympow_jax.training.workdir import write_text_atomic
+
+METRICS_NAME = "metrics.jsonl"
+
+log = logging.getLogger(__name__)
+
+
+class MetricsWriter:
+    """Writes rows of metrics to every sink.
+
+    Args:
+      workdir: holds metrics.jsonl and tensorboard/.
+      resume_step: the restored step; rows past it are dropped everywhere. None for a new run.
+      total_steps: for the progress line.
+      tensorboard: write event files through tensorboardX.
+      wandb_project: name of a Weights & Biases project; "" for none. wandb is imported only then.
+      config: sent to W&B with the run.
+      stream: where the progress goes; None for standard error.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        resume_step: int | None,
+        total_steps: int,
+        tensorboard: bool = True,
+        wandb_project: str = "",
+        config: Mapping[str, Any] | None = None,
+        stream: TextIO | None = None,
+    ):
+        workdir = pathlib.Path(workdir)
+        makers: dict[str, Callable[[], Any]] = {"metrics.jsonl": lambda: _Jsonl(workdir / METRICS_NAME, resume_step)}
+        if tensorboard:
+            makers["TensorBoard"] = lambda: _TensorBoard(workdir / "tensorboard", resume_step)
+        if wandb_project:
+            makers["W&B"] = lambda: _Wandb(workdir, wandb_project, config or {})
+        makers["the progress line"] = lambda: _ProgressLine(total_steps, stream or sys.stderr)
+        self._reported: set[str] = set()
+        self._sinks: dict[str, Any] = {}
+        for name, make in makers.items():
+            sink = self._guard(name, make)
+            if sink is not None:
+                self._sinks[name] = sink
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes one row. Write every row of a step before the step's checkpoint, so that a resume loses none."""
+        row = {"step": int(step)} | {key: _plain(value) for key, value in values.items()}
+        for name, sink in self._sinks.items():
+            self._guard(name, lambda sink=sink: sink.write(row))
+
+    def message(self, text: str) -> None:
+        """Prints a line without disturbing the progress display."""
+        sink = self._sinks.get("the progress line")
+        if sink is not None:
+            self._guard("the progress line", lambda: sink.message(text))
+
+    def close(self) -> None:
+        """Flushes and closes every sink."""
+        for name, sink in self._sinks.items():
+            self._guard(name, sink.close)
+        self._sinks = {}
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _guard(self, name: str, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except Exception as error:
+            if name not in self._reported:
+                self._reported.add(name)
+                log.warning(
+                    "%s cannot be written (%s: %s); training continues without it", name, type(error).__name__, error
+                )
+            return None
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl; lines torn by a kill or a full disk are left out."""
+    rows = []
+    for line in pathlib.Path(path).read_bytes().splitlines():
+        row = _parse(line)
+        if row is not None:
+            rows.append(row)
+    return rows
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value: numbers as int or float, non-finite ones as None (JSON has no NaN)."""
+    if isinstance(value, str | bool) or value is None:
+        return value
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Jsonl:
+    def __init__(self, path: pathlib.Path, resume_step: int | None):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            kept = [] if resume_step is None else [row for row in read_metrics(path) if row["step"] <= resume_step]
+            write_text_atomic(path, "".join(_line(row) for row in kept))
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._torn = False
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        data = (("\n" if self._torn else "") + _line(row)).encode()
+        self._torn = True
+        if os.write(self._file, data) != len(data):
+            raise OSError("the disk is full")
+        self._torn = False
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps({"step": row["step"]} | dict(sorted(row.items())), allow_nan=False) + "\n"
+
+
+class _TensorBoard:
+    def __init__(self, folder: pathlib.Path, resume_step: int | None):
+        from tensorboardX import SummaryWriter  # slow to import; a run may do without
+
+        self._writer = SummaryWriter(str(folder), purge_step=0 if resume_step is None else resume_step + 1)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        for key, value in row.items():
+            if key != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(key, value, row["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    def __init__(self, workdir: pathlib.Path, project: str, config: Mapping[str, Any]):
+        import wandb  # pyright: ignore[reportMissingImports]  (an optional extra)
+
+        name = workdir.resolve().name
+        self._run = wandb.init(
+            project=project, name=name, dir=str(workdir), config=dict(config), id=name, resume="allow"
+        )
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._run.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _ProgressLine:
+    """A live bar on a terminal; elsewhere one plain line a row."""
+
+    _UNITS = {"tokens_per_sec": "tok/s", "mfu": "MFU", "loss": "loss", "heldout_loss": "heldout", "grad_norm": "grad"}
+
+    def __init__(self, total_steps: int, stream: TextIO):
+        self._total, self._stream, self._bar = total_steps, stream, None
+        if stream.isatty():
+            from rich.console import Console
+
+            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=Console(file=stream), refresh_per_second=4)
+            self._task = self._bar.add_task("", total=total_steps)
+            self._bar.start()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        text = "  ".join(self._pieces(row))
+        if self._bar is not None:
+            self._bar.update(self._task, completed=row["step"], description=text)
+        else:
+            print(f"step {row['step']}/{self._total}  {text}", file=self._stream, flush=True)
+
+    def message(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _pieces(self, row: Mapping[str, Any]) -> list[str]:
+        pieces = []
+        for key, unit in self._UNITS.items():
+            value = row.get(key)
+            if isinstance(value, int | float):
+                text = {"tokens_per_sec": f"{value:,.0f}", "mfu": f"{100 * value:.1f}%"}.get(key, f"{value:.4g}")
+                pieces.append(f"{unit} {text}")
+        seconds = self._remaining_seconds(row)
+        if seconds is not None:
+            pieces.append(f"ETA {_duration(seconds)}")
+        return pieces
+
+    def _remaining_seconds(self, row: Mapping[str, Any]) -> float | None:
+        """Training time left at the current tokens/s; evaluation is not counted."""
+        if not row.get("tokens") or not row.get("tokens_per_sec") or not row["step"]:
+            return None
+        return (self._total - row["step"]) * row["tokens"] / row["step"] / row["tokens_per_sec"]
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}h{rest // 60:02d}m" if hours else f"{rest // 60}m{rest % 60:02d}s"

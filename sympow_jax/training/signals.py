@@ -1,0 +1,84 @@
+"""Stopping a run on SIGTERM or SIGINT: finish the step, save, exit with a documented code.
+
+| exit code | meaning |
+|---|---|
+| 0 | the run is finished, or was finished already |
+| 1 | an error; its message is the last line |
+| 130 | stopped by SIGINT (Ctrl-C), checkpoint saved |
+| 143 | stopped by SIGTERM (preemption, scheduler), checkpoint saved |
+| 137 | a second signal: left at once, as kill -9 would; nothing saved beyond the last checkpoint |
+"""
+
+import os
+import signal
+import threading
+
+import jax
+from jax.experimental import multihost_utils
+
+EXIT_SIGINT = 130
+EXIT_SIGTERM = 143
+EXIT_AT_ONCE = 137
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Notes the first SIGTERM or SIGINT; a second one ends the process at once with EXIT_AT_ONCE.
+
+        with StopRequest() as stop:
+            for step in ...:
+                train_step()
+                if stop.poll():
+                    save(); raise SystemExit(stop.exit_code)
+
+    `poll` is cheap and belongs after every step, evaluation batch and warm-up step. With several processes it goes
+    through JAX's preemption service, so that all processes stop after the same poll: every process must then poll
+    equally often. Previous handlers come back on exit. Outside the main thread no handler can be installed, and
+    only `request` stops the run.
+    """
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._previous: dict[int, object] = {}
+        self._polls = 0
+        self._stopping = False
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            # With several processes SIGTERM is left to JAX's preemption notifier, which tells the other hosts.
+            signals = (signal.SIGINT,) if _multi_process() else _SIGNALS
+            self._previous = {number: signal.signal(number, self._handle) for number in signals}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        self._previous = {}
+
+    def request(self, number: int = signal.SIGTERM) -> None:
+        """Asks for a stop as the signal would."""
+        self._signal = self._signal or number
+
+    def poll(self) -> bool:
+        """True once the run should save and stop."""
+        if _multi_process():
+            self._polls += 1
+            self._stopping = self._stopping or multihost_utils.reached_preemption_sync_point(self._polls)
+            return self._stopping
+        return self._signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """What to exit with after the checkpoint is saved."""
+        return EXIT_SIGINT if self._signal == signal.SIGINT else EXIT_SIGTERM
+
+    def _handle(self, number: int, _: object) -> None:
+        if self._signal is not None:
+            os._exit(EXIT_AT_ONCE)
+        self._signal = number
+        if _multi_process():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _multi_process() -> bool:
+    return jax.distributed.is_initialized() and jax.process_count() > 1
