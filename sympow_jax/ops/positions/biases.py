@@ -1,4 +1,4 @@
-"""Additive position biases: the formulas, the bias functions for PositionBias, and their initial parameters.
+"""The formulas of the additive position biases.
 
 Distances are query position minus key position, >= 0 for visible pairs. Every formula stays finite for negative
 ones, where the attention masks it, because a masked NaN still poisons gradients.
@@ -9,6 +9,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from sympow_jax.ops.positions.rotary import phase_turns
 from sympow_jax.typing import Array, Float, Int
 
 
@@ -71,10 +72,19 @@ def kerple_power(distance: Int[Array, "..."], *, a: Float[Array, "H"], p: Float[
 
 def sandwich(distance: Int[Array, "..."], num_heads: int, *, dim: int = 128) -> Float[Array, "H ..."]:
     """Sandwich, [sum_k=1..dim/2 cos(d / 10000^(2k/dim)) - dim/2] / (8 h / H), h = 1..H (arXiv 2212.10356)."""
-    frequencies = jnp.asarray(10000.0 ** (-2.0 * np.arange(1, dim // 2 + 1) / dim), jnp.float32)
-    total = sum(jnp.cos(distance.astype(jnp.float32) * f) for f in frequencies) - dim / 2
-    strength = jnp.asarray(num_heads / (8.0 * np.arange(1, num_heads + 1)), jnp.float32)
-    return strength.reshape(num_heads, *[1] * distance.ndim) * total[None]
+    turns = phase_turns(distance, sandwich_frequencies(dim))
+    total = jnp.sum(jnp.cos(turns * np.float32(2 * np.pi)) - 1.0, -1)
+    return sandwich_strengths(num_heads).reshape(num_heads, *[1] * distance.ndim) * total[None]
+
+
+def sandwich_frequencies(dim: int) -> np.ndarray:
+    """Radians per token [dim/2]: 10000^(-2k/dim), k = 1..dim/2."""
+    return 10000.0 ** (-2.0 * np.arange(1, dim // 2 + 1) / dim)
+
+
+def sandwich_strengths(num_heads: int) -> Float[Array, "H"]:
+    """Factor of each head [H]: H / (8 h), h = 1..H."""
+    return jnp.asarray(num_heads / (8.0 * np.arange(1, num_heads + 1)), jnp.float32)
 
 
 def _per_head(distance, *parameters):

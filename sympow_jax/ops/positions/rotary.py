@@ -26,12 +26,24 @@ def rope_frequencies(
     scaling: str | None = None,
     factor: float = 1.0,
     original_length: int | None = None,
-    length: int | None = None,
-) -> tuple[np.ndarray, float]:
+    length: int | Int[Array, ""] | None = None,
+) -> tuple[np.ndarray | jax.Array, float]:
     """Angular frequencies of RoPE, base^(-2i/D) radians per token, and the factor on cos and sin.
 
+    Args:
+      head_dim: D.
+      base: 10000 in RoFormer; for Manifest AI's convention, 2 pi / N^(2i/D), see `manifest_frequencies`.
+      scaling: None, or how to reach beyond original_length: "linear" (arXiv 2306.15595), "ntk" (a larger base),
+        "dynamic_ntk" (a base that grows with `length`), "yarn" (arXiv 2309.00071), "llama3".
+      factor: the longest length over original_length.
+      original_length: L, what the model was trained at (dynamic_ntk, yarn, llama3).
+      length: the current one, for dynamic_ntk; no effect up to L. May be a traced scalar.
+
     Returns:
-      inv_freq [D/2], a float64 NumPy array (a constant of the program), and attention_factor.
+      inv_freq [D/2], a float64 NumPy array (float32 JAX array if `length` is one), and attention_factor.
+
+    Raises:
+      ValueError: an odd head_dim, an unknown scaling, or one that lacks its arguments.
     """
     if head_dim < 2 or head_dim % 2:
         raise ValueError(f"head_dim={head_dim}: rotary pairs need an even head_dim >= 2")
@@ -44,6 +56,8 @@ def rope_frequencies(
         raise ValueError(f"factor={factor}: legal are factors >= 1, the new length over original_length")
     if scaling == "linear":
         return base**-exponents / factor, 1.0
+    if head_dim == 2 and "ntk" in scaling:
+        raise ValueError(f"head_dim=2: scaling={scaling!r} raises the base to D / (D - 2); use head_dim >= 4")
     if scaling == "ntk":
         return _ntk_base(base, factor, head_dim) ** -exponents, 1.0
     if original_length is None:
@@ -51,14 +65,22 @@ def rope_frequencies(
     if scaling == "dynamic_ntk":
         if length is None:
             raise ValueError("length=None: scaling='dynamic_ntk' needs the current length")
-        stretch = factor * max(length, original_length) / original_length - (factor - 1)
-        return _ntk_base(base, stretch, head_dim) ** -exponents, 1.0
+        excess = (np if isinstance(length, int) else jnp).maximum(length / original_length, 1.0)
+        return _ntk_base(base, factor * excess - (factor - 1), head_dim) ** -exponents, 1.0
     if scaling == "yarn":
         return _yarn(base**-exponents, base, factor, original_length), 0.1 * math.log(factor) + 1.0
     return _llama3(base**-exponents, factor, original_length), 1.0
 
 
-def _ntk_base(base: float, stretch: float, head_dim: int) -> float:
+def manifest_frequencies(head_dim: int, max_document_length: int) -> np.ndarray:
+    """Manifest AI's convention, 2 pi / N^(2i/D) radians per token [D/2], N the longest document (arXiv 2503.03269).
+
+    N is a fixed property of the data: with the current length in its place, frequencies would change at evaluation.
+    """
+    return 2 * math.pi * rope_frequencies(head_dim, base=float(max_document_length))[0]
+
+
+def _ntk_base(base, stretch, head_dim):
     return base * stretch ** (head_dim / (head_dim - 2))
 
 
@@ -81,25 +103,27 @@ def _llama3(inv_freq: np.ndarray, factor: float, original_length: int) -> np.nda
     return (1 - smooth) * inv_freq / factor + smooth * inv_freq
 
 
-def rope_phases(positions: Int[Array, "B T"], inv_freq: Float[np.ndarray, "F"]) -> Float[Array, "B T 1 F"]:
+def rope_phases(
+    positions: Int[Array, "B T"], inv_freq: Float[np.ndarray, "F"] | Float[Array, "F"]
+) -> Float[Array, "B T 1 F"]:
     """Phases positions * inv_freq / 2 pi modulo 1, in turns within [-0.5, 0.5], float32."""
-    return _turns(positions[:, :, None], inv_freq)
+    return phase_turns(positions[:, :, None], inv_freq)
 
 
-def _turns(count: jax.Array, inv_freq: np.ndarray) -> jax.Array:
-    """frac(count * inv_freq / 2 pi): [..., F]. count is any integer below 2^32 in size, negative ones included.
+def phase_turns(count: jax.Array, inv_freq: np.ndarray | jax.Array) -> jax.Array:
+    """frac(count * inv_freq / 2 pi), [..., F]; count is any integer below 2^32 in size, negative ones included.
 
     The frequency is split into a multiple of 2^-32 turns, whose product wraps in uint32 arithmetic exactly, and a
     remainder below 2^-33 turns, whose product is small enough for float32.
     """
-    scaled = np.asarray(inv_freq, np.float64) / (2 * math.pi) * 2.0**32
-    whole = np.rint(scaled)
-    wrapped = count.astype(jnp.uint32)[..., None] * jnp.asarray(whole % 2.0**32, jnp.uint32).reshape(
-        *[1] * count.ndim, -1
-    )
-    signed = jax.lax.bitcast_convert_type(wrapped, jnp.int32).astype(jnp.float32)
-    remainder = jnp.asarray(scaled - whole, jnp.float32).reshape(*[1] * count.ndim, -1)
-    return (signed + count.astype(jnp.float32)[..., None] * remainder) * np.float32(2.0**-32)
+    xp, dtype = (np, np.float64) if isinstance(inv_freq, np.ndarray) else (jnp, jnp.float32)
+    scaled = inv_freq.astype(dtype) * dtype(2.0**32 / (2 * math.pi))
+    whole = xp.round(scaled)
+    shape = (*[1] * count.ndim, -1)
+    steps = jnp.asarray(whole % 2.0**32, jnp.uint32).reshape(shape)
+    wrapped = jax.lax.bitcast_convert_type(count.astype(jnp.uint32)[..., None] * steps, jnp.int32)
+    remainder = jnp.asarray(scaled - whole, jnp.float32).reshape(shape)
+    return (wrapped.astype(jnp.float32) + count.astype(jnp.float32)[..., None] * remainder) * np.float32(2.0**-32)
 
 
 @jax.tree_util.register_dataclass
@@ -190,7 +214,7 @@ def _learned_turns(beta, integer, fraction, starts, frequencies):
     del beta, starts
     inv_freq = np.asarray(frequencies.radians)
     turns = jnp.asarray(inv_freq / (2 * math.pi), jnp.float32)[None, None, None, :]
-    phase = _turns(integer, inv_freq) + (fraction.astype(jnp.float32) * np.float32(1 / _UNIT))[..., None] * turns
+    phase = phase_turns(integer, inv_freq) + (fraction.astype(jnp.float32) * np.float32(1 / _UNIT))[..., None] * turns
     return phase - jnp.round(phase)
 
 

@@ -30,11 +30,10 @@ def blockwise(x: Inputs, *, scale: float, window: int | None, block_size: int) -
 
 def _tile_logits(q, k, q_tile: Tiles, k_tile: Tiles, bias, scale, window):
     """Masked logits of one pair of tiles, [B, K, G, C, C']. bias is None or [H or B H, C, C']."""
-    B, K, G, C, _ = q.shape
     dtype = accumulation_dtype(q, k)
     logits = _dot("bkgid,bkjd->bkgij", q, k, dtype) * scale
     if bias is not None:
-        logits += bias.astype(dtype).reshape(-1, K, G, *bias.shape[-2:])
+        logits += bias.astype(dtype).reshape(-1, *q.shape[1:3], *bias.shape[-2:])
     if q_tile.q_gates is not None:
         at_q, at_k = _relative_gates(q_tile.q_gates, k_tile.k_gates)
         logits += at_q[..., :, None] - at_k[..., None, :]
