@@ -17,6 +17,7 @@ import numpy as np
 
 from sympow_jax.evals import bootstrap
 from sympow_jax.evals.streaming import LanguageModel, Scorer
+from sympow_jax.input_pipeline.store import Store
 
 BOS_RULE = "the input before the first target of every window is BOS"
 BINS_PER_OCTAVE = 4
@@ -37,7 +38,7 @@ def choose_documents(num_available: int, num_documents: int, *, seed: int) -> np
     return np.sort(np.random.default_rng(seed).permutation(num_available)[:count])
 
 
-def read_documents(store: Any, rows: np.ndarray, length: int) -> np.ndarray:
+def read_documents(store: Store, rows: np.ndarray, length: int) -> np.ndarray:
     """The first `length` tokens of each row, [N, length], in the dtype of the store."""
     return np.concatenate([store.read(slice(int(row), int(row) + 1), slice(0, length)) for row in rows])
 
@@ -45,7 +46,7 @@ def read_documents(store: Any, rows: np.ndarray, length: int) -> np.ndarray:
 def length_generalisation(
     model: LanguageModel,
     params: Any,
-    store: Any,
+    store: Store,
     *,
     lengths: Sequence[int],
     train_length: int,
@@ -63,10 +64,10 @@ def length_generalisation(
     Args:
       model: streams through `nll(params, inputs, targets, state=state)`.
       params: its parameters.
-      store: a TokenStore whose documents have at least max(lengths) tokens.
+      store: held-out documents of at least max(lengths) tokens.
       lengths: evaluated contexts, in tokens.
       train_length: the context of training.
-      run: what identifies the run in the file: step, variant, seed, dtype, position_overrides, store (its name).
+      run: what identifies the run in the file: step, variant, seed, dtype, position_overrides.
       num_documents: documents scored (all of them if the store has fewer), chosen by `seed`.
       num_targets: final targets of the same-target curve; at most half of the shortest length is used.
       chunk_size, batch_size: see Scorer.
@@ -108,7 +109,7 @@ def length_generalisation(
     header = {key: run.get(key) for key in ("step", "variant", "seed", "dtype")}
     header |= {
         "train_length": train_length,
-        "data": {"store": run.get("store"), "digest": str(store.digest), "bos_rule": BOS_RULE},
+        "data": {"store": store.address, "digest": str(store.digest), "bos_rule": BOS_RULE},
         "position_overrides": run.get("position_overrides") or {},
         "num_documents": len(rows),
         "num_sources": len(np.unique(arrays["clusters"])),

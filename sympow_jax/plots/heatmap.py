@@ -47,7 +47,9 @@ def accuracy_heatmap(result: Mapping[str, Any], *, title: str = "") -> Figure:
     return figure
 
 
-def _label(name: str, value: float) -> str:
+def _label(name: str, value: float | str) -> str:
+    if isinstance(value, str):
+        return value
     if "length" in name:
         return style.tokens_label(value)
     return f"{100 * value:.0f}%" if "depth" in name else f"{value:g}"

@@ -117,7 +117,7 @@ def test_errors_are_one_line_that_names_the_field(changes, message):
 
 def test_files_round_trip_and_carry_the_run(tmp_path):
     model, params = case("count", True)
-    run = {"step": 7, "variant": "toy", "seed": 3, "dtype": "float32", "store": "toy-store"}
+    run = {"step": 7, "variant": "toy", "seed": 3, "dtype": "float32"}
     result, arrays = length_generalisation(model, params, make_store(num_clusters=1), run=run, **OPTIONS)
     path = files.write_result(tmp_path / "eval", "lengths", result, arrays)
     saved = json.loads(path.read_text())

@@ -1,6 +1,7 @@
 """Small exact language models and a store in memory, for tests of evaluations."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ class ArrayStore:
     clusters: np.ndarray
     bos_id: int
     digest: str = "toy"
+    address: str = "toy-store"
+    chunks: tuple[int, int] = (1, 64)
+    tokenizer: Any = None
 
     @property
     def num_documents(self) -> int:

@@ -1,0 +1,194 @@
+"""Retrieval by exact token match: MQAR, copying, passkey and needle over lengths and numbers of pairs or depths.
+
+An example counts as solved when the most likely token is right at every position that its loss_mask asks for. With
+the true answer as input this is what greedy decoding would print, so one pass over the example decides.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sympow_jax.evals import bootstrap
+from sympow_jax.input_pipeline.copying import Copy, SelectiveCopy
+from sympow_jax.input_pipeline.mqar import MQAR
+from sympow_jax.input_pipeline.passkey import Needle, Passkey
+from sympow_jax.input_pipeline.store import Store
+from sympow_jax.input_pipeline.synthetic import Task
+
+EVALUATION_SEED = 1 << 40  # added to the seed, far from any training seed
+_LOGITS_AT_ONCE = 1 << 25
+
+
+class LogitModel(Protocol):
+    """What retrieval needs of a model; see sympow_jax.models."""
+
+    def initial_state(self, batch_size: int, max_length: int) -> Any:
+        """The state before the first token."""
+        ...
+
+    def logits(self, params, inputs, *, state=None) -> tuple[jax.Array, Any]:
+        """Next-token logits [B, T, V], and the state after the last token."""
+        ...
+
+
+class Matcher:
+    """Counts right answers; documents longer than `chunk_size` are streamed, and logits made only at answers."""
+
+    def __init__(self, model: LogitModel, params: Any, *, chunk_size: int = 512):
+        self.chunk_size, self._model, self._params = chunk_size, model, params
+
+        @jax.jit
+        def advance(params, inputs, state):
+            return model.logits(params, inputs, state=state)[1]
+
+        @jax.jit
+        def compare(params, inputs, targets, state):
+            logits, state = model.logits(params, inputs, state=state)
+            return jnp.argmax(logits, axis=-1).astype(targets.dtype) == targets, state
+
+        self._advance, self._compare = advance, compare
+
+    def right(self, inputs: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        """Whether each asked-for target [b, T] is the most likely token; False where nothing is asked."""
+        batch, length = inputs.shape
+        if length <= self.chunk_size:
+            hits, _ = self._compare(self._params, jnp.asarray(inputs), jnp.asarray(targets), None)
+            return np.asarray(hits) & asked
+        padding = ((0, 0), (0, -length % self.chunk_size))
+        inputs, targets = np.pad(inputs, padding), np.pad(targets, padding)
+        state = self._model.initial_state(batch, inputs.shape[1])
+        right = np.zeros(asked.shape, bool)
+        for start in range(0, length, self.chunk_size):
+            columns = slice(start, start + self.chunk_size)
+            block, wanted = jnp.asarray(inputs[:, columns]), asked[:, columns]
+            if wanted.any():
+                hits, state = self._compare(self._params, block, jnp.asarray(targets[:, columns]), state)
+                right[:, columns] = np.asarray(hits)[:, : wanted.shape[1]] & wanted
+            else:
+                state = self._advance(self._params, block, state)
+        return right
+
+    def counts(self, task: Task, *, num_examples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Right answers and questions of each example, both [num_examples]."""
+        width = min(task.seq_len, self.chunk_size)
+        batch = int(np.clip(_LOGITS_AT_ONCE // (width * task.vocab_size), 1, min(num_examples, 64)))
+        right, asked = [], []
+        for step in range(-(-num_examples // batch)):
+            examples = task.batch(EVALUATION_SEED + seed, step, batch)
+            mask = examples["loss_mask"] > 0
+            right.append(self.right(examples["inputs"], examples["targets"], mask).sum(axis=1))
+            asked.append(mask.sum(axis=1))
+        return np.concatenate(right)[:num_examples], np.concatenate(asked)[:num_examples]
+
+
+def accuracy_grid(
+    matcher: Matcher,
+    make: Callable[[Any, Any], Task | None],
+    *,
+    columns: tuple[str, Sequence[Any]],
+    rows: tuple[str, Sequence[Any]],
+    num_examples: int,
+    train_length: int = 0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Accuracies of the tasks `make(column, row)` over a grid; None is a cell without a task.
+
+    Returns:
+      {"columns": {"name", "values"}, "rows": {"name", "values"}, "accuracy": [rows][columns], mean over answer
+      tokens, "ci95": bootstrap over examples, "solved": fraction of examples with every token right,
+      "num_examples", "train_length"}, None in cells without a task.
+    """
+    grid: dict[str, list] = {"accuracy": [], "ci95": [], "solved": []}
+    for row in rows[1]:
+        cells = [_cell(matcher, make(column, row), num_examples, seed) for column in columns[1]]
+        for name, line in grid.items():
+            line.append([cell and cell[name] for cell in cells])
+    return {
+        "columns": {"name": columns[0], "values": list(columns[1])},
+        "rows": {"name": rows[0], "values": list(rows[1])},
+        **grid,
+        "num_examples": num_examples,
+        "train_length": train_length,
+    }
+
+
+def _cell(matcher: Matcher, task: Task | None, num_examples: int, seed: int) -> dict[str, Any] | None:
+    if task is None:
+        return None
+    right, asked = matcher.counts(task, num_examples=num_examples, seed=seed)
+    mean, ci95 = bootstrap.mean_and_interval(right[:, None], asked[:, None], np.arange(num_examples), seed=seed)
+    return {"accuracy": float(mean[0]), "ci95": ci95[0].tolist(), "solved": float((right == asked).mean())}
+
+
+def mqar_grid(
+    matcher: Matcher,
+    *,
+    lengths: Sequence[int],
+    pairs: Sequence[int],
+    vocab_size: int,
+    num_examples: int = 256,
+    random_filler: bool = True,
+    train_length: int = 0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """MQAR accuracy over length x number of pairs; cells that cannot hold their pairs have no task."""
+
+    def make(length: int, num_pairs: int) -> Task | None:
+        if 4 * num_pairs > length:
+            return None
+        return MQAR(length, num_pairs=num_pairs, vocab_size=vocab_size, random_filler=random_filler)
+
+    columns, rows = ("length (tokens)", lengths), ("pairs", pairs)
+    return {"task": "mqar"} | accuracy_grid(
+        matcher, make, columns=columns, rows=rows, num_examples=num_examples, train_length=train_length, seed=seed
+    )
+
+
+def depth_grid(
+    matcher: Matcher,
+    *,
+    lengths: Sequence[int],
+    depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+    tokenizer: str = "byte",
+    haystack: Store | None = None,
+    num_examples: int = 32,
+    train_length: int = 0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Passkey accuracy over length x depth, or needle accuracy when `haystack` gives documents to hide it in."""
+
+    def make(length: int, depth: float) -> Task:
+        if haystack is not None:
+            return Needle(length, haystack, depth=depth)
+        return Passkey(length, tokenizer=tokenizer, depth=depth)
+
+    columns, rows = ("length (tokens)", lengths), ("depth", depths)
+    return {"task": "passkey" if haystack is None else "needle"} | accuracy_grid(
+        matcher, make, columns=columns, rows=rows, num_examples=num_examples, train_length=train_length, seed=seed
+    )
+
+
+def copy_grid(
+    matcher: Matcher,
+    *,
+    lengths: Sequence[int],
+    vocab_size: int,
+    num_content: Sequence[int] = (),
+    num_examples: int = 64,
+    train_length: int = 0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Copy accuracy over length, or selective-copy accuracy over length x number of tokens to remember."""
+
+    def make(length: int, count: int) -> Task | None:
+        if not num_content:
+            return Copy(length, vocab_size=vocab_size)
+        return SelectiveCopy(length, num_content=count, vocab_size=vocab_size) if 2 * count <= length else None
+
+    columns, rows = ("length (tokens)", lengths), ("tokens to remember", num_content or ("half",))
+    return {"task": "selective_copy" if num_content else "copy"} | accuracy_grid(
+        matcher, make, columns=columns, rows=rows, num_examples=num_examples, train_length=train_length, seed=seed
+    )

@@ -1,0 +1,112 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sympow_jax.evals.retrieval import Matcher, copy_grid, depth_grid, mqar_grid
+from sympow_jax.input_pipeline.mqar import MQAR
+from sympow_jax.input_pipeline.tokenizers import load_tokenizer
+from sympow_jax.plots import style
+from sympow_jax.plots.heatmap import accuracy_heatmap
+from tests.evals.toy import ArrayStore
+
+
+@dataclasses.dataclass(frozen=True)
+class Recaller:
+    """Answers with the token that followed the last occurrence of the current token, among the last `memory` pairs.
+
+    Its state is the last `memory` tokens: it solves MQAR exactly while the pairs fit.
+    """
+
+    vocab_size: int
+    memory: int = 1 << 20
+
+    def initial_state(self, batch_size, max_length):
+        return jnp.full((batch_size, min(self.memory, max_length)), -1, jnp.int32)
+
+    def logits(self, params, inputs, *, state=None):
+        past = self.initial_state(*inputs.shape) if state is None else state
+        tokens = jnp.concatenate([past, inputs], axis=1)
+        width, (_, length) = past.shape[1], inputs.shape
+
+        def answer(t):
+            window = jax.lax.dynamic_slice_in_dim(tokens, t, width + 1, axis=1)
+            match = window[:, :-1] == window[:, -1:]
+            last = width - 1 - jnp.argmax(match[:, ::-1], axis=1)
+            following = jnp.take_along_axis(window, last[:, None] + 1, axis=1)[:, 0]
+            return jnp.where(match.any(axis=1), following, 0)
+
+        guess = jax.vmap(answer, out_axes=1)(jnp.arange(length))
+        return jax.nn.one_hot(guess, self.vocab_size), tokens[:, -width:]
+
+
+def test_mqar_grid_scores_a_model_that_remembers():
+    matcher = Matcher(Recaller(128), {}, chunk_size=64)
+    result = mqar_grid(
+        matcher, lengths=[32, 64], pairs=[4, 16], vocab_size=128, num_examples=20, random_filler=False, train_length=32
+    )
+    assert result["accuracy"][0] == [1.0, 1.0] and result["solved"][0] == [1.0, 1.0]
+    assert result["accuracy"][1] == [None, 1.0]  # 16 pairs do not fit in 32 tokens
+    style.svg(accuracy_heatmap(result, title="MQAR"))
+
+
+def test_mqar_accuracy_is_the_fraction_of_answers():
+    """A memory of 24 tokens reaches some pairs only: the accuracy equals a count by hand."""
+    task = MQAR(64, num_pairs=8, vocab_size=128, random_filler=False)
+    matcher = Matcher(Recaller(128, memory=24), {}, chunk_size=64)
+    right, asked = matcher.counts(task, num_examples=10)
+    batch = task.batch(1 << 40, 0, 10)
+    expected = [
+        sum(q - 2 * np.flatnonzero(row[:16:2] == row[q])[0] <= 24 for q in np.flatnonzero(mask))
+        for row, mask in zip(batch["inputs"], batch["loss_mask"], strict=True)
+    ]
+    np.testing.assert_array_equal(right, expected)
+    assert (asked == 8).all() and 0 < right.sum() < 80
+
+
+@pytest.mark.parametrize("chunk_size", [7, 32])
+def test_streaming_in_chunks_changes_nothing(chunk_size):
+    task = MQAR(64, num_pairs=8, vocab_size=128, random_filler=False)
+    model = Recaller(128, memory=24)
+    one, _ = Matcher(model, {}, chunk_size=64).counts(task, num_examples=10)
+    streamed, _ = Matcher(model, {}, chunk_size=chunk_size).counts(task, num_examples=10)
+    np.testing.assert_array_equal(one, streamed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Always:
+    """Always the same token."""
+
+    token: int
+    vocab_size: int
+
+    def initial_state(self, batch_size, max_length):
+        return jnp.zeros(())
+
+    def logits(self, params, inputs, *, state=None):
+        return jnp.broadcast_to(jax.nn.one_hot(self.token, self.vocab_size), (*inputs.shape, self.vocab_size)), state
+
+
+def test_depth_grids_for_passkey_and_needle():
+    """The first answer token is a space for every key: one of the six byte tokens is always right, none is solved."""
+    tokenizer = load_tokenizer("byte")
+    matcher = Matcher(Always(ord(" "), 257), {}, chunk_size=256)
+    tokens = np.full((3, 512), ord("x"), np.uint16)
+    store = ArrayStore(tokens, np.arange(3), bos_id=tokenizer.bos_id, tokenizer=tokenizer)
+    for haystack in (None, store):
+        result = depth_grid(matcher, lengths=[400, 512], depths=[0.0, 1.0], haystack=haystack, num_examples=3)
+        np.testing.assert_allclose(result["accuracy"], 1 / 6)
+        assert result["solved"] == [[0.0, 0.0], [0.0, 0.0]]
+    style.svg(accuracy_heatmap(result))
+
+
+def test_copy_grids():
+    matcher = Matcher(Always(2, 4), {}, chunk_size=64)
+    plain = copy_grid(matcher, lengths=[16, 64], vocab_size=4, num_examples=50)
+    selective = copy_grid(matcher, lengths=[16, 64], num_content=[4, 16], vocab_size=4, num_examples=50)
+    np.testing.assert_allclose(plain["accuracy"], 0.5, atol=0.12)  # two content tokens, one of them always said
+    assert selective["accuracy"][1][0] is None
+    style.svg(accuracy_heatmap(plain))
+    style.svg(accuracy_heatmap(selective))
