@@ -1,0 +1,191 @@
+"""Batches as a pure function of (seed, step, global batch, length): `source[step]`, and what that batch was."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from sympow_jax.input_pipeline import sampler
+from sympow_jax.input_pipeline.packing import PackedStore, pack
+from sympow_jax.input_pipeline.store import Store
+
+Batch = dict[str, np.ndarray]
+
+
+class BatchSource(Protocol):
+    """Batches by step; nothing but the step says where a run stands."""
+
+    def __getitem__(self, step: int) -> Batch:
+        """This host's part of global batch `step`."""
+        ...
+
+    def describe(self, step: int) -> list[dict[str, Any]]:
+        """Where each sequence of this host's part of global batch `step` came from."""
+        ...
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data finished before `step`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreBatches:
+    """Batches from one store or a weighted mixture of stores; made by make_batches.
+
+    `source[step]` holds `inputs` and `targets`, [batch_size / process_count, seq_len] int32: targets are the stored
+    tokens, inputs the targets shifted right with BOS in front, also where a window begins inside a document.
+    Packed stores add `segment_ids`, `positions` (int32) and `loss_mask` (float32).
+    """
+
+    stores: tuple[Store, ...]
+    mixture: sampler.Mixture
+    seq_len: int
+    batch_size: int
+    order: str
+    seed: int
+    process_index: int
+    process_count: int
+
+    @functools.cached_property
+    def grids(self) -> tuple[sampler.Grid, ...]:
+        """How each store is cut into sequences."""
+        return tuple(
+            sampler.Grid(store.num_documents, store.document_length // self.seq_len, self.seq_len, store.chunks)
+            for store in self.stores
+        )
+
+    @property
+    def packed(self) -> bool:
+        """True when documents are packed, with segment_ids in the batch."""
+        return isinstance(self.stores[0], PackedStore)
+
+    def __getitem__(self, step: int) -> Batch:
+        """This host's part of global batch `step`."""
+        local = self.batch_size // self.process_count
+        targets = np.empty((local, self.seq_len), np.int32)
+        windows = np.empty(local, np.int64)
+        which = np.empty(local, np.int64)
+        for store, run, slots in self._runs(step):
+            columns = slice(run.block * self.seq_len, (run.block + 1) * self.seq_len)
+            targets[slots] = self.stores[store].read(slice(run.start, run.stop), columns)
+            windows[slots] = np.arange(run.start, run.stop)
+            which[slots] = store
+        if self.packed:
+            return self._packed_batch(targets, windows, which)
+        return {"inputs": shift_right(targets, self.stores[0].bos_id), "targets": targets}
+
+    def describe(self, step: int) -> list[dict[str, Any]]:
+        """For each sequence: store, its row there, columns [start, stop), source documents and text."""
+        described: list[dict[str, Any]] = [{} for _ in range(self.batch_size // self.process_count)]
+        for index, run, slots in self._runs(step):
+            store = self.stores[index]
+            columns = slice(run.block * self.seq_len, (run.block + 1) * self.seq_len)
+            for row, slot in zip(range(run.start, run.stop), slots.tolist(), strict=True):
+                tokens = store.read(slice(row, row + 1), columns)[0]
+                described[slot] = {
+                    "store": store.address,
+                    "row": row,
+                    "columns": [columns.start, columns.stop],
+                    "documents": _documents(store, row),
+                    "text": store.tokenizer.decode(tokens),
+                }
+        return described
+
+    def epoch(self, step: int) -> float:
+        """Passes over the store that is repeated most, finished before `step`."""
+        share = self.mixture.counts / self.mixture.counts.sum()
+        passes = (step * self.batch_size * s / g.num_sequences for s, g in zip(share, self.grids, strict=True))
+        return float(max(passes))
+
+    def _runs(self, step: int) -> list[tuple[int, sampler.Run, np.ndarray]]:
+        """(store, run, slots in this host's batch) of global batch `step`."""
+        local = self.batch_size // self.process_count
+        start = step * self.batch_size + self.process_index * local
+        found = []
+        for share in self.mixture.split(start, start + local):
+            grid = self.grids[share.store]
+            done = 0
+            for run in sampler.runs(grid, share.start, share.stop, order=self.order, seed=self.seed + share.store):
+                count = run.stop - run.start
+                found.append((share.store, run, share.slots[done : done + count]))
+                done += count
+        return found
+
+    def _packed_batch(self, targets: np.ndarray, windows: np.ndarray, which: np.ndarray) -> Batch:
+        rows = [
+            pack(tokens, self.stores[store].offsets, window * self.seq_len, bos_id=self.stores[store].bos_id)
+            for tokens, window, store in zip(targets, windows.tolist(), which.tolist(), strict=True)
+        ]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def shift_right(targets: np.ndarray, bos_id: int) -> np.ndarray:
+    """inputs[:, 0] = BOS, inputs[:, t] = targets[:, t - 1]."""
+    inputs = np.empty_like(targets)
+    inputs[:, 0] = bos_id
+    inputs[:, 1:] = targets[:, :-1]
+    return inputs
+
+
+def make_batches(
+    stores: Store | Sequence[Store],
+    *,
+    seq_len: int,
+    batch_size: int,
+    seed: int = 0,
+    order: str = "rectangle",
+    weights: Sequence[float] | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> StoreBatches:
+    """Batches of `batch_size` sequences (over all processes) of `seq_len` tokens from one store or a mixture.
+
+    `order` is "rectangle" (all rows of the first columns, then the next columns: LongCrawl64's) or "shuffled_chunks"
+    (chunks in an order drawn from seed and epoch). `weights` are the stores' shares of the sequences, by default
+    equal. Packed stores come from `open_packed_store(..., seq_len=seq_len)`.
+    """
+    stores = tuple(stores) if isinstance(stores, Sequence) else (stores,)
+    weights = tuple(float(w) for w in weights) if weights is not None else (1.0,) * len(stores)
+    if order not in sampler.ORDERS:
+        raise ValueError(f"data.order = {order!r}: legal are {', '.join(sampler.ORDERS)}")
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"data.batch_size = {batch_size}: must be a positive multiple of the {process_count} processes"
+        )
+    if not stores or len(weights) != len(stores) or min(weights) <= 0:
+        raise ValueError(
+            f"data weights = {list(weights)}: one positive weight for each of the {len(stores)} stores is needed"
+        )
+    for store in stores:
+        _check_store(store, stores[0], seq_len)
+    mixture = sampler.Mixture(weights, seed)
+    if mixture.counts.min() < 1:
+        raise ValueError(f"data weights = {list(weights)}: each share must be at least 1 / {sampler.MIXTURE_BLOCK}")
+    return StoreBatches(stores, mixture, seq_len, batch_size, order, seed, process_index, process_count)
+
+
+def _check_store(store: Store, first: Store, seq_len: int) -> None:
+    packed = isinstance(store, PackedStore)
+    if packed and store.document_length != seq_len:
+        raise ValueError(
+            f"data.seq_len = {seq_len}: {store.address!r} was opened for windows of {store.document_length}"
+        )
+    if not 1 <= seq_len <= store.document_length:
+        raise ValueError(
+            f"data.seq_len = {seq_len}: {store.address!r} has documents of {store.document_length} tokens; "
+            f"use 1..{store.document_length}, or prepare a store of longer documents"
+        )
+    if packed != isinstance(first, PackedStore):
+        raise ValueError(f"data: {first.address!r} and {store.address!r} cannot be mixed: only one of them is packed")
+    for field in ("vocab_size", "bos_id"):
+        if getattr(store, field) != getattr(first, field):
+            raise ValueError(
+                f"data: {field} is {getattr(first, field)} in {first.address!r} and {getattr(store, field)} in "
+                f"{store.address!r}; stores of one mixture must share a tokenizer"
+            )
+
+
+def _documents(store: Store, row: int) -> list[int]:
+    return store.documents(row) if isinstance(store, PackedStore) else [int(store.clusters[row])]

@@ -1,0 +1,130 @@
+"""Packing: documents of any length in one flat store, concatenated, then split into windows of `seq_len`."""
+
+import functools
+
+import numpy as np
+
+from sympow_jax.input_pipeline import kvstore as kv
+from sympow_jax.input_pipeline.store import (
+    DEFAULT_CACHE_BYTES,
+    ChunkedArray,
+    StoreError,
+    check_bounds,
+    stored_tokenizer,
+)
+from sympow_jax.input_pipeline.tokenizers import Tokenizer
+
+OFFSETS = "offsets.int64"
+
+
+def pack(tokens: np.ndarray, offsets: np.ndarray, start: int, *, bos_id: int) -> dict[str, np.ndarray]:
+    """One window of the concatenated documents, as a pure function of where it starts.
+
+    tokens [T]: positions start .. start + T - 1 of the stream; offsets [documents + 1]: where each document starts,
+    and the end of the stream. A document that the window cuts is a document of its own here: positions restart at 0
+    and its first input is BOS. segment_ids count from 1; what lies past the end of the stream is padding: segment 0,
+    loss_mask 0. Returns inputs, targets, segment_ids, positions [T] int32 and loss_mask [T] float32.
+    """
+    places = start + np.arange(len(tokens))
+    inside = places < offsets[-1]
+    document = np.searchsorted(offsets, places, side="right") - 1
+    document = np.where(inside, document, -1)
+    first = np.maximum(offsets[np.maximum(document, 0)], start)
+    edge = np.diff(document, prepend=-2) != 0
+    targets = np.where(inside, tokens, 0)
+    inputs = np.where(edge, bos_id, np.roll(targets, 1))
+    return {
+        "inputs": np.where(inside, inputs, bos_id).astype(np.int32),
+        "targets": targets.astype(np.int32),
+        "segment_ids": np.where(inside, np.cumsum(edge), 0).astype(np.int32),
+        "positions": np.where(inside, places - first, 0).astype(np.int32),
+        "loss_mask": inside.astype(np.float32),
+    }
+
+
+class PackedStore:
+    """A flat store seen as windows: row w is tokens [w T, (w + 1) T) of the stream; the last window is padded with 0."""
+
+    def __init__(self, array: ChunkedArray, offsets: np.ndarray, seq_len: int) -> None:
+        self.array = array
+        self.offsets = offsets
+        self.address = array.address
+        self.vocab_size = array.vocab_size
+        self.bos_id = int(array.metadata.attributes["bos_id"])
+        self.manifest = array.manifest
+        self.chunks = (max(1, int(array.metadata.chunks[0]) // seq_len), seq_len)
+        self._seq_len = seq_len
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the stream."""
+        return int(self.array.metadata.shape[0])
+
+    @property
+    def num_documents(self) -> int:
+        """Number of windows."""
+        return -(-self.num_tokens // self._seq_len)
+
+    @property
+    def document_length(self) -> int:
+        """Tokens in a window."""
+        return self._seq_len
+
+    @property
+    def digest(self) -> str:
+        """What identifies the content; see ChunkedArray.digest."""
+        return self.array.digest
+
+    @functools.cached_property
+    def clusters(self) -> np.ndarray:
+        """[num_documents] int64: the document in which each window begins."""
+        starts = np.arange(self.num_documents) * self._seq_len
+        return np.searchsorted(self.offsets, starts, side="right").astype(np.int64) - 1
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer kept with the store."""
+        return stored_tokenizer(self.array)
+
+    def documents(self, window: int) -> list[int]:
+        """The documents that have tokens in a window."""
+        start = window * self._seq_len
+        stop = min(start + self._seq_len, self.num_tokens)
+        first, last = np.searchsorted(self.offsets, [start, stop - 1], side="right") - 1
+        return list(range(int(first), int(last) + 1))
+
+    def read(self, rows: slice, columns: slice) -> np.ndarray:
+        """Tokens [rows, columns] of the windows."""
+        check_bounds(self, rows, columns)
+        start, stop = rows.start * self._seq_len, rows.stop * self._seq_len
+        tokens = self.array.read(slice(start, min(stop, self.num_tokens)))
+        if stop > self.num_tokens:
+            tokens = np.concatenate([tokens, np.zeros(stop - self.num_tokens, tokens.dtype)])
+        return tokens.reshape(-1, self._seq_len)[:, columns]
+
+
+def open_packed_store(address: str, *, seq_len: int, cache_bytes: int = DEFAULT_CACHE_BYTES) -> PackedStore:
+    """Open the flat store (`[num_tokens]` and `offsets.int64`) that data/prepare.py --documents=packed wrote."""
+    array = ChunkedArray(str(address), cache_bytes=cache_bytes)
+    if len(array.metadata.shape) != 1:
+        raise StoreError(f"store = {address!r}: shape {list(array.metadata.shape)}, but a flat store is needed")
+    if seq_len < 1:
+        raise ValueError(f"data.seq_len = {seq_len}: must be at least 1")
+    missing = array.missing()
+    if missing.any():
+        names = [array.metadata.key(int(i)) for i in np.flatnonzero(missing)]
+        raise StoreError(f"store = {address!r}: {len(names)} chunks are missing ({', '.join(names[:5])}); fetch them")
+    return PackedStore(array, _read_offsets(array), seq_len)
+
+
+def _read_offsets(array: ChunkedArray) -> np.ndarray:
+    content = kv.read_key(array.kvstore, OFFSETS)
+    if content is None:
+        raise StoreError(f"store = {array.address!r}: {OFFSETS} is missing; prepare the store again")
+    offsets = np.frombuffer(content, "<i8")
+    total = array.metadata.shape[0]
+    if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) <= 0).any():
+        raise StoreError(
+            f"store = {array.address!r}: {OFFSETS} does not rise from 0 to {total}; prepare the store again"
+        )
+    return offsets

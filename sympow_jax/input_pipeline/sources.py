@@ -1,0 +1,173 @@
+"""Where documents come from: text files, the Python standard library, tensorflow-datasets, nanoGPT token files."""
+
+import dataclasses
+import glob
+import gzip
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import sysconfig
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+# Not documents of the library: its tests, other people's packages, and generated tables, which are near copies of
+# one another and would let a model recite heldout files from training files.
+STDLIB_LEFT_OUT = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "encodings",
+    "pydoc_data",
+}
+GPT2_END_OF_TEXT = 50256
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One document: a stable name, and its text or, where the source is tokenised already, its tokens."""
+
+    key: str
+    content: str | np.ndarray
+
+
+class Source(Protocol):
+    """Documents in a fixed order."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest records: the same wherever the files lie."""
+        ...
+
+    def documents(self) -> Iterator[Document]:
+        """Every document, always in the same order."""
+        ...
+
+
+class SourceError(ValueError):
+    """A source that cannot be read; the message names the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonStdlib:
+    """The `.py` files of the running Python's standard library, those of STDLIB_LEFT_OUT excepted."""
+
+    def paths(self) -> list[tuple[str, pathlib.Path]]:
+        """(name below the library folder, path), by name."""
+        root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+        kept = []
+        for folder, folders, names in os.walk(root):
+            folders[:] = [name for name in folders if name not in STDLIB_LEFT_OUT]
+            paths = [pathlib.Path(folder, name) for name in names if name.endswith(".py")]
+            kept += [
+                (path.relative_to(root).as_posix(), path)
+                for path in paths
+                if not path.name.startswith("_sysconfigdata")
+            ]
+        if not kept:
+            raise SourceError(
+                f"python-stdlib: no .py files in {root}; this Python keeps its library elsewhere, name a folder of text"
+            )
+        return sorted(kept)
+
+    def describe(self) -> dict[str, Any]:
+        """Python version and a digest of the files."""
+        total = hashlib.sha256()
+        for name, path in self.paths():
+            total.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        return {"kind": "python-stdlib", "python": platform.python_version(), "sha256": total.hexdigest()}
+
+    def documents(self) -> Iterator[Document]:
+        """One document for each file."""
+        for name, path in self.paths():
+            yield Document(name, path.read_bytes().decode("utf-8", "replace"))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFiles:
+    """Files, folders (all files below) and globs; `.gz` is unpacked, each line of `.jsonl` is a document in `field`."""
+
+    inputs: tuple[str, ...]
+    field: str = "text"
+
+    def paths(self) -> list[tuple[str, pathlib.Path]]:
+        """(name, path) of every file, in the order of the inputs and by name within one."""
+        found: dict[pathlib.Path, str] = {}
+        for given in self.inputs:
+            root = pathlib.Path(given)
+            if root.is_dir():
+                matches = sorted(path for path in root.rglob("*") if path.is_file())
+            else:
+                matches = [root] if root.is_file() else sorted(map(pathlib.Path, glob.glob(given, recursive=True)))
+                matches = [path for path in matches if path.is_file()]
+            if not matches:
+                raise SourceError(f"text source {given!r}: no such file, folder or glob")
+            for path in matches:
+                found.setdefault(path, path.relative_to(root).as_posix() if root.is_dir() else path.name)
+        return [(name, path) for path, name in found.items()]
+
+    def describe(self) -> dict[str, Any]:
+        """File names and a digest of their content."""
+        total = hashlib.sha256()
+        paths = self.paths()
+        for name, path in paths:
+            with path.open("rb") as file:
+                total.update(name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+        return {"kind": "text", "files": len(paths), "field": self.field, "sha256": total.hexdigest()}
+
+    def documents(self) -> Iterator[Document]:
+        """A file is a document; in `.jsonl` and `.jsonl.gz` a line is."""
+        for name, path in self.paths():
+            try:
+                if name.removesuffix(".gz").endswith(".jsonl"):
+                    yield from self._lines(name, path)
+                else:
+                    content = gzip.decompress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes()
+                    yield Document(name, content.decode("utf-8", "replace"))
+            except (OSError, EOFError) as error:
+                raise SourceError(f"text source {path}: cannot be read ({error})") from None
+
+    def _lines(self, name: str, path: pathlib.Path) -> Iterator[Document]:
+        opened = gzip.open(path, "rb") if name.endswith(".gz") else path.open("rb")
+        with opened as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                except ValueError as error:
+                    raise SourceError(f"text source {path}: line {number} is no JSON ({error})") from None
+                if not isinstance(record, dict) or not isinstance(record.get(self.field), str):
+                    names = sorted(record) if isinstance(record, dict) else type(record).__name__
+                    raise SourceError(
+                        f"text source {path}: line {number} has no text field {self.field!r}, only {names}; set --field"
+                    )
+                yield Document(f"{name}:{number}", record[self.field])
+
+
+@dataclasses.dataclass(frozen=True)
+class NanoGPTFile:
+    """A nanoGPT `.bin`: flat little-endian uint16 GPT-2 tokens, documents ended by 50256."""
+
+    path: str
+
+    def describe(self) -> dict[str, Any]:
+        """Size and digest of the file."""
+        with pathlib.Path(self.path).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"kind": "nanogpt", "sha256": digest}
+
+    def documents(self) -> Iterator[Document]:
+        """The runs between end-of-text tokens, without them."""
+        tokens = np.memmap(self.path, np.dtype("<u2"), mode="r")
+        ends = np.flatnonzero(tokens == GPT2_END_OF_TEXT).tolist() + [len(tokens)]
+        start = 0
+        for end in ends:
+            if end > start:
+                yield Document(str(start), np.array(tokens[start:end]))
+            start = end + 1
