@@ -348,7 +348,10 @@ class Checkpointer:
     def _remove_temporary(self) -> None:
         if jax.process_index() == 0:
             for path in self.directory.glob(f"*{_TEMPORARY}*"):
-                shutil.rmtree(path, ignore_errors=True)
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 def _one_line(error: BaseException) -> str:
