@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from sympow_jax.input_pipeline import sampler
-from sympow_jax.input_pipeline.packing import PackedStore, pack
 from sympow_jax.input_pipeline.store import Store
 
 Batch = dict[str, np.ndarray]
@@ -36,7 +35,7 @@ class StoreBatches:
 
     `source[step]` holds `inputs` and `targets`, [batch_size / process_count, seq_len] int32: targets are the stored
     tokens, inputs the targets shifted right with BOS in front, also where a window begins inside a document.
-    Packed stores add `segment_ids`, `positions` (int32) and `loss_mask` (float32).
+    Packed and TFDS stores add `segment_ids`, `positions` (int32) and `loss_mask` (float32).
     """
 
     stores: tuple[Store, ...]
@@ -56,39 +55,31 @@ class StoreBatches:
             for store in self.stores
         )
 
-    @property
-    def packed(self) -> bool:
-        """True when documents are packed, with segment_ids in the batch."""
-        return isinstance(self.stores[0], PackedStore)
-
     def __getitem__(self, step: int) -> Batch:
         """This host's part of global batch `step`."""
+        batch: Batch = {}
         local = self.batch_size // self.process_count
-        targets = np.empty((local, self.seq_len), np.int32)
-        windows = np.empty(local, np.int64)
-        which = np.empty(local, np.int64)
         for store, run, slots in self._runs(step):
-            columns = slice(run.block * self.seq_len, (run.block + 1) * self.seq_len)
-            targets[slots] = self.stores[store].read(slice(run.start, run.stop), columns)
-            windows[slots] = np.arange(run.start, run.stop)
-            which[slots] = store
-        if self.packed:
-            return self._packed_batch(targets, windows, which)
-        return {"inputs": shift_right(targets, self.stores[0].bos_id), "targets": targets}
+            part = self.stores[store].examples(slice(run.start, run.stop), self._columns(run))
+            if len(slots) == local:
+                return part
+            for name, values in part.items():
+                batch.setdefault(name, np.empty((local, self.seq_len), values.dtype))[slots] = values
+        return batch
 
     def describe(self, step: int) -> list[dict[str, Any]]:
         """For each sequence: store, its row there, columns [start, stop), source documents and text."""
         described: list[dict[str, Any]] = [{} for _ in range(self.batch_size // self.process_count)]
         for index, run, slots in self._runs(step):
             store = self.stores[index]
-            columns = slice(run.block * self.seq_len, (run.block + 1) * self.seq_len)
+            columns = self._columns(run)
             for row, slot in zip(range(run.start, run.stop), slots.tolist(), strict=True):
                 tokens = store.read(slice(row, row + 1), columns)[0]
                 described[slot] = {
                     "store": store.address,
                     "row": row,
                     "columns": [columns.start, columns.stop],
-                    "documents": _documents(store, row),
+                    "documents": store.documents(row),
                     "text": store.tokenizer.decode(tokens),
                 }
         return described
@@ -98,6 +89,9 @@ class StoreBatches:
         share = self.mixture.counts / self.mixture.counts.sum()
         passes = (step * self.batch_size * s / g.num_sequences for s, g in zip(share, self.grids, strict=True))
         return float(max(passes))
+
+    def _columns(self, run: sampler.Run) -> slice:
+        return slice(run.block * self.seq_len, (run.block + 1) * self.seq_len)
 
     def _runs(self, step: int) -> list[tuple[int, sampler.Run, np.ndarray]]:
         """(store, run, slots in this host's batch) of global batch `step`."""
@@ -112,21 +106,6 @@ class StoreBatches:
                 found.append((share.store, run, share.slots[done : done + count]))
                 done += count
         return found
-
-    def _packed_batch(self, targets: np.ndarray, windows: np.ndarray, which: np.ndarray) -> Batch:
-        rows = [
-            pack(tokens, self.stores[store].offsets, window * self.seq_len, bos_id=self.stores[store].bos_id)
-            for tokens, window, store in zip(targets, windows.tolist(), which.tolist(), strict=True)
-        ]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def shift_right(targets: np.ndarray, bos_id: int) -> np.ndarray:
-    """inputs[:, 0] = BOS, inputs[:, t] = targets[:, t - 1]."""
-    inputs = np.empty_like(targets)
-    inputs[:, 0] = bos_id
-    inputs[:, 1:] = targets[:, :-1]
-    return inputs
 
 
 def make_batches(
@@ -160,6 +139,7 @@ def make_batches(
         )
     for store in stores:
         _check_store(store, stores[0], seq_len)
+        store.check_cache(batch_size // process_count, seq_len)
     mixture = sampler.Mixture(weights, seed)
     if mixture.counts.min() < 1:
         raise ValueError(f"data weights = {list(weights)}: each share must be at least 1 / {sampler.MIXTURE_BLOCK}")
@@ -167,8 +147,7 @@ def make_batches(
 
 
 def _check_store(store: Store, first: Store, seq_len: int) -> None:
-    packed = isinstance(store, PackedStore)
-    if packed and store.document_length != seq_len:
+    if store.segmented and store.document_length != seq_len:
         raise ValueError(
             f"data.seq_len = {seq_len}: {store.address!r} was opened for windows of {store.document_length}"
         )
@@ -177,8 +156,8 @@ def _check_store(store: Store, first: Store, seq_len: int) -> None:
             f"data.seq_len = {seq_len}: {store.address!r} has documents of {store.document_length} tokens; "
             f"use 1..{store.document_length}, or prepare a store of longer documents"
         )
-    if packed != isinstance(first, PackedStore):
-        raise ValueError(f"data: {first.address!r} and {store.address!r} cannot be mixed: only one of them is packed")
+    if store.segmented != first.segmented:
+        raise ValueError(f"data: {first.address!r} and {store.address!r} cannot be mixed: one has segments, one rows")
     for field in ("vocab_size", "bos_id"):
         if getattr(store, field) != getattr(first, field):
             raise ValueError(
@@ -187,5 +166,6 @@ def _check_store(store: Store, first: Store, seq_len: int) -> None:
             )
 
 
-def _documents(store: Store, row: int) -> list[int]:
-    return store.documents(row) if isinstance(store, PackedStore) else [int(store.clusters[row])]
+def describe_batch(source: BatchSource, step: int) -> list[dict[str, Any]]:
+    """What batch `step` was: for each sequence its store, row, columns [start, stop), source documents and text."""
+    return source.describe(step)

@@ -117,8 +117,8 @@ def build(
         if not any((made / f"{split}.zarr").exists() for split in SPLITS):
             longest = int(stream.lengths.max(initial=0))
             raise BuildError(
-                f"document_length = {request.document_length}: no row could be made of {len(stream.lengths)} documents, "
-                f"the longest of {longest} tokens; use a smaller length, or documents=concatenate"
+                f"document_length = {request.document_length}: {len(stream.lengths)} documents give no row, "
+                f"the longest has {longest} tokens; use a smaller length, or documents=concatenate"
             )
         write_json(made / "manifest.json", described)
         os.rename(made, output)
@@ -206,7 +206,8 @@ def _is_done(output: pathlib.Path, described: dict[str, Any]) -> bool:
     differing = sorted(name for name in {*found, *described} if found.get(name) != described.get(name))
     if differing:
         raise BuildError(
-            f"output = {str(output)!r}: holds a corpus with another {', '.join(differing)}; name another folder or remove it"
+            f"output = {str(output)!r}: holds a corpus with another {', '.join(differing)}; "
+            "name another folder or remove it"
         )
     return True
 

@@ -32,7 +32,7 @@ def kvstore_spec(address: str) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=8)
 def shared_context(cache_bytes: int) -> ts.Context:
-    """One least-recently-used cache of at most `cache_bytes` of decoded chunks, shared by the stores that ask for it."""
+    """A least-recently-used cache of at most `cache_bytes` of decoded chunks, shared by the stores opened with it."""
     return ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
 
 

@@ -91,7 +91,7 @@ def arrange(
 
 
 def _shuffle(clusters: np.ndarray, seed: int, stream_id: int) -> np.ndarray:
-    """A random order of the rows that keeps rows of one document in their own order, so that sorting by cluster joins them."""
+    """A random order of the rows in which rows of one document keep their own: a stable sort by cluster joins them."""
     shuffled = permutation(seed, stream_id, len(clusters))
     places = np.argsort(clusters[shuffled], kind="stable")
     order = np.empty(len(clusters), np.int64)

@@ -5,13 +5,8 @@ import functools
 import numpy as np
 
 from sympow_jax.input_pipeline import kvstore as kv
-from sympow_jax.input_pipeline.store import (
-    DEFAULT_CACHE_BYTES,
-    ChunkedArray,
-    StoreError,
-    check_bounds,
-    stored_tokenizer,
-)
+from sympow_jax.input_pipeline.chunked_array import DEFAULT_CACHE_BYTES, ChunkedArray, StoreError, stored_tokenizer
+from sympow_jax.input_pipeline.store import Store
 from sympow_jax.input_pipeline.tokenizers import Tokenizer
 
 OFFSETS = "offsets.int64"
@@ -42,8 +37,10 @@ def pack(tokens: np.ndarray, offsets: np.ndarray, start: int, *, bos_id: int) ->
     }
 
 
-class PackedStore:
-    """A flat store seen as windows: row w is tokens [w T, (w + 1) T) of the stream; the last window is padded with 0."""
+class PackedStore(Store):
+    """A flat store seen as windows: row w is tokens [w T, (w + 1) T); the last is padded with 0."""
+
+    segmented = True
 
     def __init__(self, array: ChunkedArray, offsets: np.ndarray, seq_len: int) -> None:
         self.array = array
@@ -53,24 +50,11 @@ class PackedStore:
         self.bos_id = int(array.metadata.attributes["bos_id"])
         self.manifest = array.manifest
         self.chunks = (max(1, int(array.metadata.chunks[0]) // seq_len), seq_len)
-        self._seq_len = seq_len
+        self.num_tokens = int(array.metadata.shape[0])
+        self.num_documents = -(-self.num_tokens // seq_len)
+        self.document_length = seq_len
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens in the stream."""
-        return int(self.array.metadata.shape[0])
-
-    @property
-    def num_documents(self) -> int:
-        """Number of windows."""
-        return -(-self.num_tokens // self._seq_len)
-
-    @property
-    def document_length(self) -> int:
-        """Tokens in a window."""
-        return self._seq_len
-
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """What identifies the content; see ChunkedArray.digest."""
         return self.array.digest
@@ -78,7 +62,7 @@ class PackedStore:
     @functools.cached_property
     def clusters(self) -> np.ndarray:
         """[num_documents] int64: the document in which each window begins."""
-        starts = np.arange(self.num_documents) * self._seq_len
+        starts = np.arange(self.num_documents) * self.document_length
         return np.searchsorted(self.offsets, starts, side="right").astype(np.int64) - 1
 
     @functools.cached_property
@@ -86,21 +70,26 @@ class PackedStore:
         """The tokenizer kept with the store."""
         return stored_tokenizer(self.array)
 
-    def documents(self, window: int) -> list[int]:
+    def examples(self, rows: slice, columns: slice) -> dict[str, np.ndarray]:
+        """inputs, targets, segment_ids, positions [rows, T] int32 and loss_mask [rows, T] float32; see pack."""
+        tokens = self.read(rows, columns)
+        starts = range(rows.start * self.document_length, rows.stop * self.document_length, self.document_length)
+        packed = [pack(row, self.offsets, s, bos_id=self.bos_id) for row, s in zip(tokens, starts, strict=True)]
+        return {name: np.stack([row[name] for row in packed]) for name in packed[0]}
+
+    def documents(self, row: int) -> list[int]:
         """The documents that have tokens in a window."""
-        start = window * self._seq_len
-        stop = min(start + self._seq_len, self.num_tokens)
+        start = row * self.document_length
+        stop = min(start + self.document_length, self.num_tokens)
         first, last = np.searchsorted(self.offsets, [start, stop - 1], side="right") - 1
         return list(range(int(first), int(last) + 1))
 
-    def read(self, rows: slice, columns: slice) -> np.ndarray:
-        """Tokens [rows, columns] of the windows."""
-        check_bounds(self, rows, columns)
-        start, stop = rows.start * self._seq_len, rows.stop * self._seq_len
+    def _read(self, rows: slice, columns: slice) -> np.ndarray:
+        start, stop = rows.start * self.document_length, rows.stop * self.document_length
         tokens = self.array.read(slice(start, min(stop, self.num_tokens)))
         if stop > self.num_tokens:
             tokens = np.concatenate([tokens, np.zeros(stop - self.num_tokens, tokens.dtype)])
-        return tokens.reshape(-1, self._seq_len)[:, columns]
+        return tokens.reshape(-1, self.document_length)[:, columns]
 
 
 def open_packed_store(address: str, *, seq_len: int, cache_bytes: int = DEFAULT_CACHE_BYTES) -> PackedStore:

@@ -46,7 +46,7 @@ class Prefetch:
 def prefetch(
     source: BatchSource, start_step: int, stop_step: int, *, prefetch_batches: int = 4, num_threads: int = 2
 ) -> Prefetch:
-    """Batches start_step .. stop_step - 1 in order, up to `prefetch_batches` of them read ahead by `num_threads` threads.
+    """Batches start_step .. stop_step - 1 in order, `prefetch_batches` of them read ahead by `num_threads` threads.
 
     Neither number changes what the batches are. No worker processes, no state: to resume, start at another step.
     """

@@ -3,6 +3,7 @@
 import bisect
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import json
@@ -100,26 +101,23 @@ def _shards(source: Source) -> Iterator[list[Document]]:
         yield documents
 
 
-class _executor:
-    """Runs _tokenize_shard in `num_workers` processes, or in this one when there is just one."""
+_Submit = Callable[[pathlib.Path, list[str | np.ndarray], str], concurrent.futures.Future | None]
 
-    def __init__(self, num_workers: int, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._pool = None
-        if num_workers > 1:
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = concurrent.futures.ProcessPoolExecutor(
-                num_workers, mp_context=spawn, initializer=_load_worker_tokenizer, initargs=(tokenizer.files(),)
-            )
 
-    def __enter__(self) -> Callable[[pathlib.Path, list[str | np.ndarray], str], concurrent.futures.Future | None]:
-        if self._pool is None:
-            return lambda *task: tokenize_shard(*task, tokenizer=self._tokenizer)
-        return lambda *task: self._pool.submit(_work, *task)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+@contextlib.contextmanager
+def _executor(num_workers: int, tokenizer: Tokenizer) -> Iterator[_Submit]:
+    """Runs tokenize_shard in `num_workers` processes, or in this one when there is just one."""
+    if num_workers == 1:
+        yield lambda *task: tokenize_shard(*task, tokenizer=tokenizer)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(
+        num_workers, mp_context=spawn, initializer=_load_worker_tokenizer, initargs=(tokenizer.files(),)
+    )
+    try:
+        yield lambda *task: pool.submit(_work, *task)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _worker_tokenizer: list[Tokenizer] = []

@@ -133,8 +133,7 @@ class TextFiles:
                 raise SourceError(f"text source {path}: cannot be read ({error})") from None
 
     def _lines(self, name: str, path: pathlib.Path) -> Iterator[Document]:
-        opened = gzip.open(path, "rb") if name.endswith(".gz") else path.open("rb")
-        with opened as file:
+        with gzip.open(path, "rb") if name.endswith(".gz") else path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue

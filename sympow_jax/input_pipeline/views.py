@@ -6,13 +6,14 @@ import pathlib
 
 import numpy as np
 
-from sympow_jax.input_pipeline.store import GPT2_ATTRIBUTES, Store, StoreError, check_bounds
+from sympow_jax.input_pipeline.chunked_array import GPT2_ATTRIBUTES, StoreError
+from sympow_jax.input_pipeline.store import Store
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer
 
 BIN_ROW_LENGTH = 65536  # LongCrawl64's documents, which its .bin files hold end to end
 
 
-class BinStore:
+class BinStore(Store):
     """A nanoGPT `.bin` (flat little-endian uint16 GPT-2 tokens) as rows of 65,536, or one row if it is shorter."""
 
     vocab_size = int(GPT2_ATTRIBUTES["vocab_size"])
@@ -26,17 +27,9 @@ class BinStore:
         length = min(BIN_ROW_LENGTH, len(tokens))
         self.address = address
         self.chunks = (1, length)
-        self._rows = tokens[: len(tokens) // length * length].reshape(-1, length)
-
-    @property
-    def num_documents(self) -> int:
-        """Number of rows; an incomplete last one is left out."""
-        return self._rows.shape[0]
-
-    @property
-    def document_length(self) -> int:
-        """Tokens in a row."""
-        return self._rows.shape[1]
+        self.num_documents = len(tokens) // length  # an incomplete last row is left out
+        self.document_length = length
+        self._rows = tokens[: self.num_documents * length].reshape(-1, length)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -54,20 +47,19 @@ class BinStore:
         """GPT-2's, without LongCrawl64's escapes."""
         return load_tokenizer("gpt2")
 
-    def read(self, rows: slice, columns: slice) -> np.ndarray:
-        """Tokens [rows, columns]."""
-        check_bounds(self, rows, columns)
+    def _read(self, rows: slice, columns: slice) -> np.ndarray:
         tokens = np.array(self._rows[rows, columns])
         if int(tokens.max()) >= self.vocab_size:
             row, column = np.argwhere(tokens >= self.vocab_size)[0].tolist()
+            place = (rows.start + row) * self.document_length + columns.start + column
             raise StoreError(
-                f"store = {self.address!r}: token {int(tokens[row, column])} at "
-                f"{(rows.start + row) * self.document_length + columns.start + column}, but vocab_size = {self.vocab_size}"
+                f"store = {self.address!r}: token {int(tokens[row, column])} at {place}, "
+                f"but vocab_size = {self.vocab_size}; only GPT-2 tokens can be read from a .bin"
             )
         return tokens
 
 
-class ConcatView:
+class ConcatView(Store):
     """The rows of a store joined into rows of `length`, rows of one source document next to each other and in order."""
 
     def __init__(self, store: Store, length: int) -> None:
@@ -85,14 +77,12 @@ class ConcatView:
         self.clusters = np.arange(self.num_documents)
         self._order = np.argsort(store.clusters, kind="stable")
 
-    @property
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """That of the store."""
         return self.store.tokenizer
 
-    def read(self, rows: slice, columns: slice) -> np.ndarray:
-        """Tokens [rows, columns] of the joined rows."""
-        check_bounds(self, rows, columns)
+    def _read(self, rows: slice, columns: slice) -> np.ndarray:
         start = [row * self.document_length + columns.start for row in range(rows.start, rows.stop)]
         return np.stack([self._stream(s, s + columns.stop - columns.start) for s in start])
 

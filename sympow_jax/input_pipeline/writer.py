@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from sympow_jax.input_pipeline.store import MANIFEST, TOKENIZER_FOLDER
+from sympow_jax.input_pipeline.chunked_array import MANIFEST, TOKENIZER_FOLDER
 from sympow_jax.input_pipeline.tokenizers import Tokenizer
 
 COMPRESSORS: dict[str, dict[str, Any] | None] = {
