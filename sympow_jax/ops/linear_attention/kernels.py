@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,8 +22,12 @@ class PowerKernel:
         """The kernel as a function of the score s = q . k."""
         return _integer_power(s, self.degree)
 
-    def features(self, x: Float[Array, "*B D"]) -> Float[Array, "*B P"]:
-        """phi(x), P = C(D + p - 1, p) numbers: every monomial of degree p once."""
+    def derivative(self, s: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The derivative of `weight`."""
+        return self.degree * s * (1.0 if self.degree == 2 else _integer_power(s, self.degree - 2))
+
+    def features(self, x: Float[Array, "*B D C"]) -> Float[Array, "*B P C"]:
+        """phi(x) of C tokens, P = C(D + p - 1, p) numbers: every monomial of degree p once."""
         return _squares(x) if self.degree == 2 else _monomials(x, self.degree)
 
     def num_features(self, head_dim: int) -> int:
@@ -38,9 +43,13 @@ class TaylorKernel:
         """The kernel as a function of the score s = q . k."""
         return 1.0 + s + 0.5 * s * s
 
-    def features(self, x: Float[Array, "*B D"]) -> Float[Array, "*B P"]:
+    def derivative(self, s: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The derivative of `weight`."""
+        return 1.0 + s
+
+    def features(self, x: Float[Array, "*B D C"]) -> Float[Array, "*B P C"]:
         """phi(x) = [1, x, phi_2(x) / sqrt(2)], P = 1 + D + D (D + 1) / 2 numbers."""
-        return jnp.concatenate([jnp.ones_like(x[..., :1]), x, _squares(x / SQRT2**0.5)], axis=-1)
+        return jnp.concatenate([jnp.ones_like(x[..., :1, :]), x, _squares(x / SQRT2**0.5)], axis=-2)
 
     def num_features(self, head_dim: int) -> int:
         """P, the size of phi."""
@@ -62,17 +71,38 @@ def _integer_power(s: Array, degree: int) -> Array:
     return half * half
 
 
+@jax.custom_vjp
 def _squares(x: Array) -> Array:
     """Degree 2 in the cyclic-offset layout: x_i x_((i + r) mod D) for r = 0 .. D // 2, each pair once.
 
     Offset 0 has weight 1, the others sqrt(2); for an even D the last offset, r = D / 2, meets every pair twice, so
-    only its first half is kept. Everything is a product of contiguous slices, so its gradient has no scatter.
+    only its first half is kept. Copies of x laid end to end and cut into rows of D + 1 are its cyclic shifts: row r
+    starts with x_r. There is no gather, and the products are one vectorised loop over the tokens.
     """
-    D = x.shape[-1]
-    shifted = SQRT2 * jnp.concatenate([x, x[..., : D // 2]], axis=-1)
-    offsets = [x * shifted[..., r : r + D] for r in range(1, (D + 1) // 2)]
-    last = [x[..., : D // 2] * shifted[..., D // 2 : D]] if D % 2 == 0 else []
-    return jnp.concatenate([x * x, *offsets, *last], axis=-1)
+    *batch, D, C = x.shape
+    R = D // 2 + 1
+    copies = jnp.broadcast_to((SQRT2 * x)[..., None, :, :], (*batch, R + 1, D, C)).reshape(*batch, (R + 1) * D, C)
+    shifts = copies[..., : R * (D + 1), :].reshape(*batch, R, D + 1, C)[..., 1:, :D, :]
+    pairs = (x[..., None, :, :] * shifts).reshape(*batch, (R - 1) * D, C)
+    return jnp.concatenate([x * x, pairs[..., : D * (D - 1) // 2, :]], axis=-2)
+
+
+def _squares_vjp(x: Array, g: Array) -> tuple[Array]:
+    """dx_i = sum_r weight_r (g_r[i] x_(i + r) + g_r[i - r] x_(i - r)), indices mod D: slices, not a scatter."""
+    D = x.shape[-2]
+    twice = jnp.concatenate([x, x], axis=-2)
+    total = jnp.zeros_like(x)
+    for r in range(1, (D + 1) // 2):
+        row = g[..., r * D : (r + 1) * D, :]
+        back = jnp.concatenate([row[..., D - r :, :], row[..., : D - r, :]], axis=-2)
+        total += row * twice[..., r : r + D, :] + back * twice[..., D - r : 2 * D - r, :]
+    if D % 2 == 0:
+        half = g[..., D * D // 2 :, :]
+        total += jnp.concatenate([half, half], axis=-2) * twice[..., D // 2 : D // 2 + D, :]
+    return (SQRT2 * total + 2.0 * g[..., :D, :] * x,)
+
+
+_squares.defvjp(lambda x: (_squares(x), x), _squares_vjp)
 
 
 def _monomials(x: Array, degree: int) -> Array:
@@ -81,13 +111,13 @@ def _monomials(x: Array, degree: int) -> Array:
     Multiplying x_i with the monomials of one degree less whose indices are all >= i, which are the tail of the
     sorted list, gives every monomial once: D contiguous products for each degree, and no gather.
     """
-    D = x.shape[-1]
+    D = x.shape[-2]
     features = x
     for lower in range(1, degree):
-        starts = [features.shape[-1] - math.comb(D - i + lower - 1, lower) for i in range(D)]
-        features = jnp.concatenate([x[..., i : i + 1] * features[..., starts[i] :] for i in range(D)], axis=-1)
+        starts = [features.shape[-2] - math.comb(D - i + lower - 1, lower) for i in range(D)]
+        features = jnp.concatenate([x[..., i : i + 1, :] * features[..., starts[i] :, :] for i in range(D)], axis=-2)
     roots = jnp.asarray(_multinomial_roots(D, degree), x.dtype)
-    return features * roots.reshape((1,) * (x.ndim - 1) + roots.shape)
+    return features * roots.reshape((1,) * (x.ndim - 2) + (-1, 1))
 
 
 def _multinomial_roots(D: int, degree: int) -> np.ndarray:

@@ -18,9 +18,9 @@ def recurrent(
 
     def step(state, token):
         q, k, v, gate = token
-        update = jnp.einsum("bkp,bke->bkpe", kernel.features(k.astype(dtype)), v.astype(dtype))
+        update = jnp.einsum("bkp,bke->bkpe", kernel.features(k.astype(dtype)[..., None])[..., 0], v.astype(dtype))
         state = gate[..., None, None] * state + update
-        return state, jnp.einsum("bkgp,bkpe->bkge", kernel.features(q.astype(dtype)), state)
+        return state, jnp.einsum("bkgp,bkpe->bkge", kernel.features(q.astype(dtype)[..., None])[..., 0], state)
 
     tokens = (inputs.q, inputs.k, extend_values(inputs.v, inputs.valid), gates)
     state, out = jax.lax.scan(step, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens))

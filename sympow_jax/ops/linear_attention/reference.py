@@ -29,6 +29,6 @@ def reference(
     out = jnp.einsum("bkgts,bske->btkge", weights, values)
 
     from_state = jnp.where(runs[:, None] == 0, jnp.exp(jnp.cumsum(gates, axis=-1)), 0.0)  # [B, K, T]
-    out += jnp.einsum("btkgp,bkpe,bkt->btkge", kernel.features(q), state, from_state)
-    final = jnp.einsum("bskp,bske,bks->bkpe", kernel.features(k), values, decay[:, :, -1])
+    out += jnp.einsum("btkgp,bkpe,bkt->btkge", kernel.features(q[..., None])[..., 0], state, from_state)
+    final = jnp.einsum("bskp,bske,bks->bkpe", kernel.features(k[..., None])[..., 0], values, decay[:, :, -1])
     return out, final + from_state[:, :, -1, None, None] * state
