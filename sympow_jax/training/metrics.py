@@ -65,6 +65,12 @@ class MetricsWriter:
         for name, sink in self._sinks.items():
             self._guard(name, lambda sink=sink: sink.write(row))
 
+    def progress(self, step: int) -> None:
+        """Moves the live bar, if there is one, between two rows."""
+        sink = self._sinks.get("the progress line")
+        if sink is not None:
+            self._guard("the progress line", lambda: sink.move(step))
+
     def message(self, text: str) -> None:
         """Prints a line without disturbing the progress display."""
         sink = self._sinks.get("the progress line")
@@ -150,7 +156,8 @@ class _TensorBoard:
     def __init__(self, folder: pathlib.Path, resume_step: int | None):
         from tensorboardX import SummaryWriter  # slow to import; a run may do without
 
-        self._writer = SummaryWriter(str(folder), purge_step=0 if resume_step is None else resume_step + 1)
+        first = 0 if resume_step is None else resume_step + 1  # TensorBoard hides older events from here on
+        self._writer = SummaryWriter(str(folder), purge_step=first, filename_suffix=f".from{first}")
 
     def write(self, row: Mapping[str, Any]) -> None:
         for key, value in row.items():
@@ -198,6 +205,10 @@ class _ProgressLine:
             self._bar.update(self._task, completed=row["step"], description=text)
         else:
             print(f"step {row['step']}/{self._total}  {text}", file=self._stream, flush=True)
+
+    def move(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
 
     def message(self, text: str) -> None:
         if self._bar is not None:

@@ -11,6 +11,7 @@
 
 import os
 import signal
+import socket
 import threading
 
 import jax
@@ -40,20 +41,30 @@ class StopRequest:
     def __init__(self) -> None:
         self._signal: int | None = None
         self._previous: dict[int, object] = {}
+        self._wakeup: tuple[socket.socket, int] | None = None
         self._polls = 0
         self._stopping = False
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
+            reader, writer = socket.socketpair()
+            writer.setblocking(False)
+            self._wakeup = (writer, signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False))
+            threading.Thread(target=self._watch, args=(reader,), name="stop-request", daemon=True).start()
             # With several processes SIGTERM is left to JAX's preemption notifier, which tells the other hosts.
             signals = (signal.SIGINT,) if _multi_process() else _SIGNALS
-            self._previous = {number: signal.signal(number, self._handle) for number in signals}
+            self._previous = {number: signal.signal(number, _do_nothing) for number in signals}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
         self._previous = {}
+        if self._wakeup is not None:
+            writer, previous = self._wakeup
+            signal.set_wakeup_fd(previous)
+            writer.close()
+            self._wakeup = None
 
     def request(self, number: int = signal.SIGTERM) -> None:
         """Asks for a stop as the signal would."""
@@ -72,12 +83,22 @@ class StopRequest:
         """What to exit with after the checkpoint is saved."""
         return EXIT_SIGINT if self._signal == signal.SIGINT else EXIT_SIGTERM
 
-    def _handle(self, number: int, _: object) -> None:
-        if self._signal is not None:
-            os._exit(EXIT_AT_ONCE)
-        self._signal = number
-        if _multi_process():
-            os.kill(os.getpid(), signal.SIGTERM)
+    def _watch(self, reader: socket.socket) -> None:
+        """Reads signal numbers as they arrive; unlike a Python handler, also while the main thread is compiling."""
+        with reader:
+            while numbers := reader.recv(16):
+                for number in numbers:
+                    if number not in _SIGNALS:
+                        continue
+                    if self._signal is not None:
+                        os._exit(EXIT_AT_ONCE)
+                    self._signal = number
+                    if _multi_process():
+                        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _do_nothing(*_: object) -> None:
+    """A handler must exist for the signal number to reach the wake-up socket."""
 
 
 def _multi_process() -> bool:

@@ -53,18 +53,6 @@ def read_json(path: str | os.PathLike) -> Any:
         raise WorkdirError(f"{path} cannot be read ({_one_line(error)}); restore it from a copy") from None
 
 
-def config_changes(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> dict[str, tuple]:
-    """Fields that differ between two nested configs: {"model.degree": (2, 4)}; an absent side is the text `absent`."""
-    changes = {}
-    for key in sorted(saved.keys() | current.keys()):
-        old, new, name = saved.get(key, "absent"), current.get(key, "absent"), prefix + key
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            changes |= config_changes(old, new, name + ".")
-        elif old != new:
-            changes[name] = (old, new)
-    return changes
-
-
 class WorkdirLock:
     """Holds a workdir for one run: `with WorkdirLock(workdir): ...`; raises WorkdirError when another run has it.
 
