@@ -1,8 +1,9 @@
 """Tokens on disk to batches: stores, tokenizers, sampling order, packing, prefetch, and the builder of stores."""
 
-from sympow_jax.input_pipeline.batches import BatchSource, make_batches
+from sympow_jax.input_pipeline.batches import BatchSource, describe_batch, make_batches
 from sympow_jax.input_pipeline.chunked_array import StoreError
 from sympow_jax.input_pipeline.corpus import STDLIB_NAME, default_corpus
+from sympow_jax.input_pipeline.opening import open_batches, open_data
 from sympow_jax.input_pipeline.packing import open_packed_store
 from sympow_jax.input_pipeline.prefetch import Prefetch, prefetch
 from sympow_jax.input_pipeline.store import Store, TokenStore, open_store
@@ -20,8 +21,11 @@ __all__ = [
     "TokenizerError",
     "concat_view",
     "default_corpus",
+    "describe_batch",
     "load_tokenizer",
     "make_batches",
+    "open_batches",
+    "open_data",
     "open_packed_store",
     "open_store",
     "prefetch",

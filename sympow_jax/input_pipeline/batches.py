@@ -35,7 +35,7 @@ class StoreBatches:
 
     `source[step]` holds `inputs` and `targets`, [batch_size / process_count, seq_len] int32: targets are the stored
     tokens, inputs the targets shifted right with BOS in front, also where a window begins inside a document.
-    Packed and TFDS stores add `segment_ids`, `positions` (int32) and `loss_mask` (float32).
+    Packed stores and TFDS datasets add `segment_ids`, `positions` (int32) and `loss_mask` (float32).
     """
 
     stores: tuple[Store, ...]

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from sympow_jax.input_pipeline.chunked_array import MANIFEST
 from sympow_jax.input_pipeline.hashing import random_bits
 from sympow_jax.input_pipeline.layout import Layout, arrange
 from sympow_jax.input_pipeline.packing import OFFSETS
@@ -161,7 +162,7 @@ def _write_split(
     counts = {
         "documents": len(chosen),
         "documents_used": len(np.unique(layout.documents)),
-        "rows": layout_format.shape[0],
+        "rows": 1 if packed else layout_format.shape[0],
         "tokens": int(np.prod(layout_format.shape)),
     }
     finish_store(
@@ -172,6 +173,12 @@ def _write_split(
         tokenizer=tokenizer,
         extra_files={OFFSETS: layout.offsets().astype("<i8").tobytes()} if packed else None,
     )
+
+
+def read_counts(store: pathlib.Path) -> dict[str, int]:
+    """Documents, rows and tokens of a prepared store, from its manifest; empty if there is none."""
+    manifest = store / MANIFEST
+    return json.loads(manifest.read_text())["counts"] if manifest.exists() else {}
 
 
 def heldout(keys: np.ndarray, fraction: float) -> np.ndarray:

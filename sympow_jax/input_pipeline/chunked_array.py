@@ -46,9 +46,10 @@ class Metadata:
         return [self.key(*index) for index in np.ndindex(self.grid)]
 
 
-def read_metadata(address: str, kvstore: ts.KvStore) -> Metadata:
+def read_metadata(address: str) -> Metadata:
     """Metadata of the zarr v2 array at `address`, checked."""
     try:
+        kvstore = kv.open_kvstore(address)
         raw = kv.read_key(kvstore, ".zarray")
         attributes = kv.read_key(kvstore, ".zattrs")
     except Exception as error:  # network and permission errors come in many types
@@ -95,7 +96,7 @@ class ChunkedArray:
         self.address = str(address)
         self.cache_bytes = cache_bytes
         self.kvstore = kv.open_kvstore(self.address)
-        self.metadata = read_metadata(self.address, self.kvstore)
+        self.metadata = read_metadata(self.address)
         self._array = open_array(self.address, cache_bytes=cache_bytes)
         self.vocab_size = int(self.metadata.attributes["vocab_size"])
         manifest = kv.read_key(self.kvstore, MANIFEST)
@@ -143,7 +144,9 @@ class ChunkedArray:
         return [tuple(a + b for a, b in zip(starts, index, strict=True)) for index in np.ndindex(*counts)]
 
     def check_digest(self, index: tuple[int, ...]) -> None:
-        """Raise StoreError unless the file of chunk `index` has the digest that the manifest records."""
+        """Raise StoreError unless the file of chunk `index` has the digest that the manifest, if any, records."""
+        if not self._digests:
+            return
         key = self.metadata.key(*index)
         content = kv.read_key(self.kvstore, key)
         if content is None:

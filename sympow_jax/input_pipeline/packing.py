@@ -103,10 +103,11 @@ def open_packed_store(address: str, *, seq_len: int, cache_bytes: int = DEFAULT_
     if missing.any():
         names = [array.metadata.key(int(i)) for i in np.flatnonzero(missing)]
         raise StoreError(f"store = {address!r}: {len(names)} chunks are missing ({', '.join(names[:5])}); fetch them")
-    return PackedStore(array, _read_offsets(array), seq_len)
+    return PackedStore(array, read_offsets(array), seq_len)
 
 
-def _read_offsets(array: ChunkedArray) -> np.ndarray:
+def read_offsets(array: ChunkedArray) -> np.ndarray:
+    """[documents + 1] int64: where each document starts, and the end of the stream."""
     content = kv.read_key(array.kvstore, OFFSETS)
     if content is None:
         raise StoreError(f"store = {array.address!r}: {OFFSETS} is missing; prepare the store again")

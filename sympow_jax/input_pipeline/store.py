@@ -50,7 +50,7 @@ class Store(abc.ABC):
         return self._read(rows, columns)
 
     def examples(self, rows: slice, columns: slice) -> dict[str, np.ndarray]:
-        """The rectangle as batches have it: targets are the tokens, inputs the same after BOS, [rows, columns] int32."""
+        """The rectangle as batches have it: targets are the tokens, inputs these after BOS, [rows, columns] int32."""
         targets = self.read(rows, columns).astype(np.int32)
         return {"inputs": shift_right(targets, self.bos_id), "targets": targets}
 
@@ -99,8 +99,8 @@ class TokenStore(Store):
         needed = num_chunks * self.chunks[0] * self.chunks[1] * self.array.metadata.dtype.itemsize
         if needed > self.array.cache_bytes:
             raise ValueError(
-                f"data.cache_bytes = {self.array.cache_bytes}: {num_rows} x {seq_len} tokens lie in {num_chunks} chunks of "
-                f" {self.address!r}, which would be decoded again for every batch; use at least {needed}"
+                f"data.cache_bytes = {self.array.cache_bytes}: {num_rows} x {seq_len} tokens lie in {num_chunks} "
+                f"chunks of {self.address!r}, which would be decoded again for every batch; use at least {needed}"
             )
 
     @functools.cached_property

@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Any text into a store to train on, and a check of one.
+
+    python data/prepare.py python-stdlib --output=DIR
+    python data/prepare.py text FILE FOLDER 'GLOB/*.jsonl.gz' --output=DIR --tokenizer=gpt2:VOCABULARY_FOLDER
+    python data/prepare.py nanogpt train.bin --output=DIR
+    python data/prepare.py 'tfds:NAME?split=train&field=text' --output=DIR
+    python data/prepare.py verify DIR_OR_STORE ...
+
+DIR gets train.zarr and heldout.zarr. A killed run continues when the same command is given again.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import sys
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from sympow_jax.input_pipeline import build, corpus, sources, tfds, tokenizers, verify
+
+DEFAULTS = build.Request()
+TOKENIZER_HELP = "byte, gpt2[:FOLDER], gpt2-json[:FOLDER], a tokenizer.json, or train:VOCAB_SIZE (default byte)"
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="text, python-stdlib, nanogpt, tfds:NAME, or verify")
+    parser.add_argument("inputs", nargs="*", help="files, folders and globs (text), a .bin (nanogpt), stores (verify)")
+    parser.add_argument("--output", help="folder to make")
+    parser.add_argument("--tokenizer", default="byte", help=TOKENIZER_HELP)
+    parser.add_argument("--field", default="text", help="the text field of .jsonl lines")
+    parser.add_argument("--documents", choices=build.DOCUMENTS, help=f"default {DEFAULTS.documents}")
+    parser.add_argument("--document_length", type=int, help=f"tokens in a row (default {DEFAULTS.document_length})")
+    parser.add_argument("--min_length", type=int, help="drop documents of fewer tokens (default 1)")
+    parser.add_argument("--heldout_fraction", type=float, help=f"default {DEFAULTS.heldout_fraction}")
+    parser.add_argument("--seed", type=int, help="of the shuffle and the roll (default 0)")
+    parser.add_argument("--roll", action="store_true", default=None, help="rotate rows at random, as LongCrawl64 does")
+    parser.add_argument("--chunks", type=int, nargs=2, help="rows and columns of a chunk (default 2048 2048)")
+    parser.add_argument("--compressor", choices=sorted(build.COMPRESSORS), help="default blosc (lz4, level 5, shuffle)")
+    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes that tokenise")
+    return parser.parse_args(arguments)
+
+
+def make_source(flags: argparse.Namespace) -> sources.Source:
+    """The source that the command line names."""
+    if flags.source.startswith(tfds.PREFIX):
+        return tfds.TfdsSource(flags.source)
+    if flags.source == corpus.STDLIB_NAME:
+        return sources.PythonStdlib()
+    if flags.source == "text" and flags.inputs:
+        return sources.TextFiles(tuple(flags.inputs), flags.field)
+    if flags.source == "nanogpt" and len(flags.inputs) == 1:
+        return sources.NanoGPTFile(flags.inputs[0])
+    raise sources.SourceError(
+        f"source = {flags.source!r} with {len(flags.inputs)} inputs: use text FILE ..., python-stdlib, nanogpt FILE, "
+        "tfds:NAME or verify STORE ..."
+    )
+
+
+def make_tokenizer(name: str, source: sources.Source) -> tokenizers.Tokenizer:
+    """The tokenizer that the command line names; `train:VOCAB_SIZE` trains one on the source."""
+    kind, _, size = name.partition(":")
+    if kind == "train" and size.isdecimal():
+        texts = (document.content for document in source.documents())
+        return tokenizers.train_bpe((text for text in texts if isinstance(text, str)), vocab_size=int(size))
+    return tokenizers.load_tokenizer(name)
+
+
+def make_request(flags: argparse.Namespace) -> build.Request:
+    """The request: given flags over the source's defaults."""
+    base = corpus.STDLIB_REQUEST if flags.source == corpus.STDLIB_NAME else DEFAULTS
+    names = [field.name for field in dataclasses.fields(build.Request)]
+    given = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+    if "chunks" in given:
+        given["chunks"] = tuple(given["chunks"])
+    return dataclasses.replace(base, **given)
+
+
+class Bar(build.Progress):
+    """A progress bar on the terminal."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = None
+
+    def start(self, what: str, total: int | None) -> None:
+        """A stage begins."""
+        self._task = self._progress.add_task(what, total=total)
+
+    def advance(self, amount: int) -> None:
+        """Part of it is done."""
+        if self._task is not None:
+            self._progress.advance(self._task, amount)
+
+
+def run_verify(addresses: list[str]) -> int:
+    """Check stores, or the train.zarr and heldout.zarr of folders; 0 if all are sound."""
+    if not addresses:
+        raise sources.SourceError("verify: name at least one store or prepared folder")
+    sound = True
+    for address in addresses:
+        inside = [str(path) for path in sorted(pathlib.Path(address).glob("*.zarr"))]
+        for store in inside or [address]:
+            faults = verify.verify(store)
+            print("\n".join(faults) if faults else f"{store}: sound")
+            sound &= not faults
+    return 0 if sound else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    flags = parse_arguments(arguments)
+    try:
+        if flags.source == "verify":
+            return run_verify(flags.inputs)
+        if not flags.output:
+            raise build.BuildError("--output: name the folder to make")
+        source = make_source(flags)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        with Progress(*columns, transient=True) as progress:
+            tokenizer = make_tokenizer(flags.tokenizer, source)
+            made = build.build(
+                source,
+                flags.output,
+                tokenizer=tokenizer,
+                request=make_request(flags),
+                num_workers=flags.num_workers,
+                progress=Bar(progress),
+            )
+    except ValueError as error:
+        print(f"prepare.py: {error}", file=sys.stderr)
+        return 2
+    for split in build.SPLITS:
+        counts = build.read_counts(made / f"{split}.zarr")
+        print(f"{made / split}.zarr: {counts}" if counts else f"{split}: no rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""From what a config says of its data to batches."""
+
+import logging
+import pathlib
+
+from sympow_jax.input_pipeline import chunked_array, tfds
+from sympow_jax.input_pipeline.batches import StoreBatches, make_batches
+from sympow_jax.input_pipeline.corpus import STDLIB_NAME, default_corpus
+from sympow_jax.input_pipeline.packing import PackedStore, open_packed_store
+from sympow_jax.input_pipeline.store import Store, open_store
+from sympow_jax.input_pipeline.views import BinStore
+
+_log = logging.getLogger(__name__)
+
+
+def open_data(
+    name: str,
+    split: str,
+    *,
+    seq_len: int,
+    missing_chunks: str = "refuse",
+    cache_bytes: int = chunked_array.DEFAULT_CACHE_BYTES,
+) -> Store:
+    """The store that `name` names: `python-stdlib`, `tfds:NAME`, a nanoGPT `.bin`, or the path or URL of a zarr store.
+
+    `split` is "train" or "heldout": which half of python-stdlib, or of a folder that data/prepare.py wrote. A store
+    of packed documents, and a TFDS dataset, is cut into windows of `seq_len`.
+    """
+    if name.startswith(tfds.PREFIX):
+        return tfds.TfdsStore(name, seq_len=seq_len)
+    if name == STDLIB_NAME:
+        name = str(default_corpus() / f"{split}.zarr")
+    elif name.endswith(".bin"):
+        return BinStore(name)
+    elif pathlib.Path(name, f"{split}.zarr").is_dir():
+        name = str(pathlib.Path(name, f"{split}.zarr"))
+    if is_packed(name):
+        return open_packed_store(name, seq_len=seq_len, cache_bytes=cache_bytes)
+    return open_store(name, missing_chunks=missing_chunks, cache_bytes=cache_bytes)
+
+
+def is_packed(address: str) -> bool:
+    """True for a flat store of packed documents."""
+    array = chunked_array.read_metadata(address)
+    return len(array.shape) == 1
+
+
+def parse_mixture(spec: str) -> tuple[list[str], list[float]]:
+    """Names and weights of `A@3,B@1`; a store without `@weight` has weight 1."""
+    names, weights = [], []
+    for part in spec.split(","):
+        name, _, weight = part.strip().rpartition("@")
+        try:
+            names.append(name or part.strip())
+            weights.append(float(weight) if name else 1.0)
+        except ValueError:  # an @ that belongs to the address
+            names[-1] = part.strip()
+            weights.append(1.0)
+    return names, weights
+
+
+def open_batches(
+    spec: str,
+    split: str,
+    *,
+    seq_len: int,
+    batch_size: int,
+    seed: int = 0,
+    order: str = "rectangle",
+    missing_chunks: str = "refuse",
+    cache_bytes: int = chunked_array.DEFAULT_CACHE_BYTES,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> StoreBatches:
+    """Batches of the store or mixture (`A@3,B@1`) that `spec` names; see open_data and make_batches."""
+    names, weights = parse_mixture(spec)
+    limits = {"missing_chunks": missing_chunks, "cache_bytes": cache_bytes}
+    stores = [open_data(name, split, seq_len=seq_len, **limits) for name in names]
+    for store in stores:
+        unused = 0 if isinstance(store, PackedStore) else store.document_length % seq_len
+        if unused:
+            _log.warning(
+                "store %s: seq_len %d does not divide %d: the last %d tokens of each document are not used",
+                *(store.address, seq_len, store.document_length, unused),
+            )
+    return make_batches(
+        stores,
+        seq_len=seq_len,
+        batch_size=batch_size,
+        seed=seed,
+        order=order,
+        weights=weights,
+        process_index=process_index,
+        process_count=process_count,
+    )

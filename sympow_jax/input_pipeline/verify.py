@@ -1,0 +1,62 @@
+"""Checking a store before it is used: metadata, chunks, digests, that every chunk decodes, and the range of tokens."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from sympow_jax.input_pipeline.chunked_array import ChunkedArray, StoreError, stored_tokenizer
+from sympow_jax.input_pipeline.packing import read_offsets
+
+
+def verify(address: str, *, advance: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+    """Everything that is wrong with the store at `address`, one line each; empty when it is sound.
+
+    Every chunk is read once: present, of the digest in manifest.json (where there is one), decodable and in the
+    vocabulary.
+    """
+    try:
+        array = ChunkedArray(address)
+    except StoreError as error:
+        return [str(error)]
+    metadata = array.metadata
+    faults = _check_attributes(array)
+    missing = array.missing()
+    indices = list(np.ndindex(metadata.grid))
+    for done, index in enumerate(indices, start=1):
+        key = metadata.key(*index)
+        if missing[index]:
+            faults.append(f"store = {address!r}: chunk {key} is missing")
+            continue
+        bounds = zip(index, metadata.chunks, metadata.shape, strict=True)
+        try:
+            array.check_digest(index)
+            array.read(*(slice(i * c, min((i + 1) * c, n)) for i, c, n in bounds))
+        except StoreError as error:
+            faults.append(str(error))
+        advance(done, len(indices))
+    return faults
+
+
+def _check_attributes(array: ChunkedArray) -> list[str]:
+    faults = []
+    attributes = array.metadata.attributes
+    shape = array.metadata.shape
+    clusters = attributes.get("clusters")
+    if clusters is not None and len(clusters) != shape[0]:
+        faults.append(f"store = {array.address!r}: {len(clusters)} clusters for {shape[0]} documents")
+    if not 0 <= int(attributes["bos_id"]) < array.vocab_size:
+        faults.append(f"store = {array.address!r}: bos_id {attributes['bos_id']} outside vocab_size {array.vocab_size}")
+    counts = array.manifest.get("counts", {})
+    if counts and counts["tokens"] != np.prod(shape):
+        faults.append(f"store = {array.address!r}: manifest says {counts['tokens']} tokens, .zarray has shape {shape}")
+    try:
+        if len(shape) == 1:
+            read_offsets(array)
+        if array.manifest:
+            digest = stored_tokenizer(array).digest
+            recorded = array.manifest.get("tokenizer_sha256")
+            if digest != recorded:
+                faults.append(f"store = {array.address!r}: tokenizer has digest {digest}, the manifest says {recorded}")
+    except ValueError as error:
+        faults.append(str(error))
+    return faults
