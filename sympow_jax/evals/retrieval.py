@@ -4,6 +4,7 @@ An example counts as solved when the most likely token is right at every positio
 the true answer as input this is what greedy decoding would print, so one pass over the example decides.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -25,11 +26,16 @@ _LOGITS_AT_ONCE = 1 << 25
 class LogitModel(Protocol):
     """What retrieval needs of a model; see sympow_jax.models."""
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether `length`, the longest context of the stream, changes the result."""
+        ...
+
     def initial_state(self, batch_size: int, max_length: int) -> Any:
         """The state before the first token."""
         ...
 
-    def logits(self, params, inputs, *, state=None) -> tuple[jax.Array, Any]:
+    def logits(self, params, inputs, *, state=None, length=0) -> tuple[jax.Array, Any]:
         """Next-token logits [B, T, V], and the state after the last token."""
         ...
 
@@ -40,13 +46,13 @@ class Matcher:
     def __init__(self, model: LogitModel, params: Any, *, chunk_size: int = 512):
         self.chunk_size, self._model, self._params = chunk_size, model, params
 
-        @jax.jit
-        def advance(params, inputs, state):
-            return model.logits(params, inputs, state=state)[1]
+        @functools.partial(jax.jit, static_argnames="length")
+        def advance(params, inputs, state, length):
+            return model.logits(params, inputs, state=state, length=length)[1]
 
-        @jax.jit
-        def compare(params, inputs, targets, state):
-            logits, state = model.logits(params, inputs, state=state)
+        @functools.partial(jax.jit, static_argnames="length")
+        def compare(params, inputs, targets, state, length):
+            logits, state = model.logits(params, inputs, state=state, length=length)
             return jnp.argmax(logits, axis=-1).astype(targets.dtype) == targets, state
 
         self._advance, self._compare = advance, compare
@@ -54,8 +60,9 @@ class Matcher:
     def right(self, inputs: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> np.ndarray:
         """Whether each asked-for target [b, T] is the most likely token; False where nothing is asked."""
         batch, length = inputs.shape
+        context = length if self._model.depends_on_length else 0
         if length <= self.chunk_size:
-            hits, _ = self._compare(self._params, jnp.asarray(inputs), jnp.asarray(targets), None)
+            hits, _ = self._compare(self._params, jnp.asarray(inputs), jnp.asarray(targets), None, length=context)
             return np.asarray(hits) & asked
         padding = ((0, 0), (0, -length % self.chunk_size))
         inputs, targets = np.pad(inputs, padding), np.pad(targets, padding)
@@ -65,10 +72,11 @@ class Matcher:
             columns = slice(start, start + self.chunk_size)
             block, wanted = jnp.asarray(inputs[:, columns]), asked[:, columns]
             if wanted.any():
-                hits, state = self._compare(self._params, block, jnp.asarray(targets[:, columns]), state)
+                answers = jnp.asarray(targets[:, columns])
+                hits, state = self._compare(self._params, block, answers, state, length=context)
                 right[:, columns] = np.asarray(hits)[:, : wanted.shape[1]] & wanted
             else:
-                state = self._advance(self._params, block, state)
+                state = self._advance(self._params, block, state, length=context)
         return right
 
     def counts(self, task: Task, *, num_examples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

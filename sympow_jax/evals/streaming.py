@@ -1,10 +1,12 @@
 """Token losses of long documents, summed over ranges of positions in float64 on the host.
 
-Models whose state has a constant size read a document in chunks, left to right, through one compiled program, so
-memory does not grow with its length. Other models (softmax) read a whole window in one call: one program for each
-window length. Either way inputs are the targets shifted right by one with the store's BOS in front.
+Models whose state has a constant size read a document in chunks, left to right, through one compiled program (one for
+each window length under dynamic_ntk), so memory does not grow with its length. Other models (softmax) read a whole
+window in one call: one program for each window length. Either way inputs are the targets shifted right by one with the
+store's BOS in front.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -21,11 +23,16 @@ class LanguageModel(Protocol):
         """Whether the streaming state has a size that does not depend on how much was read."""
         ...
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether `length`, the longest context of the stream, changes the result."""
+        ...
+
     def initial_state(self, batch_size: int, max_length: int) -> Any:
         """The state before the first token."""
         ...
 
-    def nll(self, params, inputs, targets, *, state=None) -> tuple[jax.Array, Any]:
+    def nll(self, params, inputs, targets, *, state=None, length=0) -> tuple[jax.Array, Any]:
         """Negative log-likelihood in nats of each target [B, T] float32, and the state after the last one."""
         ...
 
@@ -45,9 +52,9 @@ class Scorer:
         self.chunk_size, self.batch_size = chunk_size, batch_size
         self._model, self._params, self._bos_id = model, params, bos_id
 
-        @jax.jit
-        def step(params, tokens, state):
-            return model.nll(params, tokens[:, :-1], tokens[:, 1:], state=state)
+        @functools.partial(jax.jit, static_argnames="length")
+        def step(params, tokens, state, length):
+            return model.nll(params, tokens[:, :-1], tokens[:, 1:], state=state, length=length)
 
         self._step = step
 
@@ -58,6 +65,7 @@ class Scorer:
         chunk = min(self.chunk_size, length) if streams else length
         batch = self.batch_size if streams else max(1, self.batch_size * min(length, self.chunk_size) // length)
         padded = -(-length // chunk) * chunk
+        context = length if self._model.depends_on_length else 0
         for first in range(0, num_windows, batch):
             rows = slice(first, min(first + batch, num_windows))
             window = np.zeros((batch, padded + 1), targets.dtype)  # padding is scored and dropped
@@ -66,7 +74,7 @@ class Scorer:
             state = self._model.initial_state(batch, padded) if streams else None
             for start in range(0, padded, chunk):
                 tokens = jnp.asarray(window[:, start : start + chunk + 1], jnp.int32)
-                nll, state = self._step(self._params, tokens, state)
+                nll, state = self._step(self._params, tokens, state, length=context)
                 yield rows, start, np.asarray(nll)[: rows.stop - first, : min(chunk, length - start)]
 
     def cumulative(self, targets: np.ndarray, points: Sequence[int] | np.ndarray) -> np.ndarray:

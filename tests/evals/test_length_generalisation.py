@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 
@@ -75,6 +76,22 @@ def test_sums_are_float64():
         Bigram(), params, store, lengths=[1 << 20], train_length=512, chunk_size=1 << 16, num_documents=2
     )
     np.testing.assert_allclose(result["lengths"][0]["nll"], float(np.float32(0.1)), rtol=1e-12)
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthTeller(Bigram):
+    """Its loss is the length that it is told."""
+
+    depends_on_length: bool = True
+
+    def nll(self, params, inputs, targets, *, state=None, length=0):
+        return jnp.full(inputs.shape, length, jnp.float32), state
+
+
+def test_models_that_depend_on_it_are_told_the_length_of_the_window():
+    result, _ = length_generalisation(LengthTeller(), {}, make_store(), chunk_size=32, **OPTIONS)
+    assert [entry["nll"] for entry in result["same_target"]] == LENGTHS
+    assert [entry["nll"] for entry in result["lengths"]] == [300] * 3
 
 
 def test_sliding_window_scores_every_target_once():

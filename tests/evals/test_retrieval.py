@@ -22,11 +22,12 @@ class Recaller:
 
     vocab_size: int
     memory: int = 1 << 20
+    depends_on_length: bool = False
 
     def initial_state(self, batch_size, max_length):
         return jnp.full((batch_size, min(self.memory, max_length)), -1, jnp.int32)
 
-    def logits(self, params, inputs, *, state=None):
+    def logits(self, params, inputs, *, state=None, length=0):
         past = self.initial_state(*inputs.shape) if state is None else state
         tokens = jnp.concatenate([past, inputs], axis=1)
         width, (_, length) = past.shape[1], inputs.shape
@@ -81,11 +82,12 @@ class Always:
 
     token: int
     vocab_size: int
+    depends_on_length: bool = False
 
     def initial_state(self, batch_size, max_length):
         return jnp.zeros(())
 
-    def logits(self, params, inputs, *, state=None):
+    def logits(self, params, inputs, *, state=None, length=0):
         return jnp.broadcast_to(jax.nn.one_hot(self.token, self.vocab_size), (*inputs.shape, self.vocab_size)), state
 
 

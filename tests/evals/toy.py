@@ -41,11 +41,12 @@ class RunningCount:
     """nll of target y = params[y] / (1 + number of inputs so far, BOS included): it depends on the whole context."""
 
     streams_constant: bool = True
+    depends_on_length: bool = False
 
     def initial_state(self, batch_size: int, max_length: int) -> jax.Array:
         return jnp.zeros((batch_size,), jnp.float32)
 
-    def nll(self, params, inputs, targets, *, state=None):
+    def nll(self, params, inputs, targets, *, state=None, length=0):
         seen = jnp.zeros(inputs.shape[:1], jnp.float32) if state is None else state
         context = seen[:, None] + 1 + jnp.arange(inputs.shape[1], dtype=jnp.float32)[None]
         final = None if state is None else seen + inputs.shape[1]
@@ -57,11 +58,12 @@ class Bigram:
     """nll of target y after x = params[x, y]; it sees BOS and nothing beyond the previous token."""
 
     streams_constant: bool = True
+    depends_on_length: bool = False
 
     def initial_state(self, batch_size: int, max_length: int) -> jax.Array:
         return jnp.zeros((batch_size,), jnp.int32)
 
-    def nll(self, params, inputs, targets, *, state=None):
+    def nll(self, params, inputs, targets, *, state=None, length=0):
         return params[inputs, targets], state
 
 
