@@ -66,6 +66,9 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     d.heldout = "python-stdlib"  # likewise, for held-out loss and evaluation
     d.seq_len = 512
     d.batch_size = 4  # sequences in an optimizer step, over all devices and accumulation steps
+    d.order = "rectangle"  # rectangle (rows first, then columns, as LongCrawl64 asks) | shuffled_chunks
+    d.missing_chunks = "refuse"  # refuse | exclude: rows of a partial mirror whose chunks are absent
+    d.cache_bytes = 256 << 20  # bound on decoded chunks kept in memory
     d.prefetch_batches = 8
     d.num_threads = 2
 

@@ -88,6 +88,9 @@ class DataConfig:
     heldout: str
     seq_len: int
     batch_size: int
+    order: str
+    missing_chunks: str
+    cache_bytes: int
     prefetch_batches: int
     num_threads: int
 
@@ -172,6 +175,8 @@ _CHOICES = {
     "attention.implementation": ("auto", "reference", "blockwise", "chunked", "recurrent"),
     "position.convention": ("standard", "manifest"),
     "position.scaling": ("none", "linear", "ntk", "dynamic_ntk", "yarn", "llama3"),
+    "data.order": ("rectangle", "shuffled_chunks"),
+    "data.missing_chunks": ("refuse", "exclude"),
     "optimizer.name": ("adamw", "adam"),
     "optimizer.schedule": ("cosine", "constant"),
 }
@@ -259,6 +264,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
         **{name: choice if getattr(a, name) == "variant" else getattr(a, name) for name, choice in pick.items()},
         layer_pattern=row.layer_pattern if a.layer_pattern == ("variant",) else a.layer_pattern,
     )
+    uses_max_length = attention.position == "learned_absolute" or p.convention == "manifest"
     head_dim = a.feature_dim if attention.kernel in ("taylor", "rebased") else m.head_dim
     config = dataclasses.replace(
         config,
@@ -267,7 +273,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
         position=dataclasses.replace(
             p,
             original_length=p.original_length or d.seq_len,
-            max_length=p.max_length or max(d.seq_len, *e.lengths),
+            max_length=p.max_length or (max(d.seq_len, *e.lengths) if uses_max_length else 0),
         ),
     )
     _check_values(flatten(config))
@@ -322,6 +328,7 @@ def _check_combinations(config: Config, head_dim: int) -> None:
         f"position.max_length = {p.max_length}: learned_absolute needs a row for each position of data.seq_len and "
         f"evaluation.lengths; use at least {max(d.seq_len, *e.lengths)}",
     )
+    _require(a.conv_width >= 2, f"attention.conv_width = {a.conv_width}: a convolution needs at least 2 taps")
     _require(
         a.gate_min_timescale <= a.gate_max_timescale,
         f"attention.gate_min_timescale = {a.gate_min_timescale}: must not exceed gate_max_timescale",

@@ -50,7 +50,7 @@ class Attention(nnx.Module):
         self._make_norms(rngs)
         self._make_gate(model, rngs)
         if attention.position == "learned_rope":
-            self.beta = nnx.Linear(E, K, use_bias=False, kernel_init=nnx.initializers.normal(model.init_std), rngs=rngs)
+            self.beta = make_linear(model, E, K, dtype="float32", rngs=rngs)
         if attention.position in ("kerple_log", "kerple_power", "t5", "fire"):
             self.bias_parameters = BiasParameters(attention.position, H, rngs=rngs)
 
@@ -74,8 +74,7 @@ class Attention(nnx.Module):
             ),
         }[a.gate_init]
         if a.gate == "data":
-            init = nnx.initializers.normal(model.init_std)
-            self.gate = nnx.Linear(model.embed_dim, heads, kernel_init=init, rngs=rngs)
+            self.gate = make_linear(model, model.embed_dim, heads, bias=True, dtype="float32", rngs=rngs)
             self.gate.bias[...] = initial
         elif a.gate == "learned":
             self.gate_logits = nnx.Param(initial)
@@ -215,7 +214,9 @@ class Attention(nnx.Module):
                 q, k, v, log_gates=log_gates, segment_ids=context.segment_ids, positions=context.positions, **options
             ), None
         if context.segment_ids is not None:
-            raise ValueError("segment_ids with a softmax state: a cache holds one document; stream documents one by one")
+            raise ValueError(
+                "segment_ids with a softmax state: a cache holds one document; stream documents one by one"
+            )
         B, T = q.shape[:2]
         positions = jnp.broadcast_to(context.token_positions(T), (B, T))
         new = {"keys": k, "values": v, "positions": positions}

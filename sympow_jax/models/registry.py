@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sympow_jax import ops, variants
+from sympow_jax import variants
 from sympow_jax.config import Config
-from sympow_jax.layers.attention import qk_head_dim
 from sympow_jax.models.loss import token_nll
 from sympow_jax.models.transformer import Transformer
 from sympow_jax.typing import Array, Float, Int, PyTree
@@ -18,7 +17,16 @@ from sympow_jax.typing import Array, Float, Int, PyTree
 
 def resolve_implementation(config: Config) -> Config:
     """Replaces attention.implementation = "auto" by the cheapest form for this length, kernel and backend."""
-    raise NotImplementedError
+    if config.attention.implementation != "auto":
+        return config
+    a = config.attention
+    if a.kernel not in variants.LINEAR_KERNELS:
+        chosen = "blockwise"
+    elif a.position in variants.BIAS_POSITIONS and a.position != "alibi":
+        chosen = "blockwise"
+    else:
+        chosen = "chunked"
+    return dataclasses.replace(config, attention=dataclasses.replace(a, implementation=chosen))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +63,14 @@ class Model:
     @property
     def streams_constant(self) -> bool:
         """True when the state of a stream has a size that does not depend on its length."""
-        kinds = set(self.config.attention.layer_pattern)
-        return "attention" not in kinds or self.config.attention.kernel in variants.LINEAR_KERNELS
+        a = self.config.attention
+        biased = a.position in variants.BIAS_POSITIONS and a.position != "alibi"
+        return "attention" not in a.layer_pattern or (a.kernel in variants.LINEAR_KERNELS and not biased)
+
+    @property
+    def depends_on_length(self) -> bool:
+        """True when the longest context of the stream changes the result (dynamic NTK scaling)."""
+        return self.config.position.scaling == "dynamic_ntk"
 
     def initial_state(self, batch_size: int, max_length: int) -> PyTree:
         """The empty state of `batch_size` streams of at most max_length tokens.

@@ -1,0 +1,168 @@
+"""What train.py and eval.py do: flags -> config -> one library call, and errors as one line."""
+
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from sympow_jax import config as config_lib
+from sympow_jax.config import Config, ConfigError, nearest
+from sympow_jax.evals.files import write_json, write_npz
+from sympow_jax.evals.length_generalisation import length_generalisation
+from sympow_jax.input_pipeline.corpus import cache_folder
+from sympow_jax.input_pipeline.opening import open_data
+from sympow_jax.loading import AT_EVALUATION, load_step
+from sympow_jax.plots.length_generalisation import length_generalisation_figure
+from sympow_jax.plots.tables import length_table, verdict
+from sympow_jax.training.checkpoint import CheckpointError
+from sympow_jax.training.loop import NonFiniteError, train
+from sympow_jax.training.run_files import load_config
+from sympow_jax.training.workdir import WorkdirError
+from sympow_jax.variants import VARIANTS
+
+USER_ERRORS = (ConfigError, WorkdirError, CheckpointError, NonFiniteError, ValueError, OSError)
+
+
+def one_line_errors(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Runs a command; an error that the user can mend becomes one line on standard error and exit code 1."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        return run(argv)
+    except USER_ERRORS as error:
+        if os.environ.get("SYMPOW_JAX_TRACEBACK"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def split_flags(
+    argv: Sequence[str], known: Sequence[str], *, switches: Sequence[str] = (), prefix: str = ""
+) -> tuple[dict[str, str], list[str]]:
+    """--name=value flags of `known` and bare --switches as a dict; the rest must start with --`prefix`."""
+    values, rest = {}, []
+    for flag in argv:
+        name, equals, value = flag.removeprefix("--").partition("=")
+        if not flag.startswith("--"):
+            raise ConfigError(f"{flag!r}: expected --name=value{nearest(flag, known)}")
+        if name in switches and not equals:
+            values[name] = "true"
+        elif name in known and equals:
+            values[name] = value
+        elif prefix and name.startswith(prefix):
+            rest.append(flag)
+        else:
+            needs = f"--{name} needs a value: --{name}=VALUE" if name in known else f"--{name}: no such flag"
+            raise ConfigError(needs + nearest(name, [*known, *switches]))
+    return values, rest
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, in the user's cache folder (mode 0700: it holds executable content)."""
+    import jax
+
+    folder = cache_folder() / "xla"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def train_main(argv: Sequence[str]) -> int:
+    """train.py; returns the exit code (training/signals.py documents them)."""
+    return one_line_errors(_train, argv)
+
+
+def _train(argv: Sequence[str]) -> int:
+    if "--list" in argv:
+        _print_list()
+        return 0
+    switches = ("strict", "allow_learning_rate_change")
+    own, rest = split_flags(argv, ("workdir",), switches=switches, prefix="config")
+    config = config_lib.parse_flags(rest)
+    if "workdir" not in own:
+        raise ConfigError("--workdir is missing: the folder of the run, for example --workdir=runs/first")
+    use_compilation_cache()
+    return train(config, own["workdir"], **{name: name in own for name in switches})
+
+
+def _print_list() -> None:
+    table = Table(title="Variants (--config=FILE.py:VARIANT)", title_justify="left")
+    for column in ("variant", "kernel", "position", "gate", "layers", "source"):
+        table.add_column(column)
+    for row in VARIANTS.values():
+        table.add_row(row.name, row.kernel, row.position, row.gate, " ".join(row.layer_pattern), row.source)
+    Console().print(table)
+    print("Configs:")
+    for path in sorted(pathlib.Path("configs").rglob("*.py")):
+        if path.name != "__init__.py":
+            print(f"  {path}")
+
+
+def eval_main(argv: Sequence[str]) -> int:
+    """eval.py; returns the exit code."""
+    return one_line_errors(_eval, argv)
+
+
+def _eval(argv: Sequence[str]) -> int:
+    known = ("workdir", "lengths", "step", "data", "name", "num_documents", "window", "stride")
+    own, rest = split_flags(argv, [*known, *AT_EVALUATION])
+    del rest
+    if "workdir" not in own:
+        raise ConfigError("--workdir is missing: the folder of a trained run")
+    use_compilation_cache()
+    overrides = {name: own[name] for name in AT_EVALUATION if name in own}
+    step = own.get("step", "latest")
+    if step not in ("latest", "best") and not step.isdigit():
+        raise ConfigError(f"--step = {step!r}: choose latest, best or a step number{nearest(step, ('latest', 'best'))}")
+    model, params, step = load_step(own["workdir"], int(step) if step.isdigit() else step, overrides=overrides)
+    name = own.get("name", "length_generalisation")
+    return evaluate(
+        model.config,
+        model,
+        params,
+        workdir=own["workdir"],
+        data=own.get("data", load_config(own["workdir"]).data.heldout),
+        lengths=_integers(own, "lengths", model.config.evaluation.lengths),
+        num_documents=_integers(own, "num_documents", (model.config.evaluation.num_documents,))[0],
+        window=_integers(own, "window", (0,))[0],
+        stride=_integers(own, "stride", (0,))[0],
+        name=name,
+        run={"step": step, "position_overrides": {k: v for k, v in overrides.items() if k.startswith("position.")}},
+    )
+
+
+def _integers(flags: dict[str, str], name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    return config_lib.parse_value(flags[name], default, f"--{name}") if name in flags else default
+
+
+def evaluate(
+    config: Config, model, params, *, workdir: str, data: str, lengths, num_documents, window, stride, name: str, run
+) -> int:
+    """Length generalisation of one model: the table on the screen, and the files under workdir/eval."""
+    store = open_data(data, "heldout", seq_len=max(lengths))
+    run = run | {"variant": config.variant, "seed": config.seed, "dtype": config.model.dtype}
+    result, arrays = length_generalisation(
+        model,
+        params,
+        store,
+        lengths=lengths,
+        train_length=config.data.seq_len,
+        num_documents=num_documents,
+        chunk_size=config.evaluation.chunk_size,
+        window=window,
+        stride=stride,
+        run=run,
+    )
+    stem = pathlib.Path(workdir) / "eval" / name
+    write_npz(stem.with_suffix(".npz"), arrays)
+    write_json(stem.with_suffix(".json"), result)
+    length_generalisation_figure([result]).savefig(stem.with_suffix(".png"))
+    Console().print(length_table(result))
+    print(f"corpus {result['data']['digest']}")
+    print(verdict(result))
+    print(f"plot: {stem.with_suffix('.png')}")
+    return 0

@@ -1,0 +1,194 @@
+"""The training run: resume or start, step, log, evaluate, save, stop."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+
+from sympow_jax.config import Config
+from sympow_jax.models import flops
+from sympow_jax.models.registry import Model
+from sympow_jax.training import peak, run_files
+from sympow_jax.training.checkpoint import Checkpointer
+from sympow_jax.training.data import RunData, open_run_data
+from sympow_jax.training.metrics import MetricsWriter
+from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from sympow_jax.training.screen import print_first_screen
+from sympow_jax.training.signals import StopRequest
+from sympow_jax.training.step import make_eval_step, make_train_step
+from sympow_jax.training.train_state import TrainState, create_train_state, from_tree, to_tree
+from sympow_jax.training.workdir import WorkdirLock
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+@dataclasses.dataclass
+class Run:
+    """The parts of a run in progress."""
+
+    config: Config
+    model: Model
+    data: RunData
+    train_step: Any
+    eval_step: Any
+    checkpointer: Checkpointer
+    writer: MetricsWriter
+    stop: StopRequest
+    evaluated_step: int = -1
+    heldout_loss: float | None = None
+
+
+def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_rate_change: bool = False) -> int:
+    """Trains to config.num_train_steps in `workdir`, continuing what is there; returns the exit code (see signals).
+
+    Args:
+      config: resolved configuration.
+      workdir: made if absent; a workdir with checkpoints is resumed bit for bit.
+      strict: a damaged newest checkpoint is an error instead of a warning and a fall-back.
+      allow_learning_rate_change: accept changed learning-rate fields on resume.
+
+    Raises:
+      ConfigError, WorkdirError, CheckpointError, NonFiniteError: one line each.
+    """
+    config = run_files.resolve_for(config, workdir)
+    run_files.check_resume(config, workdir, allow_learning_rate_change=allow_learning_rate_change)
+    data = open_run_data(config)
+    with WorkdirLock(workdir), StopRequest() as stop:
+        run_files.save_run_files(config, workdir, data)
+        k = config.checkpoint
+        model = Model(config, data.vocab_size)
+        optimizer = make_optimizer(config.optimizer, config.num_train_steps)
+        schedule = learning_rate_schedule(config.optimizer, config.num_train_steps)
+        state = create_train_state(model, optimizer, config.seed)
+        with Checkpointer(
+            f"{workdir}/checkpoints", keep_last=k.keep_last, keep_every=k.keep_every, keep_best=k.keep_best
+        ) as checkpointer:
+            state, metadata = _restore(checkpointer, state, strict=strict)
+            first_step = int(state.step)
+            if first_step >= config.num_train_steps and metadata.get("evaluated_step") == first_step:
+                print(
+                    f"{workdir} is finished: {first_step} of {config.num_train_steps} steps. Evaluate it with eval.py."
+                )
+                return 0
+            print_first_screen(config, state.params, data, first_step, workdir)
+            with MetricsWriter(
+                workdir,
+                resume_step=first_step,
+                total_steps=config.num_train_steps,
+                tensorboard=config.logging.tensorboard,
+            ) as writer:
+                step_fn = make_train_step(
+                    model, optimizer, schedule, accumulation_steps=config.optimizer.accumulation_steps
+                )
+                run = Run(
+                    config, model, data, step_fn, make_eval_step(model), checkpointer, writer, stop,
+                    evaluated_step=metadata.get("evaluated_step", -1),
+                    heldout_loss=metadata.get("heldout_loss"),
+                )  # fmt: skip
+                return _run_steps(run, state, first_step)
+
+
+def _restore(checkpointer: Checkpointer, state: TrainState, *, strict: bool) -> tuple[TrainState, dict[str, Any]]:
+    if not checkpointer.steps():
+        return state, {}
+    restored = checkpointer.restore("latest", like=to_tree(state), strict=strict)
+    return from_tree(restored.tree, state), restored.metadata
+
+
+def _run_steps(run: Run, state: TrainState, first_step: int) -> int:
+    config, stop = run.config, run.stop
+    last = config.num_train_steps
+    if first_step and _evaluation_due(run, first_step) and not _evaluate(run, state, first_step):
+        return _save_and_stop(run, state, first_step)
+    meter = _Meter(run, state, first_step)
+    batches = run.data.prefetch(first_step, last)
+    for index, batch in batches:
+        step = index + 1
+        state, metrics = run.train_step(state, batch)
+        if step % config.logging.every_steps == 0 or step == last:
+            _log(run, step, metrics, meter.rates(step, batches.wait_fraction()))
+        if _evaluation_due(run, step):
+            evaluated = _evaluate(run, state, step)
+            meter.pause_until_now()
+            if not evaluated:
+                return _save_and_stop(run, state, step)
+        if step % config.checkpoint.every_steps == 0 or step == last:
+            _save(run, state, step, force=step == last)
+        if stop.poll() and step < last:
+            return _save_and_stop(run, state, step)
+    batches.close()
+    return 0
+
+
+def _log(run: Run, step: int, metrics: dict[str, jax.Array], rates: dict[str, float]) -> None:
+    row = {name: value.item() for name, value in jax.device_get(metrics).items()}
+    d = run.config.data
+    run.writer.write(step, row | {"tokens": step * d.batch_size * d.seq_len} | rates)
+    limit = run.config.optimizer.max_skipped_steps
+    if row["skipped_in_a_row"] > limit:
+        raise NonFiniteError(
+            f"optimizer.max_skipped_steps = {limit}: {row['skipped_in_a_row']} steps in a row up to step {step} had a "
+            "loss or gradient that is not finite and were not applied; lower optimizer.learning_rate, or look at the "
+            f"batch with python -m sympow_jax.inspect --batch={step - 1}"
+        )
+
+
+def _evaluation_due(run: Run, step: int) -> bool:
+    every = run.config.evaluation.every_steps
+    due = step == run.config.num_train_steps or (every > 0 and step % every == 0)
+    return due and run.evaluated_step != step
+
+
+def _evaluate(run: Run, state: TrainState, step: int) -> bool:
+    """Held-out loss, in float64 over the batches; False when a stop request came in between."""
+    total, count = 0.0, 0.0
+    for batch in run.data.heldout_batches():
+        batch_total, batch_count = run.eval_step(state.params, batch)
+        total, count = total + float(batch_total), count + float(batch_count)
+        if run.stop.poll():
+            return False
+    run.evaluated_step, run.heldout_loss = step, total / count
+    run.writer.write(step, {"heldout_loss": run.heldout_loss})
+    return True
+
+
+def _save(run: Run, state: TrainState, step: int, *, force: bool) -> None:
+    metadata = {"evaluated_step": run.evaluated_step, "heldout_loss": run.heldout_loss}
+    metrics = {"heldout_loss": run.heldout_loss} if run.evaluated_step == step else None
+    run.checkpointer.save(step, to_tree(state), metadata=metadata, metrics=metrics, force=force)
+
+
+def _save_and_stop(run: Run, state: TrainState, step: int) -> int:
+    _save(run, state, step, force=True)
+    print(f"stopped at step {step}; the checkpoint is saved, and the same command continues from it")
+    return run.stop.exit_code
+
+
+class _Meter:
+    """Throughput between two logged steps, evaluation time left out."""
+
+    def __init__(self, run: Run, state: TrainState, first_step: int):
+        config = run.config
+        self._tokens_per_step = config.data.batch_size * config.data.seq_len
+        attention, rest = flops.train_flops_per_token(config, state.params, config.data.seq_len)
+        self._flops_per_token = attention + rest
+        self._peak = peak.peak_flops(config.logging.peak_flops, config.model.dtype) * jax.device_count()
+        self._step, self._since = first_step, time.perf_counter()
+
+    def pause_until_now(self) -> None:
+        """Leaves the time since the last logged step out of the rates."""
+        self._since = time.perf_counter()
+
+    def rates(self, step: int, data_wait_fraction: float) -> dict[str, float]:
+        """Timings for the row of `step`."""
+        now = time.perf_counter()
+        rate = (step - self._step) * self._tokens_per_step / max(now - self._since, 1e-9)
+        self._step, self._since = step, now
+        return {
+            "tokens_per_sec": rate,
+            "mfu": rate * self._flops_per_token / self._peak,
+            "data_wait_fraction": data_wait_fraction,
+        }

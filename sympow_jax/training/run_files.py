@@ -1,0 +1,70 @@
+"""What a run writes once, config.json, data.json and the tokeniser, and the rules for continuing it."""
+
+import dataclasses
+import fnmatch
+import pathlib
+
+from sympow_jax.config import Config, ConfigError, diff, resolve
+from sympow_jax.models.registry import resolve_implementation
+from sympow_jax.training.data import RunData
+from sympow_jax.training.workdir import read_json, write_json_atomic
+
+MAY_CHANGE = (
+    "num_train_steps", "logging.*", "evaluation.*", "checkpoint.*", "model.remat", "optimizer.accumulation_steps",
+    "optimizer.max_skipped_steps", "data.prefetch_batches", "data.num_threads",
+)  # fmt: skip
+LEARNING_RATE = ("optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.final_fraction")
+
+
+def load_config(workdir: str) -> Config:
+    """The configuration saved in a workdir."""
+    return resolve(read_json(pathlib.Path(workdir) / "config.json"))
+
+
+def resolve_for(config: Config, workdir: str) -> Config:
+    """`config` with its implementation chosen: as the workdir's run chose it, or, in a new workdir, now."""
+    if config.attention.implementation == "auto" and (pathlib.Path(workdir) / "config.json").exists():
+        chosen = load_config(workdir).attention
+        attention = dataclasses.replace(config.attention, implementation=chosen.implementation)
+        if attention.chunk_size == 0:
+            attention = dataclasses.replace(attention, chunk_size=chosen.chunk_size)
+        config = dataclasses.replace(config, attention=attention)
+    return resolve_implementation(config)
+
+
+def check_resume(config: Config, workdir: str, *, allow_learning_rate_change: bool = False) -> None:
+    """Prints what changed against the workdir's config and raises ConfigError if a resume may not change it."""
+    if not (pathlib.Path(workdir) / "config.json").exists():
+        return
+    changes = diff(load_config(workdir), config)
+    for path, (old, new) in changes.items():
+        print(f"config change: {path}: {old!r} -> {new!r}")
+    refused = [path for path in changes if not any(fnmatch.fnmatch(path, pattern) for pattern in MAY_CHANGE)]
+    rates = [path for path in refused if path in LEARNING_RATE]
+    if rates and not allow_learning_rate_change:
+        raise ConfigError(
+            f"{rates[0]}: differs from the run in {workdir}; pass --allow_learning_rate_change to continue with it, or "
+            "use another --workdir"
+        )
+    refused = [path for path in refused if path not in rates]
+    if refused:
+        raise ConfigError(
+            f"{', '.join(refused)}: differs from the run in {workdir}, which cannot continue with it; restore the value "
+            "or use another --workdir"
+        )
+
+
+def save_run_files(config: Config, workdir: str, data: RunData) -> None:
+    """Writes config.json, data.json and the tokeniser; raises ConfigError when the run's data was another."""
+    path = pathlib.Path(workdir) / "data.json"
+    if path.exists():
+        changes = diff(read_json(path), data.describe())
+        if changes:
+            field, (old, new) = next(iter(changes.items()))
+            raise ConfigError(
+                f"data.{field}: the run in {workdir} was trained on {old!r}, and this machine has {new!r}; train in "
+                "another --workdir, or name the original store with --config.data.train and --config.data.heldout"
+            )
+    write_json_atomic(path, data.describe())
+    write_json_atomic(pathlib.Path(workdir) / "config.json", dataclasses.asdict(config))
+    data.tokenizer.save(pathlib.Path(workdir) / "tokenizer")

@@ -1,0 +1,14 @@
+"""Trains a model: python train.py --config=configs/NAME.py[:VARIANT] --workdir=DIR [--config.a.b=value ...]
+
+The same command on the same workdir continues where the run stopped. Other flags:
+  --list                          show the variants and the configs, and exit
+  --strict                        refuse to continue from anything but an undamaged newest checkpoint
+  --allow_learning_rate_change    continue a run with other learning-rate settings
+"""
+
+import sys
+
+from sympow_jax.commands import train_main
+
+if __name__ == "__main__":
+    sys.exit(train_main(sys.argv[1:]))
