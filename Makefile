@@ -1,0 +1,46 @@
+# make quickstart | test | test-all | lint        (PYTHON=python3.12 picks an interpreter, 3.11 or newer)
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/quickstart
+VARIANT ?= conformal_sympow
+
+.PHONY: help quickstart test test-slow test-all lint clean
+help:
+	@sed -n 1p Makefile
+
+# The environment: what runs need, then what tests need besides.
+$(VENV)/.runtime: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "error: PYTHON=$(PYTHON) is missing or older than 3.11; use make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "error: $(PYTHON) has no venv module; install it (Debian: apt-get install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# Train a small model on the Python sources of this machine, evaluate it at 1x to 8x its context, plot.
+quickstart: $(VENV)/.runtime
+	$(BIN)/python train.py --config=configs/quickstart.py:$(VARIANT) --workdir=$(RUN)
+	$(BIN)/python eval.py --workdir=$(RUN)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build *.egg-info
