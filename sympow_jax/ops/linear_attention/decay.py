@@ -17,23 +17,19 @@ class ChunkDecay:
     rests stay below C / 2, so differences stay accurate after gates of any strength.
     """
 
-    whole: Float[Array, "N R C"]
-    rest: Float[Array, "N R C"]
-    runs: Int[Array, "N R C"]
-    from_state: Float[Array, "N R C"]
-    to_state: Float[Array, "N R C"]
-    carry: Float[Array, "N R"]
+    whole: Float[Array, "*N R C"]
+    rest: Float[Array, "*N R C"]
+    runs: Int[Array, "*N R C"]
+    from_state: Float[Array, "*N R C"]
+    to_state: Float[Array, "*N R C"]
+    carry: Float[Array, "*N R"]
 
 
-def chunk_decay(log_gates: Float[Array, "B T K"], runs: Int[Array, "B T"], chunk_size: int) -> ChunkDecay:
+def chunk_decay(log_gates: Float[Array, "*N R C"], runs: Int[Array, "*N R C"]) -> ChunkDecay:
     """What each token reads of the state before its chunk and leaves to the state after it; 0 across a change of run."""
-    B, T, K = log_gates.shape
-    N = T // chunk_size
-    gates = jnp.transpose(log_gates.reshape(B, N, chunk_size, K), (1, 0, 3, 2)).reshape(N, B * K, chunk_size)
-    last_run = jnp.concatenate([jnp.zeros_like(runs[:, :1]), runs[:, chunk_size - 1 : -1 : chunk_size]], axis=1)
-    runs = jnp.repeat(jnp.moveaxis(runs.reshape(B, N, chunk_size), 1, 0), K, axis=1)
-    before = jnp.repeat(last_run.T, K, axis=1)[..., None]
-    whole, rest = whole_and_rest(gates)
+    last = runs.reshape(-1, *runs.shape[2:])[..., -1]
+    before = jnp.concatenate([jnp.zeros_like(last[:1]), last[:-1]]).reshape(runs.shape[:-1])[..., None]
+    whole, rest = whole_and_rest(log_gates)
     from_state = jnp.where(runs == before, jnp.exp(whole + rest), 0.0)
     to_end = (whole[..., -1:] - whole) + (rest[..., -1:] - rest)
     to_state = jnp.where(runs == runs[..., -1:], jnp.exp(to_end), 0.0)
@@ -56,17 +52,19 @@ def pair_decay(decay: ChunkDecay) -> Float[Array, "R C C"]:
 
 
 def gate_gradient(
-    dcumulative: Float[Array, "B K T"], at_end: Float[Array, "B K"], runs: Int[Array, "B T"]
-) -> Float[Array, "B T K"]:
+    dcumulative: Float[Array, "*N R C"], at_end: Float[Array, " R"], runs: Int[Array, "*N R C"]
+) -> Float[Array, "*N R C"]:
     """From gradients of the cumulative gates to those of the gates: a reverse cumulative sum inside each run."""
-    dcumulative = dcumulative.at[:, :, -1].add(at_end)
-    ends = jnp.concatenate([runs[:, 1:] != runs[:, :-1], jnp.ones_like(runs[:, :1], bool)], axis=1)[:, None]
+    *N, R, C = runs.shape
+    d, run = (jnp.swapaxes(x.reshape(-1, R, C), 0, 1).reshape(R, -1) for x in (dcumulative, runs))
+    d = d.at[:, -1].add(at_end)
+    changed = run[:, 1:] != run[:, :-1]
+    last = jnp.pad(changed, [(0, 0), (0, 1)], constant_values=True)
+    first = jnp.concatenate([run[:, :1] != 0, changed], axis=1)
 
-    def combine(right, left):
-        (sum_right, _), (sum_left, end_left) = right, left
-        return jnp.where(end_left, sum_left, sum_left + sum_right), right[1] | end_left
+    def add(later, earlier):
+        return jnp.where(earlier[1], earlier[0], earlier[0] + later[0]), earlier[1] | later[1]
 
-    starts = jnp.broadcast_to(ends, dcumulative.shape)
-    sums, _ = jax.lax.associative_scan(combine, (dcumulative, starts), axis=2, reverse=True)
-    first = jnp.concatenate([runs[:, :1] != 0, runs[:, 1:] != runs[:, :-1]], axis=1)[:, None]
-    return jnp.moveaxis(jnp.where(first, 0.0, sums), 1, 2)
+    sums, _ = jax.lax.associative_scan(add, (d, last), axis=1, reverse=True)
+    sums = jnp.where(first, 0.0, sums)
+    return jnp.swapaxes(sums.reshape(R, -1, C), 0, 1).reshape(*N, R, C)
