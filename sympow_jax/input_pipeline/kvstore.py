@@ -1,14 +1,17 @@
 """Where a store lives: a local folder or a gs://, s3://, http(s):// address, as a tensorstore key-value store."""
 
+import concurrent.futures
 import functools
 import pathlib
+import urllib.error
 import urllib.parse
+import urllib.request
 from typing import Any
 
 import tensorstore as ts
 
 SCHEMES = ("gs://", "s3://", "http://", "https://")
-_PROBES_AT_ONCE = 256
+_REQUESTS_AT_ONCE = 32
 
 
 def is_remote(address: str) -> bool:
@@ -48,12 +51,20 @@ def read_key(kvstore: ts.KvStore, key: str) -> bytes | None:
 
 
 def present_keys(address: str, kvstore: ts.KvStore, candidates: list[str]) -> set[str]:
-    """Those of `candidates` that exist: by listing, or by asking for one byte of each where listing is impossible."""
+    """Those of `candidates` that exist: by listing, or by a HEAD request for each where http has no listing."""
     if not address.startswith(("http://", "https://")):
         return {key.decode() for key in kvstore.list().result()} & set(candidates)
-    found = set()
-    for start in range(0, len(candidates), _PROBES_AT_ONCE):
-        keys = candidates[start : start + _PROBES_AT_ONCE]
-        reads = [kvstore.read(key, byte_range=slice(0, 1)) for key in keys]
-        found |= {key for key, read in zip(keys, reads, strict=True) if read.result().state == "value"}
-    return found
+    with concurrent.futures.ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        exists = pool.map(lambda key: _url_exists(f"{address.rstrip('/')}/{key}"), candidates)
+        return {key for key, present in zip(candidates, exists, strict=True) if present}
+
+
+def _url_exists(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=60):
+            return True
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code in (404, 410):
+                return False
+        raise

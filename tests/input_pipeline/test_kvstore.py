@@ -1,0 +1,67 @@
+import contextlib
+import functools
+import http.server
+import threading
+
+import numpy as np
+import pytest
+
+from sympow_jax.input_pipeline import StoreError, open_store
+from sympow_jax.input_pipeline.kvstore import kvstore_spec
+from tests.input_pipeline.stores import random_tokens, write_store
+
+
+@pytest.mark.parametrize(
+    ("address", "spec"),
+    [
+        ("gs://longcrawl64/train.zarr", {"driver": "gcs", "bucket": "longcrawl64", "path": "train.zarr/"}),
+        ("s3://bucket/a/b.zarr/", {"driver": "s3", "bucket": "bucket", "path": "a/b.zarr/"}),
+        ("https://host:81/a.zarr", {"driver": "http", "base_url": "https://host:81", "path": "/a.zarr/"}),
+    ],
+)
+def test_specs(address, spec):
+    assert kvstore_spec(address) == spec
+
+
+def test_local_paths_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert kvstore_spec("a.zarr") == {"driver": "file", "path": f"{tmp_path}/a.zarr/"}
+
+
+@pytest.mark.parametrize("address", ["ftp://host/a", "gs://", "hf://x/y"])
+def test_other_addresses_are_refused(address):
+    with pytest.raises(ValueError, match=r"use a local path or an address that starts with gs://, s3://"):
+        kvstore_spec(address)
+
+
+@contextlib.contextmanager
+def serve(folder):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_store_over_http(tmp_path, rng):
+    tokens = random_tokens(rng, (10, 40))
+    path = write_store(tmp_path / "a.zarr", tokens, chunks=(4, 16))
+    with serve(tmp_path) as url:
+        store = open_store(f"{url}/a.zarr")
+        np.testing.assert_array_equal(store.read(slice(0, 10), slice(0, 40)), tokens)
+        assert store.digest == open_store(str(path)).digest
+        (path / "1.0").unlink()
+        with pytest.raises(StoreError, match=r"1 of 9 chunks are missing \(1\.0\)"):
+            open_store(f"{url}/a.zarr")
+        part = open_store(f"{url}/a.zarr", missing_chunks="exclude")
+        np.testing.assert_array_equal(part.read(slice(0, 6), slice(0, 40)), np.delete(tokens, range(4, 8), axis=0))
+        with pytest.raises(StoreError, match="no zarr v2 array there"):
+            open_store(f"{url}/nothing.zarr")
