@@ -1,1 +1,1 @@
-
+"""Flax modules that own parameters, built on the pure functions of ops."""

@@ -1,1 +1,1 @@
-
+"""The decoder, its loss, and the Model interface over it."""

@@ -26,7 +26,7 @@ def token_nll(
         return jax.nn.logsumexp(logits, axis=1) - picked
 
     flat, target = hidden.reshape(B * T, E), targets.reshape(B * T)
-    if B * T <= block:
+    if block >= B * T:
         return block_nll(flat, target).reshape(B, T)
     blocks = -(-B * T // block)
     padding = blocks * block - B * T

@@ -1,1 +1,1 @@
-
+"""The training run: optimizer, step, loop, checkpoints and metrics."""

@@ -34,9 +34,9 @@ def weight_decay_mask(params: PyTree) -> PyTree:
 def make_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.GradientTransformation:
     """Global-norm clipping (if clip_norm > 0), then AdamW, or Adam without weight decay."""
     schedule = learning_rate_schedule(config, num_train_steps)
-    moments = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
+    b1, b2, eps, decay = config.b1, config.b2, config.eps, config.weight_decay
     if config.name == "adam":
-        update = optax.adam(schedule, **moments)
+        update = optax.adam(schedule, b1, b2, eps)
     else:
-        update = optax.adamw(schedule, weight_decay=config.weight_decay, mask=weight_decay_mask, **moments)
+        update = optax.adamw(schedule, b1, b2, eps, weight_decay=decay, mask=weight_decay_mask)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update

@@ -49,8 +49,8 @@ def check_resume(config: Config, workdir: str, *, allow_learning_rate_change: bo
     refused = [path for path in refused if path not in rates]
     if refused:
         raise ConfigError(
-            f"{', '.join(refused)}: differs from the run in {workdir}, which cannot continue with it; restore the value "
-            "or use another --workdir"
+            f"{', '.join(refused)}: differs from the run in {workdir}, which cannot continue with it; restore the "
+            "value or use another --workdir"
         )
 
 

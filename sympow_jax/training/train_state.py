@@ -47,4 +47,5 @@ def to_tree(state: TrainState) -> dict[str, Any]:
 
 def from_tree(tree: dict[str, Any], like: TrainState) -> TrainState:
     """The inverse of `to_tree`; `like` gives optax's structure."""
-    return TrainState(**(tree | {"opt_state": serialization.from_state_dict(like.opt_state, tree["opt_state"])}))
+    opt_state = serialization.from_state_dict(like.opt_state, tree["opt_state"])
+    return dataclasses.replace(like, **{**tree, "opt_state": opt_state})
