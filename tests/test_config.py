@@ -1,0 +1,95 @@
+"""Configs resolve, every key can be set from the command line, and mistakes are one line that names the fix."""
+
+import json
+import pathlib
+
+import pytest
+
+from sympow_jax import config as config_lib
+from sympow_jax.config import ConfigError, parse_flags
+from sympow_jax.variants import VARIANTS
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
+
+
+def resolve(*flags: str, variant: str = "conformal_sympow") -> config_lib.Config:
+    return parse_flags([f"{QUICKSTART}:{variant}", *(f"--config.{flag}" for flag in flags)])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_resolves_to_its_row(variant):
+    config = resolve(variant=variant)
+    row = VARIANTS[variant]
+    assert (config.attention.kernel, config.attention.position, config.attention.gate) == (
+        row.kernel, row.position, row.gate,
+    )  # fmt: skip
+    assert config.attention.layer_pattern == row.layer_pattern
+
+
+def test_every_key_can_be_set_from_the_command_line():
+    values = config_lib.flatten(config_lib.load_file(f"{ROOT}/configs/default.py").get_config().to_dict())
+    for key, value in values.items():
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        assert isinstance(resolve(f"{key}={text}"), config_lib.Config), key
+
+
+def test_a_saved_config_resolves_to_itself():
+    config = resolve("attention.degree=4", "evaluation.lengths=64,128")
+    saved = json.loads(json.dumps(config_lib.flatten(config)))
+    tree: dict = {}
+    for path, value in saved.items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    assert config_lib.resolve(tree) == config
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([f"{QUICKSTART}:conformal_sympw"], ["conformal_sympw", "did you mean 'conformal_sympow'"]),
+        (["configs/nothing.py"], ["--config is missing"]),
+        (["--config=configs/nothing.py"], ["configs/nothing.py", "no such file"]),
+        ([QUICKSTART, "--config.model.num_layer=3"], ["num_layer", "did you mean 'model.num_layers'"]),
+        ([QUICKSTART, "--config.model.num_layers=three"], ["model.num_layers", "'three'", "expected int"]),
+        ([QUICKSTART, "--config.model.num_layers=0"], ["model.num_layers", "0", "positive"]),
+        ([QUICKSTART, "--config.attention.degree=3"], ["attention.degree", "3", "2, 4, 6"]),
+        ([QUICKSTART, "--config.model.norm=layrnorm"], ["model.norm", "did you mean 'layernorm'"]),
+        ([QUICKSTART, "--config.model.num_kv_heads=3"], ["num_kv_heads", "3", "divide", "4"]),
+        ([QUICKSTART, "--config.data.batch_size=3", "--config.optimizer.accumulation_steps=2"], ["accumulation_steps"]),
+        ([QUICKSTART, "--config.model.head_dim=31"], ["head_dim = 31", "even"]),
+        ([f"{QUICKSTART}:fox", "--config.attention.implementation=chunked"], ["chunked", "blockwise", "reference"]),
+        (
+            [QUICKSTART, "--config.attention.position=fire", "--config.attention.implementation=chunked"],
+            ["fire", "'reference' or 'blockwise'"],
+        ),
+        ([QUICKSTART, "--config.position.scaling=yarn"], ["yarn", "learned_rope", "rope"]),
+        ([f"{QUICKSTART}:sympow", "--config.position.scaling=dynamic_ntk"], ["dynamic_ntk", "softmax"]),
+        ([QUICKSTART, "--config.attention.layer_pattern=conv"], ["layer_pattern", "gated_conv"]),
+        ([QUICKSTART, "--confg.seed=1"], ["--confg.seed", "no such flag"]),
+        ([QUICKSTART, "--config.seed"], ["--config.seed", "VALUE"]),
+        ([], ["--config is missing"]),
+    ],
+)
+def test_mistakes_are_one_line_that_helps(flags, words):
+    with pytest.raises(ConfigError) as caught:
+        parse_flags(flags)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_an_unknown_key_in_a_saved_config_is_named():
+    tree = config_lib.load_file(f"{ROOT}/configs/default.py").get_config().to_dict()
+    tree["model"]["num_layrs"] = 2
+    with pytest.raises(ConfigError, match="model.num_layrs: no such key; did you mean 'num_layers'"):
+        config_lib.resolve(tree)
+
+
+def test_diff_names_fields():
+    changes = config_lib.diff(resolve(), resolve("optimizer.learning_rate=1e-3"))
+    assert changes == {"optimizer.learning_rate": (3e-3, 1e-3)}

@@ -1,0 +1,81 @@
+"""The package has one direction of imports, and importing it is light."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "sympow_jax"
+LEVELS = {
+    "typing": 0,
+    "ops": 1, "sharding": 1, "config": 1, "variants": 1,
+    "layers": 2, "input_pipeline": 2,
+    "models": 3,
+    "evals": 4,
+    "training": 5,
+    "loading": 6,
+}  # fmt: skip
+SIDEWAYS = {("config", "variants")}  # the config checks itself against the table
+COMMANDS = 7
+
+
+def imported_modules(path: pathlib.Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def package_edges() -> set[tuple[str, str]]:
+    edges = set()
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for module in imported_modules(path):
+            parts = module.split(".")
+            if parts[0] == "sympow_jax" and len(parts) > 1 and (PACKAGE / parts[1]).exists() | (
+                PACKAGE / f"{parts[1]}.py"
+            ).exists():
+                edges.add((room, parts[1]))
+    return edges
+
+
+def test_imports_go_one_way():
+    for room, imported in package_edges():
+        if room in ("__init__", imported) or (room, imported) in SIDEWAYS:
+            continue
+        if room == "plots":
+            assert imported == "plots", f"plots imports {imported}: it may import nothing of the package"
+            continue
+        if imported == "plots":
+            assert LEVELS.get(room, COMMANDS) >= 4, f"{room} imports plots"
+            continue
+        assert LEVELS.get(imported, COMMANDS) < LEVELS.get(room, COMMANDS + 1), f"{room} imports {imported}"
+
+
+def test_ops_know_neither_flax_nor_config():
+    for path in (PACKAGE / "ops").rglob("*.py"):
+        modules = imported_modules(path)
+        assert not any(module.split(".")[0] in ("flax", "ml_collections") for module in modules), path
+        assert not any(module.startswith("sympow_jax.config") for module in modules), path
+
+
+def test_plots_do_not_import_jax():
+    for path in (PACKAGE / "plots").rglob("*.py"):
+        assert not any(module.split(".")[0] == "jax" for module in imported_modules(path)), path
+
+
+def test_only_config_knows_ml_collections():
+    users = [p.name for p in PACKAGE.rglob("*.py") if any(m.startswith("ml_collections") for m in imported_modules(p))]
+    assert users == ["config.py"]
+
+
+def test_importing_everything_needs_no_tensorflow_torch_or_clu():
+    code = (
+        "import sys, sympow_jax.commands; bad = {'tensorflow', 'torch', 'clu'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
