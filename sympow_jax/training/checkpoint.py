@@ -244,7 +244,7 @@ class Checkpointer:
                     raise
                 tried[candidate] = _one_line(error)
                 log.error("checkpoint step %d in %s is damaged: %s", candidate, self.directory, tried[candidate])
-                if strict or not isinstance(step, str):
+                if strict:
                     break
                 continue
             self._set_aside([bad for bad in tried if bad > candidate])
