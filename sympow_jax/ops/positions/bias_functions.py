@@ -1,15 +1,16 @@
-"""Bias functions for `PositionBias` and their initial parameters.
+"""The additive biases as attention takes them, `PositionBias`, and the initial parameters of the learned ones.
 
-Each function maps (params, q_positions [q], k_positions [k]) to a bias [H, q, k] in float32; each `*_init` makes the
-params as the source does. A bias that is not learned takes its constants as params too, behind stop_gradient.
+A bias function maps (params, q_positions [q], k_positions [k]) to [H, q, k] in float32. Biases that are not learned
+take their constants as params too, behind stop_gradient. A new learned bias is a function, an initial value, and a
+row of `_LEARNED`.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sympow_jax.ops.position_bias import PositionBias
 from sympow_jax.ops.positions.biases import (
-    alibi_slopes,
     fire_input,
     kerple_log,
     kerple_power,
@@ -19,73 +20,83 @@ from sympow_jax.ops.positions.biases import (
 )
 from sympow_jax.ops.positions.relu_mlp import relu_mlp
 from sympow_jax.ops.positions.rotary import phase_turns
-from sympow_jax.typing import Array, Float, Int, PRNGKeyArray
+from sympow_jax.typing import Array, Float, PRNGKeyArray
 
 _KERPLE_FLOOR = 0.01
 _FIRE_THRESHOLD = 512.0
+_FIRE_MLP_DIM = 32
+_T5_BUCKETS = 32
 
 Params = dict[str, jax.Array]
 
 
-def alibi_init(num_heads: int) -> Params:
-    """The published slopes; they are not learned."""
-    return {"slopes": jnp.asarray(alibi_slopes(num_heads), jnp.float32)}
+def alibi_bias(slopes: Float[Array, "H"]) -> PositionBias:
+    """ALiBi, -slope_h * distance, usually with `alibi_slopes`; the slopes are not learned."""
+    return PositionBias({"slopes": slopes}, _alibi)
 
 
-def alibi_bias(params: Params, q_positions: Int[Array, "q"], k_positions: Int[Array, "k"]) -> Float[Array, "H q k"]:
-    """ALiBi, -slope_h * distance."""
+def sandwich_bias(num_heads: int, *, dim: int = 128) -> PositionBias:
+    """Sandwich (see `sandwich`), as the product of sinusoidal embeddings that it is; it has nothing to learn."""
+    params = {
+        "strengths": sandwich_strengths(num_heads),
+        "frequencies": jnp.asarray(sandwich_frequencies(dim), jnp.float32),
+    }
+    return PositionBias(params, _sandwich)
+
+
+def init_bias(kind: str, key: PRNGKeyArray, num_heads: int) -> Params:
+    """Initial parameters of a learned bias, from the distributions of its source.
+
+    kerple_log: p [H] from U(0, 2), a [H] from U(0, 1). kerple_power: a [H] from U(0, 1), p [H] from U(0, 2).
+    t5: a table [32, H] from N(0, 0.02^2). fire: c 0.1, threshold 1 (times 512), and a 1 -> 32 -> H MLP, weights and
+    biases from U(-1, 1) and U(-1/sqrt(32), 1/sqrt(32)).
+    """
+    return _learned(kind)[0](key, num_heads)
+
+
+def learned_bias(kind: str, params: Params) -> PositionBias:
+    """The bias of one of the kinds of `init_bias`, with these parameters."""
+    return PositionBias(params, _learned(kind)[1])
+
+
+def _learned(kind: str):
+    if kind not in _LEARNED:
+        raise ValueError(f"kind={kind!r}: not a learned bias; legal are {', '.join(_LEARNED)}")
+    return _LEARNED[kind]
+
+
+def _alibi(params, q_positions, k_positions):
     slopes = jax.lax.stop_gradient(params["slopes"])
-    return -slopes[:, None, None] * _distance(q_positions, k_positions).astype(jnp.float32)[None]
+    return -slopes[:, None, None] * _distance(q_positions, k_positions).astype(slopes.dtype)[None]
 
 
-def kerple_log_init(key: PRNGKeyArray, num_heads: int) -> Params:
-    """p from U(0, 2), a from U(0, 1), per head."""
-    key_p, key_a = jax.random.split(key)
-    return {"p": 2 * jax.random.uniform(key_p, (num_heads,)), "a": jax.random.uniform(key_a, (num_heads,))}
+def _init_kerple(key, num_heads):
+    p, a = jax.random.uniform(key, (2, num_heads), jnp.float32)
+    return {"p": 2 * p, "a": a}
 
 
-def kerple_log_bias(
-    params: Params, q_positions: Int[Array, "q"], k_positions: Int[Array, "k"]
-) -> Float[Array, "H q k"]:
-    """Kerple's logarithmic kernel; p and a are projected to >= 0.01."""
+def _kerple_log(params, q_positions, k_positions):
+    """p and a are projected to >= 0.01."""
     p, a = _project(params["p"], _KERPLE_FLOOR), _project(params["a"], _KERPLE_FLOOR)
     return kerple_log(_distance(q_positions, k_positions), p=p, a=a)
 
 
-def kerple_power_init(key: PRNGKeyArray, num_heads: int) -> Params:
-    """a from U(0, 1), p from U(0, 2), per head."""
-    return kerple_log_init(key, num_heads)
-
-
-def kerple_power_bias(
-    params: Params, q_positions: Int[Array, "q"], k_positions: Int[Array, "k"]
-) -> Float[Array, "H q k"]:
-    """Kerple's power kernel; a is projected to >= 0.01 and p to [0.01, 2]."""
+def _kerple_power(params, q_positions, k_positions):
+    """a is projected to >= 0.01 and p to [0.01, 2]."""
     a, p = _project(params["a"], _KERPLE_FLOOR), _project(params["p"], _KERPLE_FLOOR, 2.0)
     return kerple_power(_distance(q_positions, k_positions), a=a, p=p)
 
 
-def t5_init(key: PRNGKeyArray, num_heads: int, *, num_buckets: int = 32, stddev: float = 0.02) -> Params:
-    """A table [num_buckets, H] from N(0, stddev^2)."""
-    return {"table": stddev * jax.random.normal(key, (num_buckets, num_heads))}
+def _init_t5(key, num_heads):
+    return {"table": 0.02 * jax.random.normal(key, (_T5_BUCKETS, num_heads), jnp.float32)}
 
 
-def t5_bias(params: Params, q_positions: Int[Array, "q"], k_positions: Int[Array, "k"]) -> Float[Array, "H q k"]:
-    """T5's learned table over logarithmic buckets that end at distance 128, added to the scaled logits."""
-    bucket = t5_bucket(_distance(q_positions, k_positions), num_buckets=params["table"].shape[0])
+def _t5(params, q_positions, k_positions):
+    bucket = t5_bucket(_distance(q_positions, k_positions), num_buckets=_T5_BUCKETS)
     return params["table"].T[:, bucket]
 
 
-def sandwich_init(num_heads: int, *, dim: int = 128) -> Params:
-    """Strength per head and radians per token; neither is learned."""
-    return {
-        "strengths": sandwich_strengths(num_heads),
-        "frequencies": jnp.asarray(sandwich_frequencies(dim), jnp.float32),
-    }
-
-
-def sandwich_bias(params: Params, q_positions: Int[Array, "q"], k_positions: Int[Array, "k"]) -> Float[Array, "H q k"]:
-    """Sandwich, as the product of sinusoidal embeddings that it is: sum cos((i - j) f) = cos.cos + sin.sin."""
+def _sandwich(params, q_positions, k_positions):
     strengths, frequencies = jax.lax.stop_gradient((params["strengths"], params["frequencies"]))
 
     def embed(positions):
@@ -94,28 +105,27 @@ def sandwich_bias(params: Params, q_positions: Int[Array, "q"], k_positions: Int
 
     q, k = embed(q_positions), embed(k_positions)
     total = jnp.einsum("qf,kf->qk", q, k, precision="highest") - frequencies.shape[0]
-    return strengths[:, None, None] * total[None]
+    return strengths[:, None, None] * total.astype(strengths.dtype)[None]
 
 
-def fire_init(key: PRNGKeyArray, num_heads: int, *, mlp_dim: int = 32) -> Params:
-    """c 0.1, threshold 1 x 512, and a 1 -> 32 -> H MLP from U(+-1) and U(+-1/sqrt(32)), biases included."""
+def _init_fire(key, num_heads):
     keys = jax.random.split(key, 4)
 
     def uniform(key, shape, fan_in):
-        return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / np.float32(np.sqrt(fan_in))
+        return jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0) / np.float32(np.sqrt(fan_in))
 
     return {
         "c": jnp.asarray(0.1, jnp.float32),
         "threshold": jnp.asarray(1.0, jnp.float32),
-        "kernel_in": uniform(keys[0], (mlp_dim,), 1),
-        "bias_in": uniform(keys[1], (mlp_dim,), 1),
-        "kernel_out": uniform(keys[2], (mlp_dim, num_heads), mlp_dim),
-        "bias_out": uniform(keys[3], (num_heads,), mlp_dim),
+        "kernel_in": uniform(keys[0], (_FIRE_MLP_DIM,), 1),
+        "bias_in": uniform(keys[1], (_FIRE_MLP_DIM,), 1),
+        "kernel_out": uniform(keys[2], (_FIRE_MLP_DIM, num_heads), _FIRE_MLP_DIM),
+        "bias_out": uniform(keys[3], (num_heads,), _FIRE_MLP_DIM),
     }
 
 
-def fire_bias(params: Params, q_positions: Int[Array, "q"], k_positions: Int[Array, "k"]) -> Float[Array, "H q k"]:
-    """FIRE: an MLP of `fire_input`, whose threshold is |params["threshold"]| * 512."""
+def _fire(params, q_positions, k_positions):
+    """The MLP of `fire_input`; the threshold is |params["threshold"]| * 512."""
     threshold = jnp.abs(params["threshold"] * _FIRE_THRESHOLD)
     x = fire_input(q_positions[:, None], _distance(q_positions, k_positions), c=params["c"], threshold=threshold)
     return relu_mlp(x, params["kernel_in"], params["bias_in"], params["kernel_out"], params["bias_out"])
@@ -128,3 +138,11 @@ def _distance(q_positions, k_positions):
 def _project(x, low, high=None):
     """Clips x; the gradient passes as if x had been set to the clipped value, so that x can come back."""
     return x + jax.lax.stop_gradient(jnp.clip(x, low, high) - x)
+
+
+_LEARNED = {
+    "kerple_log": (_init_kerple, _kerple_log),
+    "kerple_power": (_init_kerple, _kerple_power),
+    "t5": (_init_t5, _t5),
+    "fire": (_init_fire, _fire),
+}

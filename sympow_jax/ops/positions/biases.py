@@ -6,11 +6,12 @@ ones, where the attention masks it, because a masked NaN still poisons gradients
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sympow_jax.ops.positions.rotary import phase_turns
-from sympow_jax.typing import Array, Float, Int
+from sympow_jax.typing import Array, Float, Int, accumulation_dtype
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
@@ -52,9 +53,10 @@ def fire_input(
 
     query_position and distance broadcast by size (same rank); arXiv 2310.04418, appendix listing.
     """
-    c, threshold = jnp.asarray(c, jnp.float32), jnp.asarray(threshold, jnp.float32)
-    normalizer = jnp.log1p(jnp.abs(c * jnp.maximum(query_position.astype(jnp.float32), threshold)))
-    return jnp.log1p(jnp.abs(c * distance.astype(jnp.float32))) / (normalizer + eps)
+    dtype = accumulation_dtype(*(a for a in (c, threshold) if isinstance(a, jax.Array)))
+    c, threshold = jnp.asarray(c, dtype), jnp.asarray(threshold, dtype)
+    normalizer = jnp.log1p(jnp.abs(c * jnp.maximum(query_position.astype(dtype), threshold)))
+    return jnp.log1p(jnp.abs(c * distance.astype(dtype))) / (normalizer + eps)
 
 
 def kerple_log(distance: Int[Array, "..."], *, p: Float[Array, "H"], a: Float[Array, "H"]) -> Float[Array, "H ..."]:
@@ -89,4 +91,4 @@ def sandwich_strengths(num_heads: int) -> Float[Array, "H"]:
 
 def _per_head(distance, *parameters):
     shape = (parameters[0].shape[0], *[1] * distance.ndim)
-    return jnp.maximum(distance, 0).astype(jnp.float32)[None], [x.reshape(shape) for x in parameters]
+    return jnp.maximum(distance, 0).astype(parameters[0].dtype)[None], [x.reshape(shape) for x in parameters]

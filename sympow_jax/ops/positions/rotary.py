@@ -11,9 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt
-
-from sympow_jax.typing import Array, Float, Int, accumulation_dtype
+from sympow_jax.typing import Array, Float, Int, PyTree, accumulation_dtype
 
 SCALINGS = ("linear", "ntk", "dynamic_ntk", "yarn", "llama3")
 _UNIT = 1 << 30  # fixed-point units of learned positions: beta is rounded to multiples of 2^-30
@@ -137,9 +135,9 @@ class PhaseState:
       segment_id: [B] int32, the document the sum belongs to.
     """
 
-    integer: UInt[Array, "B K"]
-    fraction: UInt[Array, "B K"]
-    segment_id: Int[Array, "B"]
+    integer: PyTree
+    fraction: PyTree
+    segment_id: PyTree
 
 
 def initial_phase_state(batch_size: int, num_kv_heads: int) -> PhaseState:

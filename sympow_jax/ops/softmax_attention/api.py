@@ -59,6 +59,12 @@ def softmax_attention(
       ValueError: shapes or options that do not fit together.
     """
     _check(q, k, v, log_gates, segment_ids, positions, key_positions, window)
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(
+            f"implementation={implementation!r}: softmax_attention has {', '.join(IMPLEMENTATIONS)}, or None"
+        )
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size={block_size}: legal are None or integers >= 1")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     x = _inputs(q, k, v, log_gates, bias, segment_ids, positions, key_positions)
     T, S = q.shape[1], k.shape[1]
@@ -94,8 +100,8 @@ def _gates_at_queries_and_keys(log_gates, q_order, key_positions):
         at_keys = cumulative_log_gates(log_gates)
         return at_keys, at_keys
     at_keys = cumulative_log_gates(jnp.where(key_positions[:, :, None] >= 0, log_gates, 0.0))
-    q_order = jnp.broadcast_to(q_order, (key_positions.shape[0], q_order.shape[1]))
-    last = jax.vmap(lambda slots, now: jnp.searchsorted(slots, now, side="right") - 1)(key_positions, q_order)
+    reached = jax.lax.cummax(key_positions, axis=1)  # an unwritten slot counts with the written one before it
+    last = jax.vmap(lambda slots, now: jnp.searchsorted(slots, now, side="right") - 1)(reached, q_order)
     at_queries = tuple(jnp.take_along_axis(g, jnp.maximum(last, 0)[:, :, None], axis=1) for g in at_keys)
     return at_queries, at_keys
 

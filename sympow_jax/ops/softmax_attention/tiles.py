@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sympow_jax.ops.softmax_attention.inputs import Inputs
+from sympow_jax.typing import PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -20,13 +21,13 @@ class Tiles:
       segments: None or ([N, B, C], [M, B, C]).
     """
 
-    q_gates: tuple[jax.Array, jax.Array] | None
-    k_gates: tuple[jax.Array, jax.Array] | None
-    q_positions: jax.Array
-    k_positions: jax.Array
-    q_order: jax.Array
-    k_order: jax.Array
-    segments: tuple[jax.Array, jax.Array] | None
+    q_gates: PyTree
+    k_gates: PyTree
+    q_positions: PyTree
+    k_positions: PyTree
+    q_order: PyTree
+    k_order: PyTree
+    segments: PyTree
 
 
 def cut(x: Inputs, size: int) -> tuple[jax.Array, jax.Array, jax.Array, Tiles]:
