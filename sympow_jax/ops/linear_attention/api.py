@@ -1,21 +1,35 @@
 """What the public functions of each linear kernel share: states, dispatch, normalisation."""
 
-import jax
 import jax.numpy as jnp
 
+from sympow_jax.ops.linear_attention.blockwise import blockwise
 from sympow_jax.ops.linear_attention.chunked import chunked
+from sympow_jax.ops.linear_attention.dispatch import choose
 from sympow_jax.ops.linear_attention.inputs import check_arguments, group_inputs
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.ops.linear_attention.recurrent import recurrent
-from sympow_jax.ops.linear_attention.reference import reference
-from sympow_jax.typing import Array, accumulation_dtype
-
-IMPLEMENTATIONS = ("reference", "blockwise", "chunked", "recurrent")
+from sympow_jax.ops.linear_attention.reference import reference, reference_state
+from sympow_jax.ops.linear_attention.state import read_state, write_state
+from sympow_jax.ops.position_bias import PositionBias
+from sympow_jax.typing import Array
 
 
 def linear_attention(
-    kernel: Kernel, q, k, v, *, log_gates, bias, scale, segment_ids, positions, implementation, chunk_size, state
-) -> tuple[Array, Array, Array]:
+    kernel: Kernel,
+    q,
+    k,
+    v,
+    *,
+    log_gates,
+    bias,
+    scale,
+    segment_ids,
+    positions,
+    implementation,
+    chunk_size,
+    state,
+    with_state,
+) -> tuple[Array, Array | None, Array]:
     """Checks the arguments, runs one form, and returns out, the final state [S, z] and its segment id."""
     check_arguments(
         kernel,
@@ -29,33 +43,47 @@ def linear_attention(
         state=state,
         chunk_size=chunk_size,
     )
-    B, T, H, D = q.shape
+    B, T, H, _ = q.shape
     K, Dv = v.shape[2:]
-    dtype = accumulation_dtype(q, k, v)
-    if state is None:
-        carried, segment = jnp.zeros((B, K, kernel.num_features(D), Dv + 1), dtype), None
-    else:
-        carried = jnp.concatenate([state.state, state.normalizer[..., None]], axis=-1).astype(dtype)
-        segment = state.segment_id
-    inputs = group_inputs(q, k, v, log_gates=log_gates, segment_ids=segment_ids, scale=scale, state_segment=segment)
-    implementation = implementation or "chunked"
-    if bias is not None and implementation in ("chunked", "recurrent"):
-        raise ValueError(
-            f"implementation={implementation!r} has no linear form for a bias; use 'reference' or 'blockwise', or a gate"
-        )
-    if implementation == "reference":
-        weights_bias = None if bias is None else _dense_bias(bias, positions, B, T, K)
-        out, final = reference(kernel, inputs, carried, weights_bias)
-    elif implementation == "chunked":
-        out, final = chunked(kernel, inputs, carried, min(chunk_size or 128, T))
+    inputs = group_inputs(q, k, v, log_gates=log_gates, segment_ids=segment_ids, scale=scale, state=state)
+    implementation, size = choose(kernel, inputs, implementation, chunk_size, bias)
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+    final = None
+    if with_state or implementation in ("chunked", "recurrent"):
+        final = _extended_state(kernel, inputs, state)
+    if implementation == "chunked":
+        out, final = chunked(kernel, inputs, final, size)
     elif implementation == "recurrent":
-        out, final = recurrent(kernel, inputs, carried)
+        out, final = recurrent(kernel, inputs, final)
+    elif implementation == "blockwise":
+        out = blockwise(kernel, inputs, bias, positions, size)
+        if state is not None:
+            out += read_state(kernel, inputs, final, size)
+        if with_state:
+            final = write_state(kernel, inputs, final, size)
     else:
-        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}, or None")
+        out = reference(kernel, inputs, None if state is None else final, _dense_bias(bias, positions, K))
+        if with_state:
+            final = reference_state(kernel, inputs, final)
     out = normalise(out, inputs.valid).reshape(B, T, H, Dv).astype(v.dtype)
+    return out, final, _last_segment(segment_ids, state, B)
+
+
+def _extended_state(kernel: Kernel, inputs: LinearInputs, state) -> Array:
+    """[S, z] of the initial state, [B, K, P, Dv + 1]; zeros when there is none."""
+    B, _, K, Dv = inputs.v.shape
+    dtype = inputs.log_gates.dtype
+    if state is None:
+        return jnp.zeros((B, K, kernel.num_features(inputs.k.shape[-1]), Dv + 1), dtype)
+    return jnp.concatenate([state.state, state.normalizer[..., None]], axis=-1).astype(dtype)
+
+
+def _last_segment(segment_ids: Array | None, state, batch_size: int) -> Array:
+    """The document that the final state belongs to."""
     if segment_ids is not None:
-        segment = segment_ids[:, -1]
-    return out, final, jnp.ones(B, jnp.int32) if segment is None else segment
+        return segment_ids[:, -1]
+    return jnp.ones(batch_size, jnp.int32) if state is None else state.segment_id
 
 
 def normalise(extended: Array, valid: Array) -> Array:
@@ -65,12 +93,12 @@ def normalise(extended: Array, valid: Array) -> Array:
     return jnp.where(present, num / jnp.where(present, den, 1.0), 0.0)
 
 
-def _dense_bias(bias, positions: Array | None, B: int, T: int, K: int) -> Array:
+def _dense_bias(bias: PositionBias | None, positions: Array, K: int) -> Array | None:
     """The bias of every pair, [B, K, G, T, T]."""
-    if positions is None:
-        positions = jnp.arange(T, dtype=jnp.int32)
+    if bias is None:
+        return None
     dense = bias(positions, positions)
-    return jnp.broadcast_to(dense.reshape(-1, K, dense.shape[-3] // K, T, T), (B, K, dense.shape[-3] // K, T, T))
+    return dense.reshape(dense.shape[0], K, -1, *dense.shape[2:])
 
 
 def split_state(extended: Array) -> tuple[Array, Array]:

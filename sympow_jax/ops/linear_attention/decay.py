@@ -26,7 +26,7 @@ class ChunkDecay:
 
 
 def chunk_decay(log_gates: Float[Array, "*N R C"], runs: Int[Array, "*N R C"]) -> ChunkDecay:
-    """What each token reads of the state before its chunk and leaves to the state after it; 0 across a change of run."""
+    """What tokens read of the state before their chunk and leave to the state after it: nothing across a new run."""
     last = runs.reshape(-1, *runs.shape[2:])[..., -1]
     before = jnp.concatenate([jnp.zeros_like(last[:1]), last[:-1]]).reshape(runs.shape[:-1])[..., None]
     whole, rest = whole_and_rest(log_gates)

@@ -28,7 +28,7 @@ class LinearInputs:
     valid: Bool[Array, "B T"]
 
 
-def group_inputs(q, k, v, *, log_gates, segment_ids, scale, state_segment) -> LinearInputs:
+def group_inputs(q, k, v, *, log_gates, segment_ids, scale, state) -> LinearInputs:
     """Scales and groups the queries, clips the gates, and numbers the runs of segment ids."""
     B, T, H, D = q.shape
     K = k.shape[2]
@@ -36,12 +36,12 @@ def group_inputs(q, k, v, *, log_gates, segment_ids, scale, state_segment) -> Li
     dtype = accumulation_dtype(q, k, v)
     q = (q.astype(dtype) * jnp.asarray(scale, dtype)).astype(q.dtype).reshape(B, T, K, H // K, D)
     gates = jnp.zeros((B, T, K), dtype) if log_gates is None else jnp.maximum(log_gates.astype(dtype), MIN_LOG_GATE)
-    runs, valid = number_runs(segment_ids, state_segment, (B, T))
+    runs, valid = number_runs(segment_ids, None if state is None else state.segment_id, (B, T))
     return LinearInputs(q, k, v, gates, runs, valid)
 
 
 def number_runs(segment_ids: Array | None, state_segment: Array | None, shape: tuple[int, int]) -> tuple[Array, Array]:
-    """The run each token belongs to (0 until the first change of segment id, then 1, 2, ...), and which are not padding."""
+    """The run of each token (0 until the first change of segment id, then 1, 2, ...), and which are not padding."""
     if segment_ids is None:
         return jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool)
     first = segment_ids[:, :1] if state_segment is None else state_segment[:, None]

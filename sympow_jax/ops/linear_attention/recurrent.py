@@ -5,14 +5,14 @@ import jax.numpy as jnp
 
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values
 from sympow_jax.ops.linear_attention.kernels import Kernel
-from sympow_jax.typing import Array, Float, accumulation_dtype
+from sympow_jax.typing import Array, Float
 
 
 def recurrent(
     kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv+1"]
 ) -> tuple[Float[Array, "B T K G Dv+1"], Float[Array, "B K P Dv+1"]]:
     """S_t = exp(log_gate_t) S_(t-1) + phi(k_t) [v_t, 1]^T and [num, den]_t = phi(q_t) S_t, S reset at each new run."""
-    dtype = accumulation_dtype(inputs.q, inputs.k, inputs.v)
+    dtype = inputs.log_gates.dtype
     previous = jnp.concatenate([jnp.zeros_like(inputs.runs[:, :1]), inputs.runs[:, :-1]], axis=1)
     gates = jnp.where((inputs.runs == previous)[..., None], jnp.exp(inputs.log_gates), 0.0)
 

@@ -4,31 +4,47 @@ import jax.numpy as jnp
 
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values
 from sympow_jax.ops.linear_attention.kernels import Kernel
-from sympow_jax.typing import Array, Float, accumulation_dtype
+from sympow_jax.typing import Array, Float
 
 
 def reference(
-    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv+1"], bias: Float[Array, "B K G T T"] | None
-) -> tuple[Float[Array, "B T K G Dv+1"], Float[Array, "B K P Dv+1"]]:
-    """Returns [num, den] of every row and the final state; see the package docstring for the equations."""
-    dtype = accumulation_dtype(inputs.q, inputs.k, inputs.v)
+    kernel: Kernel, inputs: LinearInputs, state: Array | None, bias: Float[Array, "B K G T T"] | None
+) -> Float[Array, "B T K G Dv+1"]:
+    """Returns [num, den] of every row; see the package docstring for the equations."""
+    dtype = inputs.log_gates.dtype
     q, k, v = (x.astype(dtype) for x in (inputs.q, inputs.k, inputs.v))
-    runs, T = inputs.runs, k.shape[1]
-    values = extend_values(v, inputs.valid)
+    visible, log_decay = _pairs(inputs)
+    log_decay = log_decay[:, :, None] if bias is None else log_decay[:, :, None] + bias.astype(dtype)
+    decay = jnp.exp(jnp.where(visible[:, None, None], log_decay, -jnp.inf))
+    weights = kernel.weight(jnp.einsum("btkgd,bskd->bkgts", q, k)) * decay
+    out = jnp.einsum("bkgts,bske->btkge", weights, extend_values(v, inputs.valid))
+    if state is not None:
+        features = kernel.features(q[..., None])[..., 0]
+        out += jnp.einsum("btkgp,bkpe,bkt->btkge", features, state, _decay_of_state(inputs))
+    return out
 
-    # log_decay[i, j] = sum of the log gates of j+1 .. i
-    row, column = jnp.arange(T)[:, None], jnp.arange(T)[None, :]
-    gates = jnp.moveaxis(inputs.log_gates, 1, 2)  # [B, K, T]
-    log_decay = jnp.cumsum(jnp.where((row > column)[None, None], gates[..., None], 0.0), axis=-2)
-    visible = (runs[:, :, None] == runs[:, None, :]) & (row >= column)[None]
-    decay = jnp.where(visible[:, None], jnp.exp(log_decay), 0.0)
 
-    weights = kernel.weight(jnp.einsum("btkgd,bskd->bkgts", q, k)) * decay[:, :, None]
-    if bias is not None:
-        weights = weights * jnp.exp(jnp.where(visible[:, None, None], bias.astype(dtype), 0.0))
-    out = jnp.einsum("bkgts,bske->btkge", weights, values)
+def reference_state(
+    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv+1"]
+) -> Float[Array, "B K P Dv+1"]:
+    """sum_j exp(G_T - G_j) phi(k_j) [v_j, 1]^T over the keys that the last token sees, and the initial state."""
+    dtype = inputs.log_gates.dtype
+    visible, log_decay = _pairs(inputs)
+    decay = jnp.where(visible[:, None, -1], jnp.exp(log_decay[:, :, -1]), 0.0)
+    features = kernel.features(inputs.k.astype(dtype)[..., None])[..., 0]
+    added = jnp.einsum("bskp,bske,bks->bkpe", features, extend_values(inputs.v.astype(dtype), inputs.valid), decay)
+    return added + _decay_of_state(inputs)[:, :, -1, None, None] * state
 
-    from_state = jnp.where(runs[:, None] == 0, jnp.exp(jnp.cumsum(gates, axis=-1)), 0.0)  # [B, K, T]
-    out += jnp.einsum("btkgp,bkpe,bkt->btkge", kernel.features(q[..., None])[..., 0], state, from_state)
-    final = jnp.einsum("bskp,bske,bks->bkpe", kernel.features(k[..., None])[..., 0], values, decay[:, :, -1])
-    return out, final + from_state[:, :, -1, None, None] * state
+
+def _pairs(inputs: LinearInputs) -> tuple[Array, Array]:
+    """Whether i sees j, [B, T, T], and the sum of the log gates of j+1 .. i, [B, K, T, T]."""
+    i, j = jnp.arange(inputs.runs.shape[1])[:, None], jnp.arange(inputs.runs.shape[1])[None, :]
+    visible = (i >= j)[None] & (inputs.runs[:, :, None] == inputs.runs[:, None, :])
+    gates = jnp.moveaxis(inputs.log_gates, 1, 2)[..., None]
+    return visible, jnp.cumsum(jnp.where((i > j)[None, None], gates, 0.0), axis=-2)
+
+
+def _decay_of_state(inputs: LinearInputs) -> Array:
+    """exp(G_i) for the run that continues the initial state, 0 for the others, [B, K, T]."""
+    total = jnp.cumsum(jnp.moveaxis(inputs.log_gates, 1, 2), axis=-1)
+    return jnp.where(inputs.runs[:, None] == 0, jnp.exp(total), 0.0)

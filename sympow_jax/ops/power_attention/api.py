@@ -61,11 +61,11 @@ def power_attention(
     out_i = sum_{j <= i} w_ij v_j / sum_{j <= i} w_ij,
     w_ij  = (scale q_i . k_j)^degree exp(log_gates_(j+1) + ... + log_gates_i + bias_ij)
     """
-    out, _ = power_attention_with_state(
+    out, _, _ = linear_attention(
+        _kernel(degree),
         q,
         k,
         v,
-        degree=degree,
         log_gates=log_gates,
         bias=bias,
         scale=scale,
@@ -73,6 +73,8 @@ def power_attention(
         positions=positions,
         implementation=implementation,
         chunk_size=chunk_size,
+        state=None,
+        with_state=False,
     )
     return out
 
@@ -106,6 +108,7 @@ def power_attention_with_state(
         implementation=implementation,
         chunk_size=chunk_size,
         state=initial_state,
+        with_state=True,
     )
     return out, PowerState(*split_state(final), segment_id)
 

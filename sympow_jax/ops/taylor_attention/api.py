@@ -58,7 +58,8 @@ def taylor_attention(
     out_i = sum_{j <= i} w_ij v_j / sum_{j <= i} w_ij,
     w_ij  = (1 + s_ij + s_ij^2 / 2) exp(log_gates_(j+1) + ... + log_gates_i + bias_ij),   s_ij = scale q_i . k_j
     """
-    out, _ = taylor_attention_with_state(
+    out, _, _ = linear_attention(
+        TaylorKernel(),
         q,
         k,
         v,
@@ -69,6 +70,8 @@ def taylor_attention(
         positions=positions,
         implementation=implementation,
         chunk_size=chunk_size,
+        state=None,
+        with_state=False,
     )
     return out
 
@@ -101,6 +104,7 @@ def taylor_attention_with_state(
         implementation=implementation,
         chunk_size=chunk_size,
         state=initial_state,
+        with_state=True,
     )
     return out, TaylorState(*split_state(final), segment_id)
 

@@ -1,0 +1,32 @@
+"""Which form runs: the one that was named, or the cheapest by a small measured table."""
+
+from sympow_jax.ops.linear_attention.inputs import LinearInputs
+from sympow_jax.ops.linear_attention.kernels import Kernel
+from sympow_jax.ops.position_bias import PositionBias
+
+IMPLEMENTATIONS = ("reference", "blockwise", "chunked", "recurrent")
+
+
+def choose(
+    kernel: Kernel, inputs: LinearInputs, implementation: str | None, chunk_size: int | None, bias: PositionBias | None
+) -> tuple[str, int]:
+    """The form and its chunk or block length; a named form that cannot do the job raises one line."""
+    T, D = inputs.k.shape[1], inputs.k.shape[3]
+    if implementation is None:
+        implementation = cheapest(T, kernel.num_features(D), has_bias=bias is not None)
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}, or None")
+    if bias is not None and implementation in ("chunked", "recurrent"):
+        raise ValueError(
+            f"implementation={implementation!r} cannot add a bias (it has no linear form); use 'reference' or 'blockwise'"
+        )
+    return implementation, min(chunk_size or 128, T)
+
+
+def cheapest(seq_len: int, num_features: int, *, has_bias: bool) -> str:
+    """The cheapest form for a sequence length and a state size."""
+    if has_bias:
+        return "blockwise"
+    if seq_len == 1:
+        return "recurrent"
+    return "chunked" if seq_len > 2 * num_features else "blockwise"
