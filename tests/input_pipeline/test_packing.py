@@ -1,0 +1,98 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sympow_jax.input_pipeline import make_batches, open_packed_store
+from sympow_jax.input_pipeline.build import Request, build
+from sympow_jax.input_pipeline.packing import pack
+from sympow_jax.input_pipeline.sources import Document
+from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
+
+
+class Texts:
+    """Documents given as a list."""
+
+    def __init__(self, *texts):
+        self.texts = texts
+
+    def describe(self):
+        return {"kind": "test", "count": len(self.texts)}
+
+    def documents(self):
+        for i, text in enumerate(self.texts):
+            yield Document(str(i), text)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8), seq_len=st.integers(1, 12))
+def test_pack_against_the_obvious_loop(lengths, seq_len):
+    documents = [np.arange(n) + 10 * i for i, n in enumerate(lengths)]
+    stream = np.concatenate(documents)
+    offsets = np.cumsum([0, *lengths])
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    for start in range(0, len(stream), seq_len):
+        tokens = np.zeros(seq_len, np.int64)
+        part = stream[start : start + seq_len]
+        tokens[: len(part)] = part
+        batch = pack(tokens, offsets, start, bos_id=99)
+        segment, position = 0, 0
+        for t in range(seq_len):
+            if start + t >= len(stream):
+                expected = (99, 0, 0, 0, 0.0)
+            else:
+                new = t == 0 or owner[start + t] != owner[start + t - 1]
+                segment, position = (segment + 1, 0) if new else (segment, position + 1)
+                expected = (99 if new else stream[start + t - 1], stream[start + t], segment, position, 1.0)
+            found = tuple(batch[name][t] for name in ("inputs", "targets", "segment_ids", "positions", "loss_mask"))
+            assert found == expected
+
+
+@pytest.fixture
+def packed(tmp_path):
+    texts = ["first document", "b", "the third one, rather longer than a window", "end"]
+    folder = build(
+        Texts(*texts), tmp_path / "packed", tokenizer=ByteTokenizer(), request=Request(documents="packed", heldout_fraction=0)
+    )
+    return open_packed_store(str(folder / "train.zarr"), seq_len=16), texts
+
+
+def test_a_packed_store_holds_each_document_once(packed):
+    store, texts = packed
+    batches = make_batches(store, seq_len=16, batch_size=store.num_documents)
+    batch = batches[0]
+    assert batch["inputs"].shape == (-(-sum(map(len, texts)) // 16), 16)
+    stream = bytes(batch["targets"][batch["loss_mask"] > 0].tolist()).decode()
+    found = [stream[a:b] for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
+    assert sorted(found) == sorted(texts)
+    described = batches.describe(0)
+    assert described[0]["documents"][0] == 0 and described[-1]["documents"][-1] == 3
+    np.testing.assert_array_equal(store.clusters, [entry["documents"][0] for entry in described])
+
+
+def test_hosts_share_a_packed_batch(packed):
+    store, _ = packed
+    whole = make_batches(store, seq_len=16, batch_size=4, order="shuffled_chunks", seed=2)
+    for step in range(5):
+        parts = [
+            make_batches(store, seq_len=16, batch_size=4, order="shuffled_chunks", seed=2, process_index=i, process_count=2)[step]
+            for i in range(2)
+        ]
+        for name, values in whole[step].items():
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), values)
+
+
+def test_windows_of_another_length_are_refused(packed):
+    with pytest.raises(ValueError, match="data.seq_len = 8: .* was opened for windows of 16"):
+        make_batches(packed[0], seq_len=8, batch_size=1)
+
+
+def test_broken_offsets_are_refused(packed):
+    store, _ = packed
+    path = f"{store.address}/offsets.int64"
+    with open(path, "r+b") as file:
+        file.truncate(16)
+    with pytest.raises(ValueError, match=r"offsets\.int64 does not rise from 0 to 60"):
+        open_packed_store(store.address, seq_len=16)
