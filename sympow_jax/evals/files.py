@@ -44,7 +44,11 @@ def _replace(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 def write_json(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
     """Writes `value` to `path`; a reader sees the old file or the whole new one."""
-    text = json.dumps(plain(value), indent=1, allow_nan=False) + "\n"
+    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes `text` to `path` as UTF-8, atomic like write_json."""
     _replace(pathlib.Path(path), lambda file: file.write(text.encode()))
 
 

@@ -25,41 +25,58 @@ def length_generalisation_figure(results: Sequence[Mapping[str, Any]], labels: S
     labels = list(labels or style.run_labels(results))
     with style.styled():
         figure = Figure(figsize=(8.2, 3.5), layout="constrained")
-        same_target, contextwise = figure.subplots(1, 2, sharey=True)
-        trained = [int(result["train_length"]) for result in results]
-        longest = max(entry["length"] for result in results for entry in result["lengths"])
-        for index, (result, label) in enumerate(zip(results, labels, strict=True)):
-            looks = style.line_style(index)
-            entries = result["same_target"]
-            _curve(same_target, [e["context"] for e in entries], entries, looks, label)
-            table = result["contextwise"]
-            rows = [{"nll": nll, "ci95": ci95} for nll, ci95 in zip(table["nll"], table["ci95"], strict=True)]
-            shown = [i for i, position in enumerate(table["position"]) if position >= FIRST_POSITION]
-            positions = [table["position"][i] for i in shown]
-            _curve(contextwise, positions, [rows[i] for i in shown], looks | {"marker": ""}, label)
-        targets = {result.get("num_targets") for result in results} - {None}
-        which = f"the last {targets.pop()} tokens" if len(targets) == 1 else "the same final tokens"
-        same_target.set_title(f"{which} of each document")
-        contextwise.set_title("every token, by its position")
-        same_target.set_xlabel("context (tokens)")
-        contextwise.set_xlabel("position (tokens)")
-        same_target.set_ylabel("loss (nats per token)")
-        contextwise.tick_params(labelleft=False)
-        for axes in (same_target, contextwise):
-            low = min(float(np.min(line.get_xdata())) for line in axes.get_lines())
-            high = max(longest, 2 * low)
-            margin = (high / low) ** 0.03
-            style.token_axis(axes, low, high)
-            axes.set_xlim(low / margin, high * margin)
-            style.mark_train_length(axes, trained, high * margin)
-        handles, names = same_target.get_legend_handles_labels()
+        left, right = figure.subplots(1, 2, sharey=True)
+        draw_same_target(left, results, labels)
+        draw_contextwise(right, results, labels)
+        right.set_ylabel("")
+        right.tick_params(labelleft=False)
+        handles, names = left.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper left", ncols=min(4, len(names)), fontsize=8.5)
         note = "grey: longer than any training context; bands: 95% bootstrap intervals over source documents"
         figure.supxlabel(note, fontsize=7, color=style.GREY)
     return figure
 
 
-def _curve(axes: Axes, x: Sequence[float], rows: Sequence[Mapping], looks: Mapping[str, Any], label: str) -> None:
+def draw_same_target(axes: Axes, results: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
+    """Loss on the same final tokens of every document, against the context that they are given."""
+    for index, (result, label) in enumerate(zip(results, labels, strict=True)):
+        rows = result["same_target"]
+        curve(axes, [row["context"] for row in rows], rows, style.line_style(index), label)
+    targets = {result.get("num_targets") for result in results} - {None}
+    which = f"the last {targets.pop()} tokens" if len(targets) == 1 else "the same final tokens"
+    axes.set_title(f"{which} of each document")
+    _finish(axes, results, "context (tokens)")
+
+
+def draw_contextwise(axes: Axes, results: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
+    """Loss on every token, against its position."""
+    for index, (result, label) in enumerate(zip(results, labels, strict=True)):
+        positions, rows = contextwise_rows(result["contextwise"], "nll")
+        curve(axes, positions, rows, style.line_style(index) | {"marker": ""}, label)
+    axes.set_title("every token, by its position")
+    _finish(axes, results, "position (tokens)")
+
+
+def contextwise_rows(table: Mapping[str, Any], value: str) -> tuple[list[float], list[dict[str, Any]]]:
+    """Positions from FIRST_POSITION on, and their {"nll", "ci95"}; `value` names the column."""
+    rows = zip(table["position"], table[value], table["ci95"], strict=True)
+    shown = [(position, nll, ci95) for position, nll, ci95 in rows if position >= FIRST_POSITION]
+    return [position for position, _, _ in shown], [{"nll": nll, "ci95": ci95} for _, nll, ci95 in shown]
+
+
+def _finish(axes: Axes, results: Sequence[Mapping[str, Any]], label: str) -> None:
+    low = min(float(np.min(line.get_xdata())) for line in axes.get_lines())
+    high = max(2 * low, *(entry["length"] for result in results for entry in result["lengths"]))
+    margin = (high / low) ** 0.03
+    style.token_axis(axes, low, high)
+    axes.set_xlim(low / margin, high * margin)
+    style.mark_train_length(axes, [int(result["train_length"]) for result in results], high * margin)
+    axes.set_xlabel(label)
+    axes.set_ylabel("loss (nats per token)")
+
+
+def curve(axes: Axes, x: Sequence[float], rows: Sequence[Mapping], looks: Mapping[str, Any], label: str) -> None:
+    """A line of {"nll", "ci95"} rows with the interval as a band."""
     low, high = style.interval([row["ci95"] for row in rows])
     axes.fill_between(x, low, high, color=looks["color"], alpha=0.15, linewidth=0)
     axes.plot(x, style.finite([row["nll"] for row in rows]), label=label, markersize=4, **looks)

@@ -66,6 +66,14 @@ def tokens_label(tokens: float) -> str:
     return f"{count:,}"
 
 
+def quantity(value: float, unit: str = "") -> str:
+    """1.2e6 -> '1.2 M', with unit 'B' '1.2 MB': three digits and a decimal prefix."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}".strip()
+
+
 def token_axis(axes: Axes, low: float, high: float) -> None:
     """A logarithmic axis of tokens with powers of two as ticks."""
     axes.set_xscale("log", base=2)

@@ -53,28 +53,44 @@ def verdict(result: Mapping[str, Any]) -> str:
     """What the same-target curve shows, never more than the longest tested length.
 
     Compares each context beyond the training length with the loss at the training length by the interval of the
-    paired difference: "worse" when the whole interval lies above 0.
+    paired difference: higher when the whole interval lies above 0, lower when it lies below.
     """
     change, train_length = result["same_target_change"], result["train_length"]
     start, longest = change["from_context"], change["context"][-1]
-    beyond = [
-        (context, ci95)
-        for context, ci95 in zip(change["context"], change["ci95"], strict=True)
-        if context > max(start, train_length)
-    ]
+    beyond = _beyond(result)
     if not beyond:
         return f"No context beyond the training length of {train_length:,} tokens was tested."
-    if any(None in ci95 for _, ci95 in beyond):
+    if "unknown" in beyond.values():
         return f"Tested up to {longest:,} tokens; too few source documents for an interval."
-    worse = [context for context, ci95 in beyond if ci95[0] > 0]
+    higher, lower = ([c for c, kind in beyond.items() if kind == which] for which in ("higher", "lower"))
     times = f"{longest / train_length:.3g}x the training length"
-    if worse:
+    if higher:
         return (
-            f"Same-target loss at {worse[0]:,} tokens is higher than at {start:,}; tested up to {longest:,} ({times})."
+            f"Same-target loss at {higher[0]:,} tokens is higher than at {start:,}; tested up to {longest:,} ({times})."
         )
-    better = [context for context, ci95 in beyond if ci95[1] < 0]
-    gain = f" and is lower at {better[-1]:,}" if better else ""
+    gain = f" and is lower at {lower[-1]:,}" if lower else ""
     return (
         f"Same-target loss shows no rise above that at {start:,} tokens{gain}, up to {longest:,} tokens ({times}), "
         "the longest tested."
     )
+
+
+def short_verdict(result: Mapping[str, Any]) -> str:
+    """The verdict in a few words, for a table cell."""
+    beyond = _beyond(result)
+    if not beyond or "unknown" in beyond.values():
+        return "not tested"
+    higher = [context for context, kind in beyond.items() if kind == "higher"]
+    return f"higher at {higher[0]:,}" if higher else f"no rise up to {result['same_target_change']['context'][-1]:,}"
+
+
+def _beyond(result: Mapping[str, Any]) -> dict[int, str]:
+    """Each context beyond the training length: higher, lower, level or unknown."""
+    change, kinds = result["same_target_change"], {}
+    for context, (low, high) in zip(change["context"], change["ci95"], strict=True):
+        if context > max(change["from_context"], result["train_length"]):
+            if low is None or high is None:
+                kinds[context] = "unknown"
+            else:
+                kinds[context] = "higher" if low > 0 else "lower" if high < 0 else "level"
+    return kinds

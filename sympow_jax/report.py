@@ -1,0 +1,160 @@
+"""One HTML page over several runs: python -m sympow_jax.report RUN [RUN ...] --output=FILE.html
+
+Reads config.json, metrics.jsonl and eval/*.json, *.npz of each workdir; loads no checkpoint and needs no network. The
+first run is what the paired differences are taken against.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from sympow_jax.commands import one_line_errors, split_flags
+from sympow_jax.config import Config, ConfigError, flatten
+from sympow_jax.evals.files import read_npz, write_text
+from sympow_jax.evals.paired import paired_difference
+from sympow_jax.models import flops
+from sympow_jax.models.registry import Model
+from sympow_jax.plots.report import report_page
+from sympow_jax.plots.style import run_labels
+from sympow_jax.training.run_files import load_config
+
+IGNORED_DIFFERENCES = ("logging.", "checkpoint.", "data.prefetch", "data.num_threads")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the page; returns the exit code."""
+    return one_line_errors(_report, argv)
+
+
+def _report(argv: Sequence[str]) -> int:
+    folders = [argument for argument in argv if not argument.startswith("--")]
+    own, _ = split_flags([argument for argument in argv if argument.startswith("--")], ("output",))
+    if not folders:
+        raise ConfigError("no run given: python -m sympow_jax.report RUN [RUN ...] --output=FILE.html")
+    output = own.get("output", "report.html")
+    page = report_page(gather(folders))
+    write_text(output, page)
+    print(f"report: {output} ({len(page.encode()) / 1e6:.2f} MB)")
+    return 0
+
+
+def gather(folders: Sequence[str]) -> dict[str, Any]:
+    """What the page shows of these workdirs, as plain data (see plots.report.report_page).
+
+    Raises:
+      ConfigError: a folder is no workdir.
+    """
+    runs, evaluations, retrieval, configs, arrays = [], [], [], [], []
+    for folder in folders:
+        path = pathlib.Path(folder)
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"{folder}: no workdir (it has no config.json)")
+        config = load_config(str(path))
+        found = [(file, json.loads(file.read_text())) for file in sorted(path.glob("eval/*.json"))]
+        for file, result in found:
+            if "same_target" in result:
+                evaluations.append({"run": folder, "result": result})
+                arrays.append(file.with_suffix(".npz"))
+            elif "accuracy" in result:
+                retrieval.append({"run": folder, "title": result.get("task", file.stem), "result": result})
+        longest = max([config.data.seq_len, *(r["lengths"][-1]["length"] for _, r in found if "lengths" in r)])
+        configs.append(config)
+        runs.append({"folder": folder, "training": _training(path), "cost": _cost(path, config, longest)})
+    names = _distinct([{"variant": config.variant, "seed": config.seed} for config in configs], folders)
+    by_folder = dict(zip(folders, names, strict=True))
+    for run in runs:
+        run["label"] = by_folder[run["folder"]]
+    for entry in retrieval:
+        entry["label"] = by_folder[entry["run"]]
+    labels = _distinct([entry["result"] for entry in evaluations], [entry["run"] for entry in evaluations])
+    for entry, label in zip(evaluations, labels, strict=True):
+        entry["label"] = label
+    return {
+        "runs": runs,
+        "evaluations": evaluations,
+        "paired": _paired(labels, arrays),
+        "retrieval": retrieval,
+        "config_differences": _differences(configs),
+    }
+
+
+def _distinct(results: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> list[str]:
+    """Labels of runs, with the folder's name where two would be equal."""
+    labels = run_labels(results)
+    return [
+        label if labels.count(label) == 1 else f"{label} [{pathlib.Path(folder).name}]"
+        for label, folder in zip(labels, folders, strict=True)
+    ]
+
+
+def _training(path: pathlib.Path) -> dict[str, list]:
+    """Losses by tokens; rows of metrics.jsonl hold training or held-out losses, or both."""
+    training: dict[str, list] = {"tokens": [], "loss": [], "heldout_tokens": [], "heldout_loss": []}
+    file = path / "metrics.jsonl"
+    tokens_by_step: dict[int, float] = {}
+    for line in file.read_text().splitlines() if file.exists() else ():
+        row = json.loads(line)
+        if "tokens" in row:
+            tokens_by_step[row["step"]] = row["tokens"]
+        if "loss" in row and "tokens" in row:
+            training["tokens"].append(row["tokens"])
+            training["loss"].append(row["loss"])
+        if "heldout_loss" in row and row["step"] in tokens_by_step:
+            training["heldout_tokens"].append(tokens_by_step[row["step"]])
+            training["heldout_loss"].append(row["heldout_loss"])
+    return training
+
+
+def _cost(path: pathlib.Path, config: Config, length: int) -> dict[str, Any] | None:
+    """Parameters, streaming state and forward FLOPs of a token at `length`, from shapes alone."""
+    description = path / "data.json"
+    if not description.exists():
+        return None
+    model = Model(config, json.loads(description.read_text())["vocab_size"])
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    if model.streams_constant or config.attention.kernel == "softmax":
+        state = jax.eval_shape(lambda: model.initial_state(1, length))
+        state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    else:
+        return None
+    per_token = flops.attention_flops_per_token(config, length) + 2.0 * flops.matrix_parameters(config, params)
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "state_bytes": state_bytes,
+        "constant": model.streams_constant,
+        "length": length,
+        "flops_per_token": per_token,
+    }
+
+
+def _paired(labels: Sequence[str], files: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
+    """Each evaluation against the first, or why that cannot be done."""
+    paired = []
+    for index, (label, file) in enumerate(zip(labels, files, strict=True)):
+        if index == 0:
+            continue
+        entry: dict[str, Any] = {"label": label, "index": index}
+        try:
+            entry["result"] = paired_difference(read_npz(files[0]), read_npz(file))
+        except (OSError, ValueError) as error:
+            entry["reason"] = str(error)
+        paired.append(entry)
+    return paired
+
+
+def _differences(configs: Sequence[Config]) -> dict[str, list[Any]]:
+    flat = [flatten(config) for config in configs]
+    return {
+        field: [values[field] for values in flat]
+        for field in flat[0]
+        if len({json.dumps(values[field], default=str) for values in flat}) > 1
+        and not field.startswith(IGNORED_DIFFERENCES)
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,121 @@
+import dataclasses
+import html.parser
+import json
+
+import numpy as np
+import pytest
+
+from sympow_jax import config as config_lib
+from sympow_jax import report
+from sympow_jax.evals.files import write_json, write_result
+from sympow_jax.evals.length_generalisation import length_generalisation
+from sympow_jax.models.registry import resolve_implementation
+from tests.evals.toy import Bigram, make_store
+
+
+def make_run(folder, variant, *, scale=1.0, seed=0, evaluated=True, store=None):
+    """A workdir with real evaluation files, of a scoring model whose losses are `scale` times those of another."""
+    flags = [f"--config=configs/quickstart.py:{variant}", f"--config.seed={seed}", "--config.data.seq_len=64"]
+    config = resolve_implementation(config_lib.parse_flags(flags))
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", dataclasses.asdict(config))
+    write_json(folder / "data.json", {"vocab_size": 257})
+    rows = [{"step": 10 * i, "loss": 5 * 0.9**i, "tokens": 1000 * i} for i in range(1, 40)]
+    rows.append({"step": 390, "heldout_loss": 1.5})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if evaluated:
+        params = scale * np.random.default_rng(0).random((8, 8)).astype(np.float32)
+        run = {"step": 390, "variant": variant, "seed": seed, "dtype": "float32"}
+        options = dict(lengths=[64, 128, 256], train_length=64, num_documents=8, run=run)
+        result, arrays = length_generalisation(Bigram(), params, store or make_store(length=256), **options)
+        write_result(folder / "eval", "length_generalisation", result, arrays)
+    return str(folder)
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, addresses and the text of cells, and checks that tags close."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.addresses, self.text = [], [], [], []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href") and value]
+        if tag not in ("meta", "br", "line"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href") and value]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_page_over_several_runs(tmp_path):
+    runs = [
+        make_run(tmp_path / "a", "conformal_sympow"),
+        make_run(tmp_path / "b", "softmax_rope", scale=1.1),
+        make_run(tmp_path / "c", "sympow", evaluated=False),
+    ]
+    grid = {
+        "task": "mqar", "columns": {"name": "length (tokens)", "values": [64, 128]}, "num_examples": 9,
+        "rows": {"name": "pairs", "values": [8]}, "accuracy": [[0.9, None]], "train_length": 64,
+    }  # fmt: skip
+    write_json(tmp_path / "a" / "eval" / "mqar.json", grid)
+    output = tmp_path / "report.html"
+    assert report.main([*runs, f"--output={output}"]) == 0
+    page = Page(output.read_text())
+    text = " ".join(page.text)
+    for expected in ("conformal_sympow", "sympow (not evaluated)", "Paired differences", "minus conformal_sympow"):
+        assert expected in text
+    assert "attention.kernel" in text and "logging.every_steps" not in text  # differing settings only
+    assert "Published curves" not in text  # no LongCrawl64 run
+    assert page.tags.count("figure") == 2 + 1 + 2 + 1 + 1
+    assert all(address.startswith("#") for address in page.addresses)
+    assert "script" not in page.tags and "link" not in page.tags and "@import" not in output.read_text()
+
+
+def test_paired_rows_are_differences_from_the_first_run(tmp_path):
+    runs = [make_run(tmp_path / "a", "sympow"), make_run(tmp_path / "b", "fox", scale=1.1)]
+    data = report.gather(runs)
+    first = data["evaluations"][0]["result"]["same_target"]
+    for row, own in zip(data["paired"][0]["result"]["same_target"], first, strict=True):
+        np.testing.assert_allclose(row["difference"], 0.1 * own["nll"], rtol=1e-4)
+    assert [run["cost"]["constant"] for run in data["runs"]] == [True, False]
+    assert data["runs"][1]["cost"]["state_bytes"] >= 4 * 256 * 2 * 128 * 4  # keys and values of 4 layers, 256 tokens
+
+
+def test_other_store_is_named_and_does_not_stop_the_report(tmp_path):
+    other = dataclasses.replace(make_store(length=256), digest="another", address="gs://longcrawl64/heldout.zarr")
+    runs = [make_run(tmp_path / "a", "sympow"), make_run(tmp_path / "b", "sympow", seed=1, store=other)]
+    output = tmp_path / "report.html"
+    assert report.main([*runs, f"--output={output}"]) == 0
+    text = output.read_text()
+    assert "used different stores" in text and "Published curves" in text and "sympow (seed 1)" in text
+
+
+def test_twenty_runs_stay_small(tmp_path):
+    runs = [make_run(tmp_path / str(i), "conformal_sympow", seed=i, scale=1 + i / 50) for i in range(20)]
+    output = tmp_path / "report.html"
+    report.main([*runs, f"--output={output}"])
+    assert output.stat().st_size < 3_000_000
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [([], "no run given"), (["nowhere"], "nowhere: no workdir"), (["a", "--outptu=x"], "no such flag.*output")],
+)
+def test_errors_are_one_line(arguments, message, capsys):
+    assert report.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    import re
+
+    assert re.search(message, error)
