@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from sympow_jax.ops.linear_attention.blockwise import blockwise
 from sympow_jax.ops.linear_attention.chunked import chunked
 from sympow_jax.ops.linear_attention.dispatch import choose
-from sympow_jax.ops.linear_attention.inputs import check_arguments, group_inputs
+from sympow_jax.ops.linear_attention.inputs import LinearInputs, check_arguments, group_inputs
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.ops.linear_attention.recurrent import recurrent
 from sympow_jax.ops.linear_attention.reference import reference, reference_state

@@ -18,7 +18,7 @@ def choose(
         raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}, or None")
     if bias is not None and implementation in ("chunked", "recurrent"):
         raise ValueError(
-            f"implementation={implementation!r} cannot add a bias (it has no linear form); use 'reference' or 'blockwise'"
+            f"implementation={implementation!r} cannot add a bias (no linear form); use 'reference' or 'blockwise'"
         )
     return implementation, min(chunk_size or 128, T)
 
