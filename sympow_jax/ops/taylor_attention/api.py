@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from sympow_jax.ops.linear_attention.api import linear_attention, split_state
 from sympow_jax.ops.linear_attention.kernels import TaylorKernel
 from sympow_jax.ops.position_bias import PositionBias
-from sympow_jax.typing import Array, Float, Int
+from sympow_jax.typing import Array, Float, Int, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -25,9 +25,9 @@ class TaylorState:
       segment_id: [B], the document that the state belongs to; only a next token of the same document sees it.
     """
 
-    state: Float[Array, "B K P Dv"]
-    normalizer: Float[Array, "B K P"]
-    segment_id: Int[Array, " B"]
+    state: PyTree  # JAX rebuilds pytrees with stacked layers, shapes or shardings in the fields
+    normalizer: PyTree
+    segment_id: PyTree
 
 
 def taylor_initial_state(batch_size: int, num_kv_heads: int, head_dim: int, value_head_dim: int) -> TaylorState:
