@@ -320,6 +320,11 @@ def _check_combinations(config: Config, head_dim: int) -> None:
         f"position.scaling = {p.scaling!r}: only rope is scaled, and attention.position is {a.position!r}; use 'none'",
     )
     _require(
+        p.scaling == "none" or p.convention == "standard",
+        f"position.convention = {p.convention!r}: scalings are defined on the standard frequencies; set one of "
+        "position.scaling = 'none' and position.convention = 'standard'",
+    )
+    _require(
         d.batch_size % o.accumulation_steps == 0,
         f"optimizer.accumulation_steps = {o.accumulation_steps}: must divide data.batch_size = {d.batch_size}",
     )

@@ -244,6 +244,8 @@ class Attention(nnx.Module):
 
 def rotary_frequencies(head_dim: int, position: PositionConfig, length: int):
     """inv_freq [D/2] and attention factor of the configured RoPE, at a context of `length` tokens."""
+    if position.convention == "manifest":
+        return ops.positions.manifest_frequencies(head_dim, position.max_length), 1.0
     return ops.positions.rope_frequencies(
         head_dim,
         base=position.base,

@@ -10,22 +10,22 @@ from flax import nnx
 
 from sympow_jax import variants
 from sympow_jax.config import Config
+from sympow_jax.models.flops import num_features
 from sympow_jax.models.loss import token_nll
 from sympow_jax.models.transformer import Transformer
+from sympow_jax.ops.linear_attention import dispatch
 from sympow_jax.typing import Array, Float, Int, PyTree
 
 
 def resolve_implementation(config: Config) -> Config:
-    """Replaces attention.implementation = "auto" by the cheapest form for this length, kernel and backend."""
-    if config.attention.implementation != "auto":
-        return config
+    """Replaces attention.implementation = "auto" by the cheapest form for the trained length and the kernel."""
     a = config.attention
-    if a.kernel not in variants.LINEAR_KERNELS:
-        chosen = "blockwise"
-    elif a.position in variants.BIAS_POSITIONS and a.position != "alibi":
-        chosen = "blockwise"
-    else:
-        chosen = "chunked"
+    if a.implementation != "auto":
+        return config
+    chosen = "blockwise"
+    if a.kernel in variants.LINEAR_KERNELS:
+        biased = a.position in variants.BIAS_POSITIONS and a.position != "alibi"
+        chosen = dispatch.cheapest(config.data.seq_len, num_features(config), has_bias=biased)
     return dataclasses.replace(config, attention=dataclasses.replace(a, implementation=chosen))
 
 
