@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from sympow_jax.typing import Array, Float, Int, PyTree, accumulation_dtype
 
 SCALINGS = ("linear", "ntk", "dynamic_ntk", "yarn", "llama3")

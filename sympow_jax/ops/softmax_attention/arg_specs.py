@@ -12,7 +12,7 @@ from sympow_jax.ops.position_bias import PositionBias
 
 @dataclasses.dataclass(frozen=True)
 class ArgSpec:
-    """Sizes and options of one call; `gates` names the heads they are for, `cache` the extra, older keys; biases add up."""
+    """Sizes and options of one call; `gates` names the heads they are for, `cache` the extra keys; biases add up."""
 
     name: str
     B: int = 2

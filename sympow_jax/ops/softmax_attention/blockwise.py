@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from sympow_jax.ops.position_bias import PositionBias
 from sympow_jax.ops.softmax_attention.inputs import Inputs, visible
-from sympow_jax.ops.softmax_attention.tiles import Tiles, cut, ranges
+from sympow_jax.ops.softmax_attention.tiles import Rows, cut, ranges, transposed_ranges
 from sympow_jax.typing import accumulation_dtype
 
 _MASKED = -1e30  # a logit far below any other, but finite, so that differences of masked logits are not NaN
@@ -22,23 +22,23 @@ _MASKED = -1e30  # a logit far below any other, but finite, so that differences 
 def blockwise(x: Inputs, *, scale: float, window: int | None, block_size: int) -> jax.Array:
     """The same function as `reference`, in tiles of block_size positions."""
     B, T, H, _ = x.q.shape
-    q, k, v, tiles = cut(x, block_size)
+    q, k, v, q_rows, k_rows = cut(x, block_size)
     function, params = (None, None) if x.bias is None else (x.bias.function, x.bias.params)
-    out = _attend(scale, window, function, q, k, v, tiles.k_gates, params, tiles)  # [N, B, K, G, C, Dv]
+    out = _attend(scale, window, function, q, k, v, k_rows.gates, params, q_rows, k_rows)  # [N, B, K, G, C, Dv]
     return out.transpose(1, 0, 4, 2, 3, 5).reshape(B, -1, H, v.shape[-1])[:, :T]
 
 
-def _tile_logits(q, k, q_tile: Tiles, k_tile: Tiles, bias, scale, window):
+def _tile_logits(q, k, q_tile: Rows, k_tile: Rows, bias, scale, window):
     """Masked logits of one pair of tiles, [B, K, G, C, C']. bias is None or [H or B H, C, C']."""
     dtype = accumulation_dtype(q, k)
     logits = _dot("bkgid,bkjd->bkgij", q, k, dtype) * scale
     if bias is not None:
         logits += bias.astype(dtype).reshape(-1, *q.shape[1:3], *bias.shape[-2:])
-    if q_tile.q_gates is not None:
-        at_q, at_k = _relative_gates(q_tile.q_gates, k_tile.k_gates)
+    if q_tile.gates is not None:
+        at_q, at_k = _relative_gates(q_tile.gates, k_tile.gates)
         logits += at_q[..., :, None] - at_k[..., None, :]
-    segments = None if q_tile.segments is None else (q_tile.segments[0], k_tile.segments[1])
-    mask = visible(q_tile.q_order, k_tile.k_order, segments, window)
+    segments = None if q_tile.segments is None else (q_tile.segments, k_tile.segments)
+    mask = visible(q_tile.order, k_tile.order, segments, window)
     return jnp.where(mask[:, None, None], logits, _MASKED)
 
 
@@ -53,21 +53,20 @@ def _dot(equation, a, b, dtype):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(scale, window, function, q, k, v, k_gates, params, tiles):
-    return _forward(scale, window, function, q, k, v, k_gates, params, tiles)[0]
+def _attend(scale, window, function, q, k, v, k_gates, params, q_rows, k_rows):
+    return _forward(scale, window, function, q, k, v, k_gates, params, q_rows, k_rows)[0]
 
 
-def _forward(scale, window, function, q, k, v, k_gates, params, tiles):
+def _forward(scale, window, function, q, k, v, k_gates, params, q_rows, k_rows):
     del k_gates
     dtype = accumulation_dtype(q, k, v)
-    (first, last), _ = ranges(tiles, window)
 
     def query_tile(_, args):
         q_i, q_tile, first_i, last_i = args
 
         def key_tile(j, carry):
             out, total, row_max = carry
-            k_j, v_j, k_tile = _take((k, v, tiles), j)
+            k_j, v_j, k_tile = _take((k, v, k_rows), j)
             bias = _bias(function, params, q_tile, k_tile)
             logits = _tile_logits(q_i, k_j, q_tile, k_tile, bias, scale, window)
             new_max = jnp.maximum(row_max, logits.max(-1))
@@ -84,14 +83,13 @@ def _forward(scale, window, function, q, k, v, k_gates, params, tiles):
         # A row that sees nothing gets a log-sum-exp that makes every weight 0 when the backward recomputes them.
         return None, (out.astype(v.dtype), jnp.where(seen, row_max + jnp.log(jnp.where(seen, total, 1.0)), -_MASKED))
 
-    _, (out, lse) = jax.lax.scan(query_tile, None, (q, tiles, first, last))
-    return out, (q, k, v, params, tiles, out, lse)
+    _, (out, lse) = jax.lax.scan(query_tile, None, (q, q_rows, *ranges(q_rows, k_rows, window)))
+    return out, (q, k, v, params, q_rows, k_rows, out, lse)
 
 
 def _backward(scale, window, function, residuals, d_out):
-    q, k, v, params, tiles, out, lse = residuals
+    q, k, v, params, q_rows, k_rows, out, lse = residuals
     dtype = accumulation_dtype(q, k, v)
-    _, (first, last) = ranges(tiles, window)
     delta = (out.astype(dtype) * d_out.astype(dtype)).sum(-1)
 
     def key_tile(carry, args):
@@ -99,7 +97,7 @@ def _backward(scale, window, function, residuals, d_out):
 
         def query_tile(i, carry):
             d_q, d_params, d_k, d_v, d_gates = carry
-            q_i, q_tile, lse_i, delta_i, d_out_i = _take((q, tiles, lse, delta, d_out), i)
+            q_i, q_tile, lse_i, delta_i, d_out_i = _take((q, q_rows, lse, delta, d_out), i)
             bias, pull = jax.vjp(lambda p: _bias(function, p, q_tile, k_tile), params)
             logits = _tile_logits(q_i, k_j, q_tile, k_tile, bias, scale, window)
             weights = jnp.exp(logits - lse_i[..., None])
@@ -120,27 +118,28 @@ def _backward(scale, window, function, residuals, d_out):
 
         d_q, d_params = carry
         zeros = partial(jnp.zeros, dtype=dtype)
-        d_gates = None if tiles.k_gates is None else zeros(k_tile.k_gates[0].shape)
+        d_gates = None if k_rows.gates is None else zeros(k_tile.gates[0].shape)
         # [B, K, D, C']: with features first, XLA's CPU products are twice as fast as with keys first.
         carry = (d_q, d_params, zeros(k_j.mT.shape), zeros(v_j.mT.shape), d_gates)
         d_q, d_params, *d_keys = jax.lax.fori_loop(first_j, last_j, query_tile, carry)
         return (d_q, d_params), d_keys
 
     carry = (jnp.zeros(q.shape, dtype), jax.tree.map(jnp.zeros_like, params))
-    (d_q, d_params), (d_k, d_v, d_gates) = jax.lax.scan(key_tile, carry, (k, v, tiles, first, last))
+    tiles = (k, v, k_rows, *transposed_ranges(q_rows, k_rows, window))
+    (d_q, d_params), (d_k, d_v, d_gates) = jax.lax.scan(key_tile, carry, tiles)
     # Adding a constant to a row of logits changes nothing, so the gates at the queries have no gradient.
     d_gates = None if d_gates is None else (d_gates, jnp.zeros_like(d_gates))
     d_q, d_k = (d_q * scale).astype(q.dtype), (d_k.mT * scale).astype(k.dtype)
-    return d_q, d_k, d_v.mT.astype(v.dtype), d_gates, d_params, None
+    return d_q, d_k, d_v.mT.astype(v.dtype), d_gates, d_params, None, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _bias(function: Callable | None, params, q_tile: Tiles, k_tile: Tiles) -> jax.Array | None:
+def _bias(function: Callable | None, params, q_tile: Rows, k_tile: Rows) -> jax.Array | None:
     if function is None:
         return None
-    return PositionBias(params, function)(q_tile.q_positions, k_tile.k_positions)
+    return PositionBias(params, function)(q_tile.positions, k_tile.positions)
 
 
 def _take(tree, index):

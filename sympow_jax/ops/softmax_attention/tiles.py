@@ -11,27 +11,24 @@ from sympow_jax.typing import PyTree
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Tiles:
-    """Everything that tiles carry besides q, k and v: N query tiles and M key tiles of C positions.
+class Rows:
+    """What the N tiles of C queries, or of C keys, carry besides their vectors; one tile of it has no N.
 
     Attributes:
-      q_gates: None or (high, low), each [N, B, K, G, C]; k_gates: the same at the keys, [M, B, K, G, C].
-      q_positions, k_positions: [N, C], [M, C] or [N, B, C], [M, B, C].
-      q_order, k_order: [N, b, C], [M, b, C]; padding is -1, which neither sees nor is seen.
-      segments: None or ([N, B, C], [M, B, C]).
+      gates: None or cumulative log gates (high, low), each [N, B, K, G, C].
+      positions: [N, C] or [N, B, C], for the bias.
+      order: [N, b, C], for visibility; padding is -1, which neither sees nor is seen.
+      segments: None or [N, B, C].
     """
 
-    q_gates: PyTree
-    k_gates: PyTree
-    q_positions: PyTree
-    k_positions: PyTree
-    q_order: PyTree
-    k_order: PyTree
+    gates: PyTree
+    positions: PyTree
+    order: PyTree
     segments: PyTree
 
 
-def cut(x: Inputs, size: int) -> tuple[jax.Array, jax.Array, jax.Array, Tiles]:
-    """Returns q [N, B, K, G, C, D], k [M, B, K, C, D], v [M, B, K, C, Dv] and the rest."""
+def cut(x: Inputs, size: int) -> tuple[jax.Array, jax.Array, jax.Array, Rows, Rows]:
+    """Returns q [N, B, K, G, C, D], k [M, B, K, C, D], v [M, B, K, C, Dv], and the rows of queries and keys."""
     B, T, H, D = x.q.shape
     K = x.k.shape[2]
     q = _tile(x.q.reshape(B, T, K, H // K, D), 1, size).transpose(1, 0, 3, 4, 2, 5)
@@ -40,24 +37,21 @@ def cut(x: Inputs, size: int) -> tuple[jax.Array, jax.Array, jax.Array, Tiles]:
     def heads(gates):  # [B, T, H] -> [N, B, K, G, C]
         return _tile(gates.reshape(*gates.shape[:2], K, H // K), 1, size, mode="edge").transpose(1, 0, 3, 4, 2)
 
-    def rows(a, **pad):  # [..., T] -> [N, ..., C]
+    def last(a, **pad):  # [..., T] -> [N, ..., C]
         return jnp.moveaxis(_tile(a, a.ndim - 1, size, **pad), -2, 0)
 
-    q_gates, k_gates = (None, None) if x.gates is None else jax.tree.map(heads, x.gates)
-    return (
-        q,
-        k,
-        v,
-        Tiles(
-            q_gates=q_gates,
-            k_gates=k_gates,
-            q_positions=rows(x.q_positions, mode="edge"),
-            k_positions=rows(x.k_positions, mode="edge"),
-            q_order=rows(x.q_order, constant_values=-1),
-            k_order=rows(x.k_order, constant_values=-1),
-            segments=None if x.segments is None else jax.tree.map(rows, x.segments),
-        ),
-    )
+    def rows(gates, positions, order, segments):
+        return Rows(
+            gates=jax.tree.map(heads, gates),
+            positions=last(positions, mode="edge"),
+            order=last(order, constant_values=-1),
+            segments=None if segments is None else last(segments),
+        )
+
+    q_gates, k_gates = (None, None) if x.gates is None else x.gates
+    q_segments, k_segments = (None, None) if x.segments is None else x.segments
+    q_rows = rows(q_gates, x.q_positions, x.q_order, q_segments)
+    return q, k, v, q_rows, rows(k_gates, x.k_positions, x.k_order, k_segments)
 
 
 def _tile(x: jax.Array, axis: int, size: int, **pad) -> jax.Array:
@@ -68,24 +62,36 @@ def _tile(x: jax.Array, axis: int, size: int, **pad) -> jax.Array:
     return jnp.pad(x, widths, **pad).reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
 
 
-def ranges(tiles: Tiles, window: int | None) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """The key tiles [first, last) that each query tile must visit, and the query tiles that each key tile must.
+def ranges(q_rows: Rows, k_rows: Rows, window: int | None) -> tuple[jax.Array, jax.Array]:
+    """The key tiles [first, last) that each of the N query tiles must visit.
 
-    From the extremes of positions and segment ids in each tile, so windows, packed documents and unwritten cache
-    slots cost nothing, whether or not they are known before the program runs.
+    From the extremes of order and segment ids in each tile, so windows, packed documents and unwritten cache slots
+    cost nothing, whether or not they are known before the program runs.
     """
+    return _span(_meets(q_rows, k_rows, window))
+
+
+def transposed_ranges(q_rows: Rows, k_rows: Rows, window: int | None) -> tuple[jax.Array, jax.Array]:
+    """The query tiles [first, last) that each of the M key tiles must visit."""
+    return _span(_meets(q_rows, k_rows, window).T)
+
+
+def _meets(q_rows: Rows, k_rows: Rows, window: int | None) -> jax.Array:
+    """Which pairs of tiles may have a visible entry, [N, M]."""
     far = jnp.iinfo(jnp.int32).max
-    q, k = tiles.q_order, tiles.k_order
+    q, k = q_rows.order, k_rows.order
     q_last, k_last = q.max((1, 2)), k.max((1, 2))
     q_first, k_first = (jnp.where(a >= 0, a, far).min((1, 2)) for a in (q, k))
     meets = (k_first[None, :] <= q_last[:, None]) & (k_last >= 0)[None, :]
     if window is not None:
         meets &= q_first[:, None] - k_last[None, :] < window
-    if tiles.segments is not None:
-        (q_low, q_high), (k_low, k_high) = ((jnp.where(s > 0, s, far).min(2), s.max(2)) for s in tiles.segments)
+    if q_rows.segments is not None:
+        (q_low, q_high), (k_low, k_high) = (
+            (jnp.where(s > 0, s, far).min(2), s.max(2)) for s in (q_rows.segments, k_rows.segments)
+        )
         overlap = (k_low[None] <= q_high[:, None]) & (q_low[:, None] <= k_high[None])
         meets &= overlap.any(2)
-    return _span(meets), _span(meets.T)
+    return meets
 
 
 def _span(meets: jax.Array) -> tuple[jax.Array, jax.Array]:

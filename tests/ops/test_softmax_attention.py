@@ -1,0 +1,272 @@
+"""Softmax attention: every implementation on every case against the float64 oracle, and its invariants."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sympow_jax import ops
+from sympow_jax.ops.softmax_attention.arg_specs import ARG_SPECS, make_args
+from sympow_jax.ops.softmax_attention.inputs import Inputs
+from sympow_jax.ops.softmax_attention.tiles import cut, ranges, transposed_ranges
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2}
+FORMS = ({"implementation": "reference"}, {"implementation": "blockwise", "block_size": 16})
+SPEC_IDS = [spec.name for spec in ARG_SPECS]
+
+
+def spec_named(name):
+    return next(spec for spec in ARG_SPECS if spec.name == name)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def forward_and_gradients(arrays, options, window, form, cotangent):
+    def loss(arrays):
+        out = ops.softmax_attention(**arrays, **options, window=window, **dict(form))
+        return (out.astype(cotangent.dtype) * cotangent).sum(), out
+
+    (_, out), gradients = jax.value_and_grad(loss, has_aux=True)(arrays)
+    return out, gradients
+
+
+def evaluate(spec, form, dtype=jnp.float32):
+    """Output and gradients, in the dtype, as float64 NumPy arrays; float64 inputs are the float32 ones widened."""
+    arrays, options = make_args(spec, jnp.float32 if dtype == jnp.float64 else dtype)
+    shape = (*arrays["q"].shape[:3], arrays["v"].shape[-1])
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
+    window = options.pop("window")
+    with jax.enable_x64(dtype == jnp.float64):
+        if dtype == jnp.float64:
+            arrays, cotangent = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (arrays, cotangent))
+        result = forward_and_gradients(arrays, options, window, tuple(form.items()), cotangent)
+        return jax.tree.map(lambda a: np.asarray(a, np.float64), result)
+
+
+@functools.cache
+def oracle(spec):
+    return evaluate(spec, FORMS[0], jnp.float64)
+
+
+def assert_close(actual, expected, tolerance):
+    """Relative to the norm; gradients that are truly zero are held against the gradient of the values."""
+    floor = 0.05 * np.linalg.norm(expected[1]["v"])
+    for (path, a), e in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        error = np.linalg.norm(a - e) / max(np.linalg.norm(e), floor)
+        assert error <= tolerance, f"{jax.tree_util.keystr(path)}: {error:.2e} > {tolerance:.0e}"
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["reference", "blockwise"])
+@pytest.mark.parametrize("spec", ARG_SPECS, ids=SPEC_IDS)
+def test_agrees_with_float64_oracle(spec, form):
+    assert_close(evaluate(spec, form), oracle(spec), TOLERANCE["float32"])
+
+
+def brute_force(spec):
+    """The definition, pair by pair in NumPy."""
+    arrays, options = make_args(spec)
+    q, k, v, log_gates = (
+        None if a is None else np.asarray(a, np.float64) for a in map(arrays.get, ("q", "k", "v", "log_gates"))
+    )
+    B, T, H, D = q.shape
+    S, K = k.shape[1:3]
+    out = np.zeros((B, T, H, v.shape[-1]))
+    ids = np.asarray(options.get("segment_ids", np.ones((B, S), int)))
+    q_at = np.asarray(options.get("positions", np.broadcast_to(np.arange(T), (B, T))))
+    k_at = np.asarray(options.get("key_positions", q_at))
+    bias = (
+        None if "bias" not in arrays else np.asarray(arrays["bias"](jnp.asarray(q_at), jnp.asarray(k_at)), np.float64)
+    )
+    for b in range(B):
+        for i in range(T):
+            q_id = ids[b, i] if "segment_ids" in options else 1
+            seen = [
+                j
+                for j in range(S)
+                if 0 <= k_at[b, j] <= q_at[b, i]
+                and (spec.window is None or q_at[b, i] - k_at[b, j] < spec.window)
+                and ids[b, j] == q_id != 0
+            ]
+            for h in range(H if seen else 0):
+                weights = []
+                for j in seen:
+                    logit = q[b, i, h] @ k[b, j, h * K // H] / np.sqrt(D)
+                    if bias is not None:
+                        logit += bias[b, h, i, j]
+                    if log_gates is not None:
+                        later = [m for m in seen if k_at[b, m] > k_at[b, j]]
+                        logit += log_gates[b, later, h * log_gates.shape[2] // H].sum()
+                    weights.append(np.exp(logit))
+                out[b, i, h] = np.array(weights) @ v[b, seen, h * K // H] / sum(weights)
+    return out
+
+
+@pytest.mark.parametrize(
+    "name", ["gates_per_kv_head", "strong_gates_window", "packed", "packed_window_fire", "cache_fire", "cache_window"]
+)
+def test_reference_is_the_definition(name):
+    spec = spec_named(name)
+    np.testing.assert_allclose(oracle(spec)[0], brute_force(spec), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["reference", "blockwise"])
+@pytest.mark.parametrize("T", [1, 37, 96])
+def test_forget_gates_match_published_implementation(T, form):
+    golden = np.load(GOLDEN / f"softmax_gated_fox_B2H4K2D16T{T}.npz")
+    names = ("q", "k", "v", "log_gates")
+    arrays = {n: jnp.asarray(golden[n]) for n in names}
+    out, gradients = forward_and_gradients(arrays, {}, None, tuple(form.items()), jnp.asarray(golden["cotangent"]))
+    floor = 0.05 * np.linalg.norm(golden["grad_v"])
+    for name, actual in [("out", out), *((f"grad_{n}", gradients[n]) for n in names)]:
+        error = np.linalg.norm(actual - golden[name]) / max(np.linalg.norm(golden[name]), floor)
+        assert error <= (1e-4 if name in ("out", "grad_v", "grad_log_gates") else 1e-3), (name, error)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["reference", "blockwise"])
+@pytest.mark.parametrize("name", ["gates_per_kv_head", "packed_window_fire"])
+def test_gradients_of_invisible_tokens_are_exactly_zero(name, form):
+    arrays, options = make_args(spec_named(name))
+    T, row = arrays["q"].shape[1], 20
+    ids = np.asarray(options.get("segment_ids", np.ones((2, T), int)))
+    window = options.pop("window")
+    cotangent = jnp.zeros((*arrays["q"].shape[:3], arrays["v"].shape[-1])).at[:, row].set(1.0)
+    _, gradients = forward_and_gradients(arrays, options, window, tuple(form.items()), cotangent)
+    distance = row - np.arange(T)
+    seen = (distance >= 0)[None] & (distance < (window or T))[None] & (ids == ids[:, row : row + 1])
+    for key in ("k", "v"):
+        nonzero = np.asarray(gradients[key] != 0).any((2, 3))
+        np.testing.assert_array_equal(nonzero, seen)
+    if "log_gates" in gradients:
+        np.testing.assert_array_equal(np.asarray(gradients["log_gates"])[:, row + 1 :], 0.0)
+        assert (np.asarray(gradients["log_gates"])[:, 1 : row + 1] != 0).all()
+
+
+def test_bfloat16_keeps_float32_statistics():
+    spec = dataclasses.replace(spec_named("gates_per_kv_head"), name="bfloat16")
+    for form in FORMS:
+        arrays, _ = make_args(spec, jnp.bfloat16)
+        out, gradients = evaluate(spec, form, jnp.bfloat16)
+        wide = {name: a.astype(jnp.float32) for name, a in arrays.items()}
+        cotangent = jnp.asarray(np.random.default_rng(1).normal(size=out.shape), jnp.float32)
+        expected = forward_and_gradients(wide, {}, None, tuple(FORMS[0].items()), cotangent)
+        expected = jax.tree.map(lambda a: np.asarray(a, np.float64), expected)
+        assert_close((out, gradients), expected, TOLERANCE["bfloat16"])
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["reference", "blockwise"])
+def test_alibi_is_a_fixed_gate(form):
+    arrays, _ = make_args(spec_named("plain"))
+    B, T, H, _ = arrays["q"].shape
+    slopes = jnp.asarray(ops.positions.alibi_slopes(H), jnp.float32)
+    biased = ops.softmax_attention(**arrays, bias=ops.positions.alibi_bias(slopes), **form)
+    gated = ops.softmax_attention(**arrays, log_gates=ops.gates.fixed_log_gates(H, B, T), **form)
+    np.testing.assert_allclose(biased, gated, rtol=1e-5, atol=1e-6)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def attend(arguments, window, form):
+    return ops.softmax_attention(**arguments, window=window, **dict(form))
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_stream_through_a_cache_equals_the_whole(window):
+    """Chunks and a token: through preallocated slots, or through the last tokens with empty slots in front."""
+    arrays, _ = make_args(dataclasses.replace(spec_named("gates_per_kv_head"), T=40, bias=("fire",)))
+    bias = arrays.pop("bias")
+    whole = attend({**arrays, "bias": bias}, window, tuple(FORMS[0].items()))
+    slots = jnp.broadcast_to(jnp.arange(40, dtype=jnp.int32)[None], (2, 40))
+    for (start, stop), form in [((0, 20), FORMS[1]), ((20, 40), FORMS[1]), ((39, 40), FORMS[0])]:
+        cache, at = arrays, slots
+        if window is not None:  # the chunk and the window - 1 tokens before it
+            pad = [(0, 0), (8, 0), (0, 0), (0, 0)]
+            cache = {n: jnp.pad(a, pad[: a.ndim])[:, start : stop + 8] for n, a in arrays.items()}
+            at = jnp.pad(slots, pad[:2], constant_values=-1)[:, start : stop + 8]
+        queries = {"q": arrays["q"][:, start:stop], "positions": slots[:, start:stop], "key_positions": at}
+        out = attend({**cache, **queries, "bias": bias}, window, tuple(form.items()))
+        np.testing.assert_allclose(out, whole[:, start:stop], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["reference", "blockwise"])
+def test_rows_that_see_nothing_are_zero(form):
+    arrays, options = make_args(spec_named("packed"))
+    window = options.pop("window")
+    cotangent = jnp.ones((*arrays["q"].shape[:3], arrays["v"].shape[-1]))
+    out, gradients = forward_and_gradients(arrays, options, window, tuple(form.items()), cotangent)
+    padding = np.asarray(options["segment_ids"]) == 0
+    assert padding.any()
+    np.testing.assert_array_equal(np.asarray(out)[padding], 0.0)
+    for name in ("q", "k", "v"):
+        np.testing.assert_array_equal(np.asarray(gradients[name])[padding], 0.0)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+
+
+def test_strong_gates_stay_exact_far_into_the_sequence():
+    """Cumulative sums near -160,000, where a float32 sum is off by 1e-2."""
+    rng = np.random.default_rng(0)
+    log_gates = jnp.asarray(-5 * rng.uniform(size=(1, 65536, 1)), jnp.float32)
+    high, low = jax.jit(ops.gates.cumulative_log_gates)(log_gates)
+    exact = np.cumsum(np.asarray(log_gates, np.float64), 1)
+    total = np.asarray(high, np.float64) + np.asarray(low, np.float64)
+    np.testing.assert_allclose(total, exact, rtol=1e-11)
+    assert np.abs(np.asarray(high) - exact).max() > 1e-3  # one float alone would not do
+
+
+def compiled(T, **options):
+    x = jax.ShapeDtypeStruct((1, T, 2, 16), jnp.float32)
+
+    def loss(q, k, v):
+        return ops.softmax_attention(q, k, v, implementation="blockwise", block_size=128, **options).sum()
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile().memory_analysis()
+
+
+def test_memory_is_linear_in_length():
+    small, large = (compiled(T).temp_size_in_bytes for T in (2048, 4096))
+    assert large < 2.1 * small
+    assert large < 4096 * 4096 * 4 / 4  # no T x T array of any type
+
+
+def tile_ranges(T, size, window=None, segments=None):
+    x = jnp.zeros((1, T, 1, 1))
+    index = jnp.arange(T, dtype=jnp.int32)
+    ids = None if segments is None else (segments, segments)
+    inputs = Inputs(x, x, x, None, None, index, index, index[None], index[None], ids)
+    rows = cut(inputs, size)[3:]
+    return tuple(np.stack(f(*rows, window), 1).tolist() for f in (ranges, transposed_ranges))
+
+
+def test_only_tiles_with_visible_pairs_are_visited():
+    assert tile_ranges(64, 16) == ([[0, 1], [0, 2], [0, 3], [0, 4]], [[0, 4], [1, 4], [2, 4], [3, 4]])
+    assert tile_ranges(64, 16, window=10) == ([[0, 1], [0, 2], [1, 3], [2, 4]], [[0, 2], [1, 3], [2, 4], [3, 4]])
+    segments = jnp.repeat(jnp.array([[1, 2]], jnp.int32), 32, axis=1)
+    assert tile_ranges(64, 16, segments=segments)[0] == [[0, 1], [0, 2], [2, 3], [2, 4]]
+
+
+def test_automatic_choice_is_one_of_the_implementations():
+    arrays, _ = make_args(spec_named("plain"))
+    np.testing.assert_allclose(
+        ops.softmax_attention(**arrays), ops.softmax_attention(**arrays, implementation="blockwise"), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"implementation": "chunked"}, "implementation"),
+        ({"block_size": 0}, "block_size"),
+        ({"window": 0}, "window"),
+        ({"k": jnp.zeros((2, 40, 2, 16)), "v": jnp.zeros((2, 40, 2, 8))}, "key_positions"),
+        ({"k": jnp.zeros((2, 32, 3, 16)), "v": jnp.zeros((2, 32, 3, 8))}, "num_heads"),
+        ({"log_gates": jnp.zeros((2, 32, 3))}, "log_gates"),
+        ({"key_positions": jnp.zeros((2, 32), jnp.int32)}, "positions"),
+    ],
+)
+def test_wrong_arguments_are_one_line_that_names_the_field(change, field):
+    arrays, _ = make_args(spec_named("plain"))
+    with pytest.raises(ValueError, match=field) as error:
+        ops.softmax_attention(**arrays | change)
+    assert "\n" not in str(error.value)
