@@ -109,7 +109,8 @@ def _run_steps(run: Run, state: TrainState, first_step: int) -> int:
         step = index + 1
         state, metrics = run.train_step(state, batch)
         if step % config.logging.every_steps == 0 or step == last:
-            _log(run, step, metrics, meter.rates(step, batches.wait_fraction()))
+            row = {name: value.item() for name, value in jax.device_get(metrics).items()}
+            _log(run, step, row | meter.rates(step, batches.wait_fraction()))
         if _evaluation_due(run, step):
             evaluated = _evaluate(run, state, step)
             meter.pause_until_now()
@@ -123,10 +124,9 @@ def _run_steps(run: Run, state: TrainState, first_step: int) -> int:
     return 0
 
 
-def _log(run: Run, step: int, metrics: dict[str, jax.Array], rates: dict[str, float]) -> None:
-    row = {name: value.item() for name, value in jax.device_get(metrics).items()}
+def _log(run: Run, step: int, row: dict[str, float]) -> None:
     d = run.config.data
-    run.writer.write(step, row | {"tokens": step * d.batch_size * d.seq_len} | rates)
+    run.writer.write(step, row | {"tokens": step * d.batch_size * d.seq_len})
     limit = run.config.optimizer.max_skipped_steps
     if row["skipped_in_a_row"] > limit:
         raise NonFiniteError(
