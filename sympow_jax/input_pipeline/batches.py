@@ -59,7 +59,7 @@ class StoreBatches:
         """This host's part of global batch `step`."""
         batch: Batch = {}
         local = self.batch_size // self.process_count
-        for store, run, slots in self._runs(step):
+        for store, run, slots in self.runs(step):
             part = self.stores[store].examples(slice(run.start, run.stop), self._columns(run))
             if len(slots) == local:
                 return part
@@ -70,7 +70,7 @@ class StoreBatches:
     def describe(self, step: int) -> list[dict[str, Any]]:
         """For each sequence: store, its row there, columns [start, stop), source documents and text."""
         described: list[dict[str, Any]] = [{} for _ in range(self.batch_size // self.process_count)]
-        for index, run, slots in self._runs(step):
+        for index, run, slots in self.runs(step):
             store = self.stores[index]
             columns = self._columns(run)
             for row, slot in zip(range(run.start, run.stop), slots.tolist(), strict=True):
@@ -93,7 +93,7 @@ class StoreBatches:
     def _columns(self, run: sampler.Run) -> slice:
         return slice(run.block * self.seq_len, (run.block + 1) * self.seq_len)
 
-    def _runs(self, step: int) -> list[tuple[int, sampler.Run, np.ndarray]]:
+    def runs(self, step: int) -> list[tuple[int, sampler.Run, np.ndarray]]:
         """(store, run, slots in this host's batch) of global batch `step`."""
         local = self.batch_size // self.process_count
         start = step * self.batch_size + self.process_index * local

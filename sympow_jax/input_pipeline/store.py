@@ -51,8 +51,8 @@ class Store(abc.ABC):
 
     def examples(self, rows: slice, columns: slice) -> dict[str, np.ndarray]:
         """The rectangle as batches have it: targets are the tokens, inputs these after BOS, [rows, columns] int32."""
-        targets = self.read(rows, columns).astype(np.int32)
-        return {"inputs": shift_right(targets, self.bos_id), "targets": targets}
+        tokens = self.read(rows, columns)
+        return {"inputs": shift_right(tokens, self.bos_id), "targets": tokens.astype(np.int32)}
 
     def documents(self, row: int) -> list[int]:
         """The source documents of a row."""
@@ -64,8 +64,8 @@ class Store(abc.ABC):
 
 
 def shift_right(targets: np.ndarray, bos_id: int) -> np.ndarray:
-    """inputs[:, 0] = BOS, inputs[:, t] = targets[:, t - 1], also where a window begins inside a document."""
-    inputs = np.empty_like(targets)
+    """inputs[:, 0] = BOS, inputs[:, t] = targets[:, t - 1], int32, also where a window begins inside a document."""
+    inputs = np.empty(targets.shape, np.int32)
     inputs[:, 0] = bos_id
     inputs[:, 1:] = targets[:, :-1]
     return inputs

@@ -142,7 +142,7 @@ def test_an_interrupted_build_continues_to_the_same_bytes(folder, tmp_path, monk
     source, output = TextFiles((str(folder),)), tmp_path / "made"
     for count in range(100):
         try:
-            build(source, output, tokenizer=ByteTokenizer(), request=request, progress=StopAfter(7 * count))
+            build(source, output, tokenizer=ByteTokenizer(), request=request, progress=StopAfter(3 * count))
             break
         except Stop:
             assert not output.exists()
@@ -255,7 +255,7 @@ def test_killed_at_random_moments_and_rerun_gives_the_same_bytes(tmp_path):
     rng = np.random.default_rng(0)
     inputs = tmp_path / "inputs.jsonl"
     with inputs.open("w") as file:
-        for number in range(6000):
+        for number in range(2000):
             file.write(json.dumps({"text": text(number, int(rng.integers(500, 9000)))}) + "\n")
 
     def command(output):

@@ -1,15 +1,19 @@
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import default
+from sympow_jax.config import resolve
 from sympow_jax.input_pipeline import make_batches, open_packed_store
 from sympow_jax.input_pipeline.build import Request, build
 from sympow_jax.input_pipeline.packing import pack
 from sympow_jax.input_pipeline.sources import Document
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
+from sympow_jax.models.registry import Model, resolve_implementation
 
 
 class Texts:
@@ -96,3 +100,57 @@ def test_broken_offsets_are_refused(packed):
         file.truncate(16)
     with pytest.raises(ValueError, match=r"offsets\.int64 does not rise from 0 to 60"):
         open_packed_store(store.address, seq_len=16)
+
+
+@functools.cache
+def small_model(variant):
+    c = default.get_config(variant)
+    c.model.num_layers, c.model.embed_dim, c.model.mlp_dim = 1, 32, 64
+    c.model.num_heads, c.model.head_dim = 2, 16
+    c.data.seq_len = 48
+    c.attention.chunk_size = 8
+    model = Model(resolve_implementation(resolve(c)), vocab_size=257)
+    return model, model.init(jax.random.key(0)), jax.jit(model.nll)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param("softmax_rope", marks=pytest.mark.slow),
+        "softmax_fire",
+        "conformal_sympow",
+        pytest.param("sympow", marks=pytest.mark.slow),
+        pytest.param("fox", marks=pytest.mark.slow),
+    ],
+)
+def test_packed_documents_have_the_loss_of_each_alone(variant):
+    """Windows of 48 over documents that end at 5, 12, 30 and 60: the last one is cut, and the stream ends in padding."""
+    _, params, nll = small_model(variant)
+    params = jax.tree.map(lambda x, k: x + 0.1 * k, params, random_like(params))
+    rng = np.random.default_rng(1)
+    stream = np.concatenate([rng.integers(0, 256, 60), np.zeros(36, np.int64)])
+    offsets = np.array([0, 5, 12, 30, 60])
+    windows = [pack(stream[start : start + 48], offsets, start, bos_id=256) for start in (0, 48)]
+    batch = {name: np.stack([window[name] for window in windows]) for name in windows[0]}
+    found, _ = nll(
+        params, batch["inputs"], batch["targets"], segment_ids=batch["segment_ids"], positions=batch["positions"]
+    )
+    found = np.asarray(found)
+    pieces = [(0, 0, 5), (0, 5, 12), (0, 12, 30), (0, 30, 48), (1, 48, 60)]
+    for window, start, stop in pieces:
+        targets = stream[None, start:stop].astype(np.int32)
+        # alone, padded at the end to one shape, which causality makes harmless
+        targets = np.pad(targets, ((0, 0), (0, 48 - (stop - start))))
+        inputs = np.concatenate([np.full((1, 1), 256, np.int32), targets[:, :-1]], axis=1)
+        alone, _ = nll(params, np.repeat(inputs, 2, 0), np.repeat(targets, 2, 0))
+        place = start - 48 * window
+        np.testing.assert_allclose(
+            found[window, place : place + stop - start], np.asarray(alone)[0, : stop - start], rtol=2e-5, atol=2e-5
+        )
+
+
+def random_like(params):
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    drawn = [jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
