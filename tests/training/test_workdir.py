@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import resource
 import signal
 import socket
 import subprocess
@@ -42,6 +43,19 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     with pytest.raises(ValueError, match="Out of range float"):
         write_json_atomic(tmp_path / "a.json", {"x": float("nan")})
     assert read_json(tmp_path / "a.json") == {"x": 1}
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path):
+    write_json_atomic(tmp_path / "a.json", {"x": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_json_atomic(tmp_path / "a.json", {"x": "y" * (1 << 18)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read_json(tmp_path / "a.json") == {"x": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +109,7 @@ def test_another_host_is_taken_over_only_without_a_heartbeat(tmp_path):
         while not stop.wait(0.02):
             os.utime(path)
 
-    thread = threading.Thread(target=beat)
+    thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     with pytest.raises(WorkdirError, match="host elsewhere, pid 1, since then"):
         WorkdirLock(tmp_path, heartbeat=0.2).acquire()
