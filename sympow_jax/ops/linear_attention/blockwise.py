@@ -19,7 +19,7 @@ from sympow_jax.typing import Array, Float, Int
 
 def blockwise(
     kernel: Kernel, inputs: LinearInputs, bias: PositionBias | None, positions: Int[Array, "B T"], block_size: int
-) -> Float[Array, "B T K G Dv+1"]:
+) -> Float[Array, "B T K G Dv1"]:
     """Returns [num, den] of every row, without an initial state; see the package docstring for the equations."""
     B, T, K, G, _ = inputs.q.shape
     inputs = pad_time(inputs, block_size)

@@ -9,8 +9,8 @@ from sympow_jax.typing import Array, Float
 
 
 def recurrent(
-    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv+1"]
-) -> tuple[Float[Array, "B T K G Dv+1"], Float[Array, "B K P Dv+1"]]:
+    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"]
+) -> tuple[Float[Array, "B T K G Dv1"], Float[Array, "B K P Dv1"]]:
     """S_t = exp(log_gate_t) S_(t-1) + phi(k_t) [v_t, 1]^T and [num, den]_t = phi(q_t) S_t, S reset at each new run."""
     dtype = inputs.log_gates.dtype
     previous = jnp.concatenate([jnp.zeros_like(inputs.runs[:, :1]), inputs.runs[:, :-1]], axis=1)

@@ -9,7 +9,7 @@ from sympow_jax.typing import Array, Float
 
 def reference(
     kernel: Kernel, inputs: LinearInputs, state: Array | None, bias: Float[Array, "B K G T T"] | None
-) -> Float[Array, "B T K G Dv+1"]:
+) -> Float[Array, "B T K G Dv1"]:
     """Returns [num, den] of every row; see the package docstring for the equations."""
     dtype = inputs.log_gates.dtype
     q, k, v = (x.astype(dtype) for x in (inputs.q, inputs.k, inputs.v))
@@ -25,8 +25,8 @@ def reference(
 
 
 def reference_state(
-    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv+1"]
-) -> Float[Array, "B K P Dv+1"]:
+    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"]
+) -> Float[Array, "B K P Dv1"]:
     """sum_j exp(G_T - G_j) phi(k_j) [v_j, 1]^T over the keys that the last token sees, and the initial state."""
     dtype = inputs.log_gates.dtype
     visible, log_decay = _pairs(inputs)

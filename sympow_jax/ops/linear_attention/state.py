@@ -10,8 +10,8 @@ from sympow_jax.typing import Array, Float
 
 
 def read_state(
-    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv+1"], chunk_size: int
-) -> Float[Array, "B T K G Dv+1"]:
+    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"], chunk_size: int
+) -> Float[Array, "B T K G Dv1"]:
     """exp(G_i) phi(q_i) . state for the rows of the run that the state belongs to, chunk by chunk."""
     T = inputs.k.shape[1]
     inputs = pad_time(inputs, chunk_size)
@@ -31,8 +31,8 @@ def read_state(
 
 
 def write_state(
-    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv+1"], chunk_size: int
-) -> Float[Array, "B K P Dv+1"]:
+    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"], chunk_size: int
+) -> Float[Array, "B K P Dv1"]:
     """The state after the last token: the recurrence, a chunk of keys at a time."""
     inputs = pad_time(inputs, chunk_size)
     B, _, K, _ = inputs.k.shape
