@@ -39,7 +39,7 @@ def length_generalisation_figure(results: Sequence[Mapping[str, Any]], labels: S
 
 def draw_same_target(axes: Axes, results: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
     """Loss on the same final tokens of every document, against the context that they are given."""
-    for index, (result, label) in enumerate(zip(results, labels, strict=True)):
+    for index, result, label in zip(style.line_indices(results), results, labels, strict=True):
         rows = result["same_target"]
         curve(axes, [row["context"] for row in rows], rows, style.line_style(index), label)
     targets = {result.get("num_targets") for result in results} - {None}
@@ -50,7 +50,7 @@ def draw_same_target(axes: Axes, results: Sequence[Mapping[str, Any]], labels: S
 
 def draw_contextwise(axes: Axes, results: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
     """Loss on every token, against its position."""
-    for index, (result, label) in enumerate(zip(results, labels, strict=True)):
+    for index, result, label in zip(style.line_indices(results), results, labels, strict=True):
         positions, rows = contextwise_rows(result["contextwise"], "nll")
         curve(axes, positions, rows, style.line_style(index) | {"marker": ""}, label)
     axes.set_title("every token, by its position")

@@ -50,7 +50,7 @@ def paired(differences: Sequence[tuple[int, Mapping[str, Any]]], baseline: str, 
         axes.set_xlabel("position (tokens)")
         axes.set_ylabel("difference (nats per token)")
 
-    return panel(draw, title=f"loss minus that of {baseline}, on the same documents")
+    return panel(draw, title=f"loss minus that of {baseline}")
 
 
 def training(runs: Sequence[tuple[int, Mapping[str, Any]]]) -> str:

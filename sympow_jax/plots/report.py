@@ -40,20 +40,27 @@ def report_page(data: Mapping[str, Any]) -> str:
     )
 
 
+def _indices(data: Mapping[str, Any]) -> list[int]:
+    """The line style of each evaluation."""
+    return style.line_indices([entry["result"] for entry in data["evaluations"]])
+
+
 def _legend_entries(data: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     """Colour index and label by run; a run has the colour of its first evaluation, others come after all of those."""
     entries: dict[str, tuple[int, str]] = {}
-    for index, entry in enumerate(data["evaluations"]):
+    indices = _indices(data)
+    for index, entry in zip(indices, data["evaluations"], strict=True):
         entries.setdefault(entry["run"], (index, entry["label"]))
     missing = [run for run in data["runs"] if run["folder"] not in entries]
-    for index, run in enumerate(missing, start=len(data["evaluations"])):
+    for index, run in enumerate(missing, start=max(indices, default=-1) + 1):
         entries[run["folder"]] = (index, f"{run['label']} (not evaluated)")
     return entries
 
 
 def _legend(data: Mapping[str, Any]) -> str:
-    shown = [(index, entry["label"]) for index, entry in enumerate(data["evaluations"])]
-    shown += [entry for entry in _legend_entries(data).values() if entry[0] >= len(shown)]
+    indices = _indices(data)
+    shown = [(index, entry["label"]) for index, entry in zip(indices, data["evaluations"], strict=True)]
+    shown += [entry for entry in _legend_entries(data).values() if entry[0] not in indices]
     items = []
     for index, label in shown:
         looks = style.line_style(index)
@@ -143,7 +150,8 @@ def _paired_section(paired: Sequence[Mapping], labels: Sequence[str], results: S
         cells = [_number(found[c]["difference"], found[c]["ci95"], "+.4f") if c in found else "-" for c in contexts]
         rows.append([html.escape(entry["label"]), *cells])
     body = table([f"minus {html.escape(labels[0])}", *[f"{context:,}" for context in contexts]], rows)
-    curves = [(entry["index"], entry["result"]) for entry in usable if entry["result"]["contextwise"]]
+    styles = style.line_indices(results)
+    curves = [(styles[entry["index"]], entry["result"]) for entry in usable if entry["result"]["contextwise"]]
     if curves:
         trained = [int(result["train_length"]) for result in results]
         svg = panels.paired(curves, labels[0], trained)
@@ -157,7 +165,7 @@ def _paired_section(paired: Sequence[Mapping], labels: Sequence[str], results: S
 def _cost_section(data: Mapping[str, Any]) -> str:
     costs = {run["folder"]: run["cost"] for run in data["runs"] if run["cost"]}
     rows, state, flops = [], [], []
-    for index, entry in enumerate(data["evaluations"]):
+    for index, entry in zip(_indices(data), data["evaluations"], strict=True):
         cost = costs.get(entry["run"])
         if cost is None:
             continue
@@ -209,7 +217,11 @@ def _retrieval_section(retrieval: Sequence[Mapping]) -> str:
 
 def _published_section(results: Sequence[Mapping]) -> str:
     stores = [str(result["data"]["store"]).lower() for result in results]
-    ours = [(index, result) for index, result in enumerate(results) if "longcrawl64" in stores[index]]
+    ours = [
+        (index, result)
+        for index, result, store in zip(style.line_indices(results), results, stores, strict=True)
+        if "longcrawl64" in store
+    ]
     if not ours:
         return ""
     text = importlib.resources.files("sympow_jax.plots").joinpath("published", PUBLISHED).read_text()

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, and after it the same colours dashed.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 MARKERS = "osD^vP"
 GREY = "#6b7280"
 
@@ -55,6 +55,15 @@ def line_style(index: int) -> dict[str, Any]:
     """Colour, dash and marker of the index-th run."""
     dash = DASHES[index // len(COLOURS) % len(DASHES)]
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": dash, "marker": MARKERS[index % len(MARKERS)]}
+
+
+def line_indices(results: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Indices for line_style: runs of one variant share a colour and differ by dash, while there are enough of both."""
+    variants = [str(result.get("variant")) for result in results]
+    distinct = list(dict.fromkeys(variants))
+    if len(distinct) > len(COLOURS) or max(map(variants.count, distinct), default=0) > len(DASHES):
+        return list(range(len(results)))
+    return [distinct.index(name) + len(COLOURS) * variants[:i].count(name) for i, name in enumerate(variants)]
 
 
 def tokens_label(tokens: float) -> str:

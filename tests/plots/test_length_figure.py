@@ -88,3 +88,11 @@ def test_plots_import_neither_jax_nor_the_rest():
         "assert all(n.startswith('sympow_jax.plots') for n in bad), bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_seeds_of_a_variant_share_its_colour():
+    results = [length_result(variant, seed=seed) for seed in range(2) for variant in ("sympow", "fox")]
+    looks = [style.line_style(index) for index in style.line_indices(results)]
+    assert [look["color"] for look in looks] == [style.COLOURS[0], style.COLOURS[1]] * 2
+    assert looks[0]["linestyle"] == looks[1]["linestyle"] != looks[2]["linestyle"]
+    assert style.line_indices([length_result(str(i)) for i in range(9)]) == list(range(9))
