@@ -171,7 +171,7 @@ def learned_phases(
     B, _, K = beta.shape
     initial = initial_phase_state(B, K) if initial is None else initial
     if segment_ids is None:
-        starts = jnp.zeros(beta.shape[:2], bool)
+        starts = None
         final_segment = initial.segment_id
     else:
         previous = jnp.concatenate([initial.segment_id[:, None], segment_ids[:, :-1]], 1)
@@ -189,16 +189,22 @@ def _accumulate(beta, integer, fraction, starts):
     low = jnp.concatenate([low[:, None], steps], 1).cumsum(1, dtype=jnp.uint32)
     carries = (low[:, 1:] < steps).astype(jnp.uint32)
     high = jnp.concatenate([(integer >> 2)[:, None], carries], 1).cumsum(1, dtype=jnp.uint32)
-    # Restart: subtract the total before the document's first token.
-    index = jnp.arange(beta.shape[1], dtype=jnp.int32)
-    start = jax.lax.cummax(jnp.where(starts, index[None, :], -1), axis=1)[:, :, None]
-    before = jnp.maximum(start, 0)
-    low_before = jnp.where(start < 0, 0, jnp.take_along_axis(low, before, 1)).astype(jnp.uint32)
-    high_before = jnp.where(start < 0, 0, jnp.take_along_axis(high, before, 1)).astype(jnp.uint32)
-    low, high = low[:, 1:], high[:, 1:]
-    high = high - high_before - (low < low_before).astype(jnp.uint32)
-    low = low - low_before
+    if starts is None:
+        low, high = low[:, 1:], high[:, 1:]
+    else:
+        low, high = _restart(low, high, starts)
     return (high << 2) + (low >> 30), low & jnp.uint32(_UNIT - 1)
+
+
+def _restart(low, high, starts):
+    """Subtracts from each total [B, 1 + T, K] the one before its document's first token: [B, T, K]."""
+    index = jnp.arange(starts.shape[1], dtype=jnp.int32)
+    start = jax.lax.cummax(jnp.where(starts, index[None, :], -1), axis=1)[:, :, None]
+    low_before, high_before = (
+        jnp.where(start < 0, jnp.uint32(0), jnp.take_along_axis(a, jnp.maximum(start, 0), 1)) for a in (low, high)
+    )
+    low, high = low[:, 1:], high[:, 1:]
+    return low - low_before, high - high_before - (low < low_before).astype(jnp.uint32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,9 +232,12 @@ def _learned_turns_backward(frequencies, residuals, d_phases):
     turns = jnp.asarray(np.asarray(frequencies.radians) / (2 * math.pi), jnp.float32)
     d_positions = jnp.einsum("btkf,f->btk", d_phases, turns, precision="highest")
     # d beta_j sums d_position_i over i >= j in the same document: a reverse segmented sum.
-    ends = jnp.concatenate([starts[:, 1:], jnp.ones_like(starts[:, :1])], 1)[:, :, None]
-    ends = jnp.broadcast_to(ends, d_positions.shape)
-    d_beta, _ = jax.lax.associative_scan(_add_within_segment, (d_positions, ends), axis=1, reverse=True)
+    if starts is None:
+        d_beta = jax.lax.cumsum(d_positions, axis=1, reverse=True)
+    else:
+        ends = jnp.concatenate([starts[:, 1:], jnp.ones_like(starts[:, :1])], 1)[:, :, None]
+        ends = jnp.broadcast_to(ends, d_positions.shape)
+        d_beta, _ = jax.lax.associative_scan(_add_within_segment, (d_positions, ends), axis=1, reverse=True)
     return d_beta.astype(empty_beta.dtype), None, None, None
 
 

@@ -53,7 +53,7 @@ def make_args(spec: ArgSpec, dtype=jnp.float32, seed: int = 0) -> tuple[dict, di
 
     arrays = {"q": normal(B, T, spec.H, spec.D), "k": normal(B, S, spec.K, spec.D), "v": normal(B, S, spec.K, spec.Dv)}
     if heads:
-        logits = jnp.asarray(rng.normal(size=(B, S, heads)) + spec.gate_shift, jnp.promote_types(dtype, jnp.float32))
+        logits = jnp.asarray(rng.normal(size=(B, S, heads)) + spec.gate_shift, jnp.float32)
         arrays["log_gates"] = jax.nn.log_sigmoid(logits)
     options = {"window": spec.window}
     if spec.bias:

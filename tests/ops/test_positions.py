@@ -1,0 +1,297 @@
+"""Position encodings against published values, NumPy in float64, and their own invariants; gates too."""
+
+import fractions
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sympow_jax.ops import gates, positions
+from sympow_jax.ops.positions.relu_mlp import relu_mlp
+
+GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "positions.npz")
+
+
+def turns_apart(a, b):
+    difference = np.asarray(a, np.float64) - b
+    return np.abs(difference - np.round(difference)).max()
+
+
+# Formulas
+
+
+@pytest.mark.parametrize("num_heads", [8, 12])
+def test_alibi_slopes_match_transformers(num_heads):
+    np.testing.assert_allclose(positions.alibi_slopes(num_heads), GOLDEN[f"alibi_slopes_{num_heads}"], rtol=1e-6)
+
+
+def test_alibi_slopes_of_any_head_count():
+    np.testing.assert_allclose(positions.alibi_slopes(6), [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125])
+    np.testing.assert_allclose(positions.alibi_slopes(1), [2.0**-8])
+    assert all(len(positions.alibi_slopes(n)) == n for n in range(1, 40))
+    with pytest.raises(ValueError, match="num_heads=0"):
+        positions.alibi_slopes(0)
+
+
+def test_t5_buckets_match_transformers():
+    distance = jnp.asarray(GOLDEN["t5_distance"], jnp.int32)
+    np.testing.assert_array_equal(positions.t5_bucket(distance), GOLDEN["t5_bucket_causal_32_128"])
+    buckets = np.asarray(positions.t5_bucket(jnp.arange(200, dtype=jnp.int32)))
+    starts = [int(np.argmax(buckets == b)) for b in range(17, 32)]
+    assert starts == [19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113]
+    assert int(positions.t5_bucket(jnp.array(-5, jnp.int32))) == 0
+
+
+def test_fire_input_matches_published_formula():
+    q, d, expected = GOLDEN["fire_query_distance_input_c0.1_T512_eps1e-6"].T
+    actual = positions.fire_input(jnp.asarray(q, jnp.int32), jnp.asarray(d, jnp.int32))
+    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=1e-5)
+    assert float(positions.fire_input(jnp.int32(8191), jnp.int32(2047))) == pytest.approx(0.793871, abs=1e-5)
+
+
+def test_kerple_is_its_formula():
+    distance = jnp.asarray([[0, 1, 7], [-3, 100, 5000]], jnp.int32)
+    p, a = np.array([0.5, 2.0]), np.array([0.1, 0.9])
+    clipped = np.maximum(np.asarray(distance), 0.0)[None]
+    args = {"p": jnp.asarray(p, jnp.float32), "a": jnp.asarray(a, jnp.float32)}
+    shape = (2, 1, 1)
+    expected = -p.reshape(shape) * np.log1p(a.reshape(shape) * clipped)
+    np.testing.assert_allclose(positions.kerple_log(distance, **args), expected, rtol=1e-5)
+    expected = -a.reshape(shape) * clipped ** p.reshape(shape)
+    np.testing.assert_allclose(positions.kerple_power(distance, **args), expected, rtol=1e-5)
+    gradient = jax.grad(lambda args: positions.kerple_power(distance, **args).sum())(args)
+    assert all(np.isfinite(g).all() for g in gradient.values())
+
+
+@pytest.mark.parametrize("num_heads", [8, 12])
+def test_sandwich_matches_published_formula(num_heads):
+    expected = GOLDEN[f"sandwich_D128_H{num_heads}"]
+    distance = jnp.arange(512, dtype=jnp.int32)
+    tolerance = 1e-5 * np.abs(expected).max()
+    np.testing.assert_allclose(positions.sandwich(distance, num_heads), expected, atol=tolerance)
+    bias = positions.sandwich_bias(num_heads)(distance + 70_000, jnp.array([70_000], jnp.int32))
+    np.testing.assert_allclose(bias[:, :, 0], expected, atol=tolerance)
+
+
+# Frequencies and phases
+
+
+@pytest.mark.parametrize("scaling", ["linear", "yarn", "dynamic_ntk"])
+def test_rope_scalings_match_transformers(scaling):
+    name = f"rope_{scaling.split('_')[0]}_d64_b10000_L2048_s4"
+    for length in (8192, jnp.int32(8192)):
+        frequencies, factor = positions.rope_frequencies(
+            64, scaling=scaling, factor=4.0, original_length=2048, length=length
+        )
+        np.testing.assert_allclose(frequencies, GOLDEN[f"{name}_inv_freq"], rtol=1e-5)
+        assert factor == pytest.approx(float(GOLDEN[f"{name}_attention_factor"]), abs=1e-5)
+
+
+def test_rope_ntk_and_llama3_are_their_formulas():
+    plain, _ = positions.rope_frequencies(64, base=5e5)
+    np.testing.assert_allclose(plain, 5e5 ** (-np.arange(32) / 32))
+    ntk, _ = positions.rope_frequencies(64, scaling="ntk", factor=4.0)
+    np.testing.assert_allclose(ntk, (1e4 * 4 ** (64 / 62)) ** (-np.arange(32) / 32))
+    llama, factor = positions.rope_frequencies(64, base=5e5, scaling="llama3", factor=8.0, original_length=8192)
+    wavelength = 2 * np.pi / plain
+    np.testing.assert_allclose(llama[wavelength < 2048], plain[wavelength < 2048])
+    np.testing.assert_allclose(llama[wavelength > 8192], plain[wavelength > 8192] / 8)
+    middle = (wavelength > 2048) & (wavelength < 8192)
+    smooth = (8192 / wavelength - 1) / 3
+    np.testing.assert_allclose(llama[middle], ((1 - smooth) * plain / 8 + smooth * plain)[middle])
+    assert middle.any() and factor == 1.0
+    manifest = positions.manifest_frequencies(64, 4096)
+    np.testing.assert_allclose(manifest, 2 * np.pi * 4096.0 ** (-np.arange(32) / 32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"head_dim": 7}, "head_dim"),
+        ({"scaling": "yarm"}, "scaling"),
+        ({"scaling": "linear", "factor": 0.5}, "factor"),
+        ({"scaling": "yarn", "factor": 2.0}, "original_length"),
+        ({"scaling": "dynamic_ntk", "factor": 2.0, "original_length": 8}, "length"),
+        ({"head_dim": 2, "scaling": "ntk", "factor": 2.0}, "head_dim"),
+    ],
+)
+def test_wrong_rope_arguments_name_the_field(arguments, field):
+    with pytest.raises(ValueError, match=field):
+        positions.rope_frequencies(**{"head_dim": 64} | arguments)
+
+
+@pytest.mark.parametrize("frequencies", [positions.rope_frequencies(64)[0], positions.manifest_frequencies(64, 65536)])
+def test_phases_are_exact_at_a_million_tokens(frequencies):
+    tokens = np.array([0, 1, 777, 65_537, 1_000_003, -1])
+    phases = positions.rope_phases(jnp.asarray(tokens, jnp.int32)[None], frequencies)[0, :, 0]
+    per_turn = [fractions.Fraction(f / (2 * np.pi)) for f in frequencies]
+    exact = np.array([[float(int(n) * f % 1) for f in per_turn] for n in tokens])
+    assert turns_apart(phases, exact) < 1e-6
+
+
+@jax.jit
+def learned(beta, **options):
+    return positions.learned_phases(beta, positions.rope_frequencies(16)[0], **options)
+
+
+def make_beta(T, seed=0):
+    return 1 + jnp.tanh(jnp.asarray(np.random.default_rng(seed).normal(size=(2, T, 3)), jnp.float32))
+
+
+def test_learned_phases_are_the_cumulative_sum_over_any_length():
+    beta = make_beta(20_000)
+    phases, final = learned(beta)
+    steps = np.round(np.asarray(beta, np.float64) * 2**30).astype(np.int64).cumsum(1)
+    frequencies = positions.rope_frequencies(16)[0] / (2 * np.pi)
+    assert turns_apart(phases, (steps / 2**30)[..., None] * frequencies) < 1e-6
+    np.testing.assert_array_equal(
+        np.asarray(final.integer, np.int64) * 2**30 + np.asarray(final.fraction), steps[:, -1]
+    )
+
+
+def test_learned_phases_start_anywhere_up_to_a_million_tokens():
+    """A stream at position 1,234,567.891 continues as exactly as it began."""
+    start = fractions.Fraction(1_234_567) + fractions.Fraction(956_722_026, 2**30)
+    state = positions.PhaseState(
+        jnp.full((2, 3), 1_234_567, jnp.uint32), jnp.full((2, 3), 956_722_026, jnp.uint32), jnp.zeros(2, jnp.int32)
+    )
+    beta = make_beta(5)
+    phases, _ = learned(beta, initial=state)
+    steps = np.round(np.asarray(beta, np.float64) * 2**30).astype(np.int64).cumsum(1)
+    per_turn = [fractions.Fraction(f / (2 * np.pi)) for f in positions.rope_frequencies(16)[0]]
+    exact = [[float((start + fractions.Fraction(int(n), 2**30)) * f % 1) for f in per_turn] for n in steps.ravel()]
+    assert turns_apart(phases, np.array(exact).reshape(phases.shape)) < 1e-6
+
+
+def test_learned_phases_are_bit_equal_in_chunks_and_after_resets():
+    beta = make_beta(60)
+    ids = jnp.asarray(np.r_[np.full(25, 1), np.full(20, 2), np.full(15, 3)][None].repeat(2, 0), jnp.int32)
+    for options in ({}, {"segment_ids": ids}):
+        whole, end = learned(beta, **options)
+        state, parts = positions.initial_phase_state(2, 3), []
+        for low, high in [(0, 20), (20, 40), (40, 60)]:
+            chunk = {name: a[:, low:high] for name, a in options.items()}
+            part, state = learned(beta[:, low:high], initial=state, **chunk)
+            parts.append(part)
+        np.testing.assert_array_equal(jnp.concatenate(parts, 1), whole)
+        jax.tree.map(np.testing.assert_array_equal, state, end)
+    np.testing.assert_array_equal(
+        whole[:, 25:45], learned(beta[:, 25:45], initial=positions.initial_phase_state(2, 3))[0]
+    )
+
+
+def test_gradient_of_learned_phases_is_that_of_the_sum():
+    beta, cotangent = make_beta(60), jnp.asarray(np.random.default_rng(1).normal(size=(2, 60, 3, 8)), jnp.float32)
+    ids = jnp.asarray(np.r_[np.full(25, 1), np.full(35, 2)][None].repeat(2, 0), jnp.int32)
+    actual = jax.jit(jax.grad(lambda b: (learned(b, segment_ids=ids)[0] * cotangent).sum()))(beta)
+    weights = np.asarray(cotangent, np.float64) @ (positions.rope_frequencies(16)[0] / (2 * np.pi))
+    expected = np.concatenate([part[:, ::-1].cumsum(1)[:, ::-1] for part in (weights[:, :25], weights[:, 25:])], 1)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rotation_depends_on_differences_and_keeps_half_split_pairs():
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.normal(size=(1, 1, 4, 16)), jnp.float32) for _ in range(2))
+    frequencies, _ = positions.rope_frequencies(16)
+
+    def rotate(x, position, **options):
+        return positions.rotate(x, positions.rope_phases(jnp.array([[position]], jnp.int32), frequencies), **options)
+
+    near, far = (rotate(q, 5 + n) * rotate(k, n) for n in (0, 100_000))
+    np.testing.assert_allclose(near.sum(-1), far.sum(-1), atol=1e-4)
+    rotated = np.asarray(rotate(q, 3, attention_factor=2.0))[0, 0]
+    pairs = np.asarray(q)[0, 0, :, :8] + 1j * np.asarray(q)[0, 0, :, 8:]
+    expected = 2 * pairs * np.exp(3j * frequencies)
+    np.testing.assert_allclose(rotated[:, :8] + 1j * rotated[:, 8:], expected, atol=1e-5)
+
+
+def test_query_heads_share_the_phases_of_their_kv_head():
+    x = jnp.ones((2, 5, 6, 16))
+    phases, _ = learned(make_beta(5))
+    rotated = np.asarray(positions.rotate(x, phases))
+    np.testing.assert_array_equal(rotated[:, :, 0], rotated[:, :, 1])
+    assert np.abs(rotated[:, :, 1] - rotated[:, :, 2]).max() > 0.1
+
+
+def test_sinusoidal_is_vaswani():
+    out = positions.sinusoidal(jnp.array([[0, 3, 50_000]], jnp.int32), 8)
+    angles = np.array([0, 3, 50_000])[:, None] * 1e4 ** (-np.arange(4) / 4)
+    expected = np.stack([np.sin(angles), np.cos(angles)], -1).reshape(3, 8)
+    np.testing.assert_allclose(out[0], expected, atol=1e-5)
+
+
+# Biases
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.30, 0.31), (-0.5, 0.0)])
+def test_relu_mlp_is_the_mlp(low, high):
+    rng = np.random.default_rng(0)
+    shapes = {"kernel_in": (32,), "bias_in": (32,), "kernel_out": (32, 3), "bias_out": (3,)}
+    params = {name: jnp.asarray(rng.uniform(-1, 1, size=shape), jnp.float32) for name, shape in shapes.items()}
+    x = jnp.asarray(rng.uniform(low, high, size=(5, 7)), jnp.float32)
+    cotangent = jnp.asarray(rng.normal(size=(3, 5, 7)), jnp.float32)
+
+    def plain(x, kernel_in, bias_in, kernel_out, bias_out):
+        hidden = jax.nn.relu(x[:, :, None] * kernel_in[None, None] + bias_in[None, None])
+        return jnp.moveaxis(hidden @ kernel_out + bias_out[None, None], -1, 0)
+
+    (actual, pull), (expected, pull_expected) = (jax.vjp(f, x, *params.values()) for f in (relu_mlp, plain))
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
+    for a, e in zip(pull(cotangent), pull_expected(cotangent), strict=True):
+        np.testing.assert_allclose(a, e, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["kerple_log", "kerple_power", "t5", "fire"])
+def test_learned_biases_start_in_the_published_range(kind):
+    params = positions.init_bias(kind, jax.random.key(0), 64)
+    ranges = {
+        "kerple_log": {"p": (0, 2), "a": (0, 1)},
+        "kerple_power": {"p": (0, 2), "a": (0, 1)},
+        "t5": {"table": (-0.1, 0.1)},
+        "fire": {
+            **{name: (-1, 1) for name in ("kernel_in", "bias_in")},
+            **{name: (-(32**-0.5), 32**-0.5) for name in ("kernel_out", "bias_out")},
+            "c": (0.09, 0.11),
+            "threshold": (0.99, 1.01),
+        },
+    }[kind]
+    assert params.keys() == ranges.keys()
+    for name, (low, high) in ranges.items():
+        value = np.asarray(params[name])
+        assert value.min() >= low and value.max() <= high
+        assert value.size < 64 or value.max() - value.min() > 0.6 * (high - low)
+    bias = positions.learned_bias(kind, params)(jnp.arange(4, dtype=jnp.int32), jnp.arange(6, dtype=jnp.int32))
+    assert bias.shape == (64, 4, 6) and bias.dtype == jnp.float32 and np.isfinite(bias).all()
+    with pytest.raises(ValueError, match="alibi"):
+        positions.init_bias("alibi", jax.random.key(0), 4)
+
+
+def test_kerple_parameters_are_projected_and_can_come_back():
+    params = {"p": jnp.array([-1.0, 3.0]), "a": jnp.array([-1.0, 0.5])}
+    q, k = jnp.array([5], jnp.int32), jnp.array([1], jnp.int32)
+    log = positions.learned_bias("kerple_log", params)(q, k)[:, 0, 0]
+    np.testing.assert_allclose(log, [-0.01 * np.log1p(0.04), -3 * np.log1p(2.0)], rtol=1e-5)
+    power = positions.learned_bias("kerple_power", params)(q, k)[:, 0, 0]
+    np.testing.assert_allclose(power, [-0.01 * 4**0.01, -0.5 * 4**2], rtol=1e-5)
+    gradient = jax.grad(lambda p: positions.learned_bias("kerple_power", p)(q, k).sum())(params)
+    assert all((np.asarray(g) != 0).all() for g in gradient.values())
+
+
+# Gates
+
+
+def test_gates_are_log_sigmoids_in_float32():
+    logits = jnp.array([[[-30.0, 0.0, 30.0]]], jnp.bfloat16)
+    data = gates.data_log_gates(logits, bias=gates.POWER_GATE_BIAS)
+    assert data.dtype == jnp.float32
+    np.testing.assert_allclose(np.exp(data[0, 0, 1]), 0.999, rtol=1e-6)
+    np.testing.assert_allclose(data[0, 0, 0], 6.906768 - 30, rtol=1e-6)
+    head = gates.head_log_gates(jnp.asarray(gates.time_scale_logits(3, 4.0, 64.0)), 2, 5)
+    assert head.shape == (2, 5, 3)
+    np.testing.assert_allclose(head[0, 0], [-1 / 4, -1 / 16, -1 / 64], rtol=1e-4)
+    fixed = gates.fixed_log_gates(6, 2, 5)
+    np.testing.assert_allclose(fixed[1, 4], -positions.alibi_slopes(6), rtol=1e-6)
+    with pytest.raises(ValueError, match="shortest=8"):
+        gates.time_scale_logits(3, 8.0, 4.0)
