@@ -125,6 +125,7 @@ class TfdsStore(Store):
     def __init__(self, address: str, *, seq_len: int) -> None:
         self._source = TfdsSource(address)
         self.address = address
+        self.field = self._source.field
         self._tokenizer = load_tokenizer(self._source.tokenizer)
         self.vocab_size = self._tokenizer.vocab_size
         self.bos_id = self._tokenizer.bos_id

@@ -35,7 +35,12 @@ def test_inputs_are_targets_shifted_with_bos_in_front(stores):
     batches = make_batches(stores[0], seq_len=20, batch_size=7)
     tokens = stores[0].read(slice(0, 21), slice(0, 70))
     for step, (rows, columns) in enumerate(
-        [(slice(0, 7), slice(0, 20)), (slice(7, 14), slice(0, 20)), (slice(14, 21), slice(0, 20)), (slice(0, 7), slice(20, 40))]
+        [
+            (slice(0, 7), slice(0, 20)),
+            (slice(7, 14), slice(0, 20)),
+            (slice(14, 21), slice(0, 20)),
+            (slice(0, 7), slice(20, 40)),
+        ]
     ):
         batch = batches[step]
         np.testing.assert_array_equal(batch["targets"], tokens[rows, columns])
@@ -57,7 +62,13 @@ def test_hosts_share_one_global_batch(stores, seq_len, order, mixed, step, seed)
 
     def batch(process_index, process_count):
         return make_batches(
-            chosen, seq_len=seq_len, batch_size=8, order=order, seed=seed, process_index=process_index, process_count=process_count
+            chosen,
+            seq_len=seq_len,
+            batch_size=8,
+            order=order,
+            seed=seed,
+            process_index=process_index,
+            process_count=process_count,
         )[step]
 
     whole = batch(0, 1)
@@ -128,7 +139,9 @@ def test_wait_fraction_tells_waiting_from_working():
 
 
 def test_description_names_what_was_read(stores):
-    batches = make_batches(stores, seq_len=16, batch_size=6, order="shuffled_chunks", seed=1, process_index=1, process_count=2)
+    batches = make_batches(
+        stores, seq_len=16, batch_size=6, order="shuffled_chunks", seed=1, process_index=1, process_count=2
+    )
     batch = batches[11]
     described = describe_batch(batches, 11)
     assert {entry["store"] for entry in described} == {store.address for store in stores}
@@ -165,7 +178,7 @@ def test_wrong_options_are_one_line(stores, options, message):
 
 def test_mixed_stores_must_share_a_tokenizer(stores, tmp_path, rng):
     path = write_store(tmp_path / "c.zarr", random_tokens(rng, SHAPE), chunks=(8, 32), vocab_size=300)
-    with pytest.raises(ValueError, match="vocab_size is 257 in .* and 300 in"):
+    with pytest.raises(ValueError, match=r"vocab_size is 257 in .* and 300 in"):
         make_batches([stores[0], open_store(str(path))], seq_len=8, batch_size=2)
 
 

@@ -123,7 +123,7 @@ def test_an_interrupted_build_continues_to_the_same_bytes(folder, tmp_path, monk
     whole = make(folder, tmp_path / "whole", documents="split")
     monkeypatch.setattr(shards_module, "SHARD_SIZE", 100)
 
-    class Stop(Exception):
+    class StoppedError(Exception):
         pass
 
     class StopAfter:
@@ -136,7 +136,7 @@ def test_an_interrupted_build_continues_to_the_same_bytes(folder, tmp_path, monk
         def advance(self, amount):
             self.count -= 1
             if self.count < 0:
-                raise Stop
+                raise StoppedError
 
     request = Request(documents="split", document_length=16, chunks=(4, 8), heldout_fraction=0.3)
     source, output = TextFiles((str(folder),)), tmp_path / "made"
@@ -144,7 +144,7 @@ def test_an_interrupted_build_continues_to_the_same_bytes(folder, tmp_path, monk
         try:
             build(source, output, tokenizer=ByteTokenizer(), request=request, progress=StopAfter(3 * count))
             break
-        except Stop:
+        except StoppedError:
             assert not output.exists()
     assert count > 5
     assert files(output) == files(whole)
@@ -235,8 +235,15 @@ def test_default_corpus(tmp_path, monkeypatch):
 
 def test_command_line(folder, tmp_path, capsys):
     output = tmp_path / "made"
-    flags = ["text", str(folder), f"--output={output}", "--documents=packed", "--num_workers=1", "--tokenizer=train:260"]
-    assert prepare.main(flags) == 0
+    flags = [
+        "text",
+        str(folder),
+        f"--output={output}",
+        "--documents=packed",
+        "--num_workers=1",
+        "--tokenizer=train:260",
+    ]
+    assert prepare.main([*flags, "--tokenizer=train:260"]) == 0
     assert "train.zarr: {'documents':" in capsys.readouterr().out
     store = open_packed_store(str(output / "train.zarr"), seq_len=32)
     assert store.tokenizer.vocab_size == 260 and store.tokenizer.decode(store.read(slice(0, 1), slice(0, 9))[0])
@@ -269,7 +276,11 @@ def test_killed_at_random_moments_and_rerun_gives_the_same_bytes(tmp_path):
     kills = 0
     for attempt in range(25):
         process = subprocess.Popen(
-            command(tmp_path / "made"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            command(tmp_path / "made"),
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
             process.wait(timeout=duration * rng.uniform(0.3, 0.9) if attempt < 8 else None)

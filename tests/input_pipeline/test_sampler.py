@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,11 @@ GRIDS = st.builds(
 
 def sequences(grid, start, stop, order, seed=0):
     """(row, block) of each sequence."""
-    return [(row, run.block) for run in runs(grid, start, stop, order=order, seed=seed) for row in range(run.start, run.stop)]
+    return [
+        (row, run.block)
+        for run in runs(grid, start, stop, order=order, seed=seed)
+        for row in range(run.start, run.stop)
+    ]
 
 
 @settings(max_examples=40, deadline=None)
@@ -30,7 +36,11 @@ def test_each_epoch_has_every_sequence_once_and_batches_cut_one_line(grid, order
         part = line[epoch * total : (epoch + 1) * total]
         assert len(part) == len(set(part))
         assert set(part) == everything
-    cut = [pair for start in range(0, len(line) - batch, batch) for pair in sequences(grid, start, start + batch, order, seed)]
+    cut = [
+        pair
+        for start in range(0, len(line) - batch, batch)
+        for pair in sequences(grid, start, start + batch, order, seed)
+    ]
     assert cut == line[: len(cut)]
 
 
@@ -46,12 +56,14 @@ def test_shuffled_order_stays_in_a_chunk_and_changes_with_seed_and_epoch():
     lines = [sequences(grid, start, start + 160, "shuffled_chunks", seed) for start, seed in [(0, 0), (160, 0), (0, 1)]]
     assert len({tuple(line) for line in lines}) == 3
     chunks = [(row // 5, block // 2) for row, block in lines[0]]
-    assert sum(a != b for a, b in zip(chunks, chunks[1:], strict=False)) == 15
+    assert sum(a != b for a, b in itertools.pairwise(chunks)) == 15
     assert lines[0][:6] == [(lines[0][0][0] + i % 5, lines[0][0][1] + i // 5) for i in range(6)]
 
 
 @settings(max_examples=20, deadline=None)
-@given(weights=st.lists(st.floats(0.01, 5), min_size=1, max_size=4), start=st.integers(0, 5000), size=st.integers(1, 3000))
+@given(
+    weights=st.lists(st.floats(0.01, 5), min_size=1, max_size=4), start=st.integers(0, 5000), size=st.integers(1, 3000)
+)
 def test_mixture_splits_are_pieces_of_one_line(weights, start, size):
     mixture = Mixture(tuple(weights), seed=3)
     line = assignment(mixture, 0, start + size)

@@ -73,7 +73,7 @@ def test_missing_chunks_are_refused_by_name(tmp_path, tokens):
     (path / "1.2").unlink()
     with pytest.raises(StoreError, match=r"1 of 9 chunks are missing \(1\.2\); fetch them"):
         open_store(str(path))
-    with pytest.raises(ValueError, match="data.missing_chunks = 'ignore': legal are refuse, exclude"):
+    with pytest.raises(ValueError, match=r"data.missing_chunks = 'ignore': legal are refuse, exclude"):
         open_store(str(path), missing_chunks="ignore")
 
 
@@ -145,7 +145,11 @@ def test_tokens_over_the_vocabulary_are_named(tmp_path, tokens):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "no zarr v2 array there"), ("{", "is damaged"), ('{"dtype": "<f4", "shape": [1, 1], "chunks": [1, 1]}', "legal are <u2")],
+    [
+        (None, "no zarr v2 array there"),
+        ("{", "is damaged"),
+        ('{"dtype": "<f4", "shape": [1, 1], "chunks": [1, 1]}', "legal are <u2"),
+    ],
 )
 def test_metadata_that_cannot_be_used(tmp_path, content, message):
     if content is not None:
@@ -158,7 +162,7 @@ def test_metadata_that_cannot_be_used(tmp_path, content, message):
 def test_rectangles_outside_are_refused(tmp_path, tokens):
     store = open_store(str(write_store(tmp_path / "a.zarr", tokens, chunks=CHUNKS)))
     for rows, columns in [(slice(0, 22), slice(0, 1)), (slice(0, 1), slice(60, 71)), (slice(3, 3), slice(0, 1))]:
-        with pytest.raises(IndexError, match="has 21 rows|has 70 columns"):
+        with pytest.raises(IndexError, match=r"has 21 rows|has 70 columns"):
             store.read(rows, columns)
 
 
@@ -211,7 +215,5 @@ def test_nanogpt_bin(tmp_path, rng):
 def test_cache_too_small_for_one_rectangle(tmp_path, tokens):
     store = open_store(str(write_store(tmp_path / "a.zarr", tokens, chunks=CHUNKS)), cache_bytes=1000)
     store.check_cache(8, 32)
-    with pytest.raises(ValueError, match=r"data.cache_bytes = 1000: 8 x 70 tokens lie in 3 chunks .*; use at least 1536"):
+    with pytest.raises(ValueError, match=r"data.cache_bytes = 1000: 8 x 70 .* 3 chunks .*; use at least 1536"):
         store.check_cache(8, 70)
-
-
