@@ -34,7 +34,8 @@ class StopRequest:
 
     `poll` is cheap and belongs after every step, evaluation batch and warm-up step. With several processes it goes
     through JAX's preemption service, so that all processes stop after the same poll: every process must then poll
-    equally often. Previous handlers come back on exit. Outside the main thread no handler can be installed, and
+    equally often, and a second SIGTERM changes nothing, since schedulers send one to each process in their own time.
+    Previous handlers come back on exit. Outside the main thread no handler can be installed, and
     only `request` stops the run.
     """
 

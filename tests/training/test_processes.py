@@ -1,0 +1,123 @@
+"""Several processes on this machine, joined by jax.distributed: stopping together, and one checkpoint for all."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from sympow_jax.training.checkpoint import Checkpointer
+
+pytestmark = pytest.mark.slow
+
+JOIN = """
+import os, sys, time
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax, numpy as np
+port, count, index, directory = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+from jax.sharding import NamedSharding, PartitionSpec as P
+from sympow_jax.training.checkpoint import Checkpointer
+from sympow_jax.training.signals import StopRequest
+
+mesh = jax.make_mesh((2 * count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+rows, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+host = np.arange(64, dtype=np.float32).reshape(8, 8)
+make = lambda sharding, x=host: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+"""
+
+STOP = """
+step = jax.jit(lambda x: x + x.sum() * 0, out_shardings=rows)
+with StopRequest() as stop:
+    x, polls = make(rows), 0
+    print("ready", flush=True)
+    while not stop.poll():
+        x, polls = step(x), polls + 1
+        x.block_until_ready()
+        time.sleep(0.01)
+print(polls, flush=True)
+sys.exit(stop.exit_code)
+"""
+
+SAVE = """
+tree = {"sharded": make(rows), "replicated": make(everywhere, host + 1)}
+with Checkpointer(directory) as checkpointer:
+    for step in (1, 2):
+        checkpointer.save(step, tree, metadata={"step": step})
+print("saved", flush=True)
+"""
+
+RESTORE = """
+like = {"sharded": jax.ShapeDtypeStruct((8, 8), np.float32, sharding=everywhere),
+        "replicated": jax.ShapeDtypeStruct((8, 8), np.float32, sharding=rows)}
+with Checkpointer(directory) as checkpointer:
+    restored = checkpointer.restore(like=like)
+for name, want in (("sharded", host), ("replicated", host + 1)):
+    for shard in restored.tree[name].addressable_shards:
+        assert np.array_equal(np.asarray(shard.data), want[shard.index])
+print("restored", restored.step, flush=True)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(body: str, directory, count: int = 2) -> list[subprocess.Popen]:
+    port = free_port()
+    arguments = [[str(port), str(count), str(index), str(directory)] for index in range(count)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [subprocess.Popen([sys.executable, "-c", JOIN + body, *each], **pipes) for each in arguments]
+
+
+def finish(processes: list[subprocess.Popen], code: int = 0) -> list[str]:
+    """Last line of each, once all have ended with `code`."""
+    outputs = []
+    try:
+        for process in processes:
+            output, errors = process.communicate(timeout=180)
+            assert process.returncode == code, (process.returncode, output, errors[-3000:])
+            outputs.append(output.splitlines()[-1])  # Gloo prints lines of its own before
+    finally:
+        for process in processes:
+            process.kill()
+    return outputs
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, number, code):
+    processes = start(STOP, tmp_path)
+    for process in processes:
+        assert process.stdout is not None and "ready\n" in iter(process.stdout.readline, "")
+    time.sleep(0.5)
+    processes[1].send_signal(number)
+    polls = [finish([process], expected)[0] for process, expected in zip(processes, (143, code), strict=True)]
+    assert polls[0] == polls[1]
+
+
+def test_two_processes_save_one_reads_and_two_read_again(tmp_path):
+    assert finish(start(SAVE, tmp_path)) == ["saved"] * 2
+    host = np.arange(64, dtype=np.float32).reshape(8, 8)
+    spec = jax.ShapeDtypeStruct((8, 8), np.float32)
+    with Checkpointer(tmp_path, read_only=True) as checkpointer:
+        tree = checkpointer.restore(like={"sharded": spec, "replicated": spec}).tree
+    assert np.array_equal(np.asarray(tree["sharded"]), host) and np.array_equal(
+        np.asarray(tree["replicated"]), host + 1
+    )
+    assert finish(start(RESTORE, tmp_path)) == ["restored 2"] * 2
+    (tmp_path / "2" / "manifest" / "metadata").write_text("{")
+    assert finish(start(RESTORE, tmp_path)) == ["restored 1"] * 2
+    assert (tmp_path / "2.damaged").is_dir()
+
+
+def test_one_process_saves_and_two_read(tmp_path):
+    host = np.arange(64, dtype=np.float32).reshape(8, 8)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"sharded": host, "replicated": host + 1}, metadata={})
+    assert finish(start(RESTORE, tmp_path)) == ["restored 1"] * 2
