@@ -1,0 +1,278 @@
+"""Faults of a run, with real processes, signals and damaged files: train.py must go on as if nothing had happened."""
+
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sympow_jax.commands import train_main
+from sympow_jax.training.metrics import METRICS_NAME, read_metrics
+from sympow_jax.verify_resume import differences
+
+pytestmark = pytest.mark.slow
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = 40
+FLAGS = {
+    "model.num_layers": 1, "model.embed_dim": 32, "model.num_heads": 2, "model.head_dim": 16, "model.mlp_dim": 64,
+    "data.seq_len": 64, "data.batch_size": 2, "evaluation.every_steps": 20, "evaluation.num_batches": 2,
+    "evaluation.lengths": "64", "checkpoint.every_steps": 5, "checkpoint.keep_last": 3, "logging.every_steps": 1,
+    "logging.peak_flops": 1e12, "num_train_steps": STEPS,
+}  # fmt: skip
+
+
+def command(workdir: pathlib.Path, *more: str, **changes) -> list[str]:
+    flags = [f"--config.{name}={value}" for name, value in (FLAGS | changes).items()]
+    config = "--config=configs/quickstart.py:conformal_sympow"
+    return [sys.executable, "train.py", config, f"--workdir={workdir}", *flags, *more]
+
+
+def train(workdir: pathlib.Path, *more: str, limit: int | None = None, env: dict | None = None, **changes):
+    """Runs train.py to its end; `limit` is the largest file it may write, in bytes."""
+
+    def before():
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.run(
+        command(workdir, *more, **changes),
+        cwd=ROOT,
+        env=plain_environment() | (env or {}),
+        preexec_fn=before,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def plain_environment() -> dict[str, str]:
+    """This one, without the virtual devices of the test session."""
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
+def start(workdir: pathlib.Path, **changes) -> subprocess.Popen:
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.Popen(
+        command(workdir, **changes),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def last_step(workdir: pathlib.Path) -> int:
+    path = workdir / METRICS_NAME
+    return max((row["step"] for row in read_metrics(path)), default=0) if path.exists() else 0
+
+
+def wait_for_step(workdir: pathlib.Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
+    while last_step(workdir) < step:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def checkpoints(workdir: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def assert_error(result: subprocess.CompletedProcess, *parts: str) -> None:
+    assert result.returncode == 1, (result.returncode, result.stdout, result.stderr)
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("error: ") and "Traceback" not in result.stderr
+    for part in parts:
+        assert part in line, line
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> pathlib.Path:
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    result = train(workdir)
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, straight) -> pathlib.Path:
+    """A run killed past step 22, with checkpoints 10 or later; to be copied."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    with start(workdir) as process:
+        wait_for_step(workdir, 22, process)
+        process.kill()
+        process.communicate()
+    assert checkpoints(workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(stopped, tmp_path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+def assert_finishes_like(straight: pathlib.Path, workdir: pathlib.Path, *more: str, **changes) -> str:
+    result = train(workdir, *more, **changes)
+    assert result.returncode == 0, result.stderr
+    assert differences(straight, workdir) == []
+    return result.stderr
+
+
+def test_killed_run_continues_bit_for_bit_and_a_finished_one_says_so(straight, workdir):
+    assert_finishes_like(straight, workdir)
+    assert [row["step"] for row in read_metrics(workdir / METRICS_NAME) if "loss" in row] == list(range(1, STEPS + 1))
+    again = train(workdir)
+    assert again.returncode == 0 and "is finished" in again.stdout
+    assert differences(straight, workdir) == []
+
+
+@pytest.mark.parametrize("moment", ["before the first step", "evaluation", "last save"])
+def test_kill_at_chosen_moments(straight, tmp_path, moment):
+    workdir = tmp_path / "run"
+    with start(workdir) as process:
+        if moment == "before the first step":
+            deadline = time.monotonic() + 300
+            while not (workdir / "config.json").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        else:
+            wait_for_step(workdir, {"evaluation": 20, "last save": STEPS}[moment], process)
+        process.kill()
+        process.communicate()
+    assert_finishes_like(straight, workdir)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_saves_within_a_step(straight, tmp_path, number, code):
+    workdir = tmp_path / "run"
+    with start(workdir, **{"checkpoint.every_steps": 1000}) as process:
+        wait_for_step(workdir, 3, process)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    (saved,) = checkpoints(workdir)
+    assert f"stopped at step {saved}" in output and last_step(workdir) == saved
+    assert_finishes_like(straight, workdir)
+
+
+def test_second_signal_ends_at_once_and_corrupts_nothing(straight, tmp_path):
+    workdir = tmp_path / "run"
+    with start(workdir) as process:
+        wait_for_step(workdir, 12, process)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode in (137, 143)  # 143: it had stopped before the second one arrived
+    assert_finishes_like(straight, workdir)
+
+
+def largest_file(step: pathlib.Path) -> pathlib.Path:
+    return max((path for path in step.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip_byte(step: pathlib.Path) -> None:
+    path = largest_file(step)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("how", ["flipped byte", "missing manifest"])
+def test_damaged_newest_checkpoint_falls_back_loudly_and_strict_refuses(straight, workdir, how):
+    newest = checkpoints(workdir)[-1]
+    step = workdir / "checkpoints" / str(newest)
+    if how == "flipped byte":
+        flip_byte(step)
+        assert_error(train(workdir, "--strict"), "no sound checkpoint", f"step {newest}:")
+    else:
+        shutil.rmtree(step / "manifest")
+    errors = assert_finishes_like(straight, workdir)
+    assert f"checkpoint step {newest}" in errors and "is damaged" in errors
+    assert step.with_name(f"{newest}.damaged").is_dir()
+
+
+def test_all_checkpoints_damaged_is_refused_with_a_list(workdir):
+    steps = checkpoints(workdir)
+    for step in steps:
+        flip_byte(workdir / "checkpoints" / str(step))
+    before = (workdir / METRICS_NAME).read_bytes()
+    assert_error(train(workdir), "no sound checkpoint", *(f"step {step}:" for step in steps))
+    assert checkpoints(workdir) == steps and (workdir / METRICS_NAME).read_bytes() == before
+
+
+def test_full_disk_is_named_and_older_checkpoints_survive(straight, workdir):
+    steps = checkpoints(workdir)
+    result = train(workdir, limit=20_000)  # metrics fit, checkpoints do not
+    assert_error(result, "saving step", "free space")
+    assert "training continues" in result.stderr
+    assert checkpoints(workdir) == steps
+    assert_finishes_like(straight, workdir)
+
+
+def test_dead_metrics_sink_does_not_stop_training(straight, workdir):
+    shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
+    (workdir / "tensorboard").write_text("in the way")
+    assert "TensorBoard cannot be written" in assert_finishes_like(straight, workdir)
+
+
+def test_changed_config_is_refused_field_by_field_unless_it_may_change(stopped, workdir, capsys):
+    for name, value in {"model.embed_dim": 48, "attention.degree": 4, "data.seq_len": 32, "seed": 1}.items():
+        assert train_main(command(workdir, **{name: value})[2:]) == 1
+        printed = capsys.readouterr()
+        assert f"config change: {name}: " in printed.out
+        assert printed.err.startswith(f"error: {name}") and printed.err.count("\n") == 1
+    assert train_main(command(workdir, **{"optimizer.learning_rate": 1e-4})[2:]) == 1
+    assert "--allow_learning_rate_change" in capsys.readouterr().err
+    result = train(workdir, **{"checkpoint.every_steps": 7, "data.prefetch_batches": 2, "model.remat": "block"})
+    assert result.returncode == 0, result.stderr
+    assert "config change: checkpoint.every_steps: 5 -> 7" in result.stdout
+
+
+def test_second_run_in_the_same_workdir_is_refused(straight, tmp_path):
+    workdir = tmp_path / "run"
+    with start(workdir) as first:
+        wait_for_step(workdir, 2, first)
+        first.send_signal(signal.SIGSTOP)  # it holds the lock and does not finish meanwhile
+        try:
+            assert_error(train(workdir), "in use by another run", f"pid {first.pid}")
+        finally:
+            first.send_signal(signal.SIGCONT)
+        assert first.wait(timeout=300) == 0
+        first.communicate()
+    assert differences(straight, workdir) == []
+
+
+def test_hostile_environment(straight, tmp_path):
+    env = {"LC_ALL": "C", "TMPDIR": "/nowhere", "TZ": "Pacific/Kiritimati", "http_proxy": "http://127.0.0.1:9"}
+    workdir = tmp_path / "run"
+    result = train(workdir, env=env)
+    assert result.returncode == 0, result.stderr
+    assert differences(straight, workdir) == []
+
+
+def test_config_json_is_data_and_never_run(workdir, tmp_path, capsys):
+    marker = tmp_path / "ran"
+    payload = f"__import__('os').system('touch {marker}')"
+    for contents in (payload, json.dumps({"variant": payload}), json.dumps([payload])):
+        (workdir / "config.json").write_text(contents)
+        assert train_main(command(workdir)[2:]) == 1
+        assert capsys.readouterr().err.startswith("error: ")
+    assert not marker.exists()
+
+
+def test_steps_that_are_not_finite_are_not_applied_and_stop_the_run(tmp_path):
+    workdir = tmp_path / "run"
+    flags = {"optimizer.learning_rate": 1e38, "optimizer.warmup_steps": 1, "optimizer.max_skipped_steps": 3}
+    assert_error(train(workdir, **flags), "optimizer.max_skipped_steps = 3", "not finite")
+    rows = [row for row in read_metrics(workdir / METRICS_NAME) if "loss" in row]
+    assert rows[-1]["skipped_in_a_row"] == 4 and rows[-1]["step"] < STEPS
+    norms = {row["param_norm"] for row in rows if row["skipped_in_a_row"] > 0}
+    assert len(norms) == 1  # the parameters of the last good step
