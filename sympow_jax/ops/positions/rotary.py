@@ -7,6 +7,7 @@ to 1e-5 turns (in fact 1e-7) at a million tokens, and bit-equal however the sequ
 import dataclasses
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,7 @@ def manifest_frequencies(head_dim: int, max_document_length: int) -> np.ndarray:
 
     N is a fixed property of the data: with the current length in its place, frequencies would change at evaluation.
     """
-    return 2 * math.pi * rope_frequencies(head_dim, base=float(max_document_length))[0]
+    return 2 * math.pi * np.asarray(rope_frequencies(head_dim, base=float(max_document_length))[0])
 
 
 def _ntk_base(base, stretch, head_dim):
@@ -178,7 +179,7 @@ def learned_phases(
         starts = segment_ids != previous
         final_segment = segment_ids[:, -1]
     integer, fraction = _accumulate(beta, initial.integer, initial.fraction, starts)
-    phases = _learned_turns(beta, integer, fraction, starts, _Frequencies(tuple(map(float, inv_freq))))
+    phases: Any = _learned_turns(beta, integer, fraction, starts, _Frequencies(tuple(map(float, inv_freq))))
     return phases, PhaseState(integer[:, -1], fraction[:, -1], final_segment)
 
 

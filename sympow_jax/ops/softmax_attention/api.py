@@ -69,7 +69,7 @@ def softmax_attention(
         )
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size={block_size}: legal are None or integers >= 1")
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
     x = _inputs(q, k, v, log_gates, bias, segment_ids, positions, key_positions)
     T, S = q.shape[1], k.shape[1]
     if implementation is None:
@@ -82,7 +82,7 @@ def softmax_attention(
 
 def _default_block_size(T: int, S: int, window: int | None) -> int:
     """From the measured table, but no larger than the queries or the window can use."""
-    size = next((size for longest, size in BLOCK_SIZES if S < longest), LARGEST_BLOCK)
+    size = next((size for longest, size in BLOCK_SIZES if longest > S), LARGEST_BLOCK)
     return min(size, max(64, T), max(64, window or size), max(T, S))
 
 

@@ -1,6 +1,8 @@
 """Cases of softmax attention: the same list feeds the tests and the benchmarks."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,11 +53,15 @@ def make_args(spec: ArgSpec, dtype=jnp.float32, seed: int = 0) -> tuple[dict, di
     def normal(*shape):
         return jnp.asarray(rng.normal(size=shape), dtype)
 
-    arrays = {"q": normal(B, T, spec.H, spec.D), "k": normal(B, S, spec.K, spec.D), "v": normal(B, S, spec.K, spec.Dv)}
+    arrays: dict[str, Any] = {
+        "q": normal(B, T, spec.H, spec.D),
+        "k": normal(B, S, spec.K, spec.D),
+        "v": normal(B, S, spec.K, spec.Dv),
+    }
     if heads:
         logits = jnp.asarray(rng.normal(size=(B, S, heads)) + spec.gate_shift, jnp.float32)
         arrays["log_gates"] = jax.nn.log_sigmoid(logits)
-    options = {"window": spec.window}
+    options: dict[str, Any] = {"window": spec.window}
     if spec.bias:
         biases = {kind: make_bias(kind, spec.H) for kind in spec.bias}
         arrays["bias"] = PositionBias(biases, _sum)
@@ -76,7 +82,7 @@ def make_bias(kind: str, num_heads: int) -> PositionBias:
 
 
 def _sum(biases, q_positions, k_positions):
-    return sum(bias(q_positions, k_positions) for bias in biases.values())
+    return functools.reduce(jnp.add, [bias(q_positions, k_positions) for bias in biases.values()])
 
 
 def _packed(B, T):

@@ -5,8 +5,10 @@ Forward visits, for each query tile, the key tiles it can see (Rabe and Staats 2
 tiles at a time, and the parameters of a bias collect their gradient through its own VJP, pair by pair.
 """
 
+import functools
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ def blockwise(x: Inputs, *, scale: float, window: int | None, block_size: int) -
     B, T, H, _ = x.q.shape
     q, k, v, q_rows, k_rows = cut(x, block_size)
     function, params = (None, None) if x.bias is None else (x.bias.function, x.bias.params)
-    out = _attend(scale, window, function, q, k, v, k_rows.gates, params, q_rows, k_rows)  # [N, B, K, G, C, Dv]
+    out: Any = _attend(scale, window, function, q, k, v, k_rows.gates, params, q_rows, k_rows)  # [N, B, K, G, C, Dv]
     return out.transpose(1, 0, 4, 2, 3, 5).reshape(B, -1, H, v.shape[-1])[:, :T]
 
 
@@ -44,8 +46,9 @@ def _tile_logits(q, k, q_tile: Rows, k_tile: Rows, bias, scale, window):
 
 def _relative_gates(q_gates, k_gates):
     """Cumulative log gates of a pair of tiles relative to the last key, as single floats: [B, K, G, C] each."""
-    end = [g[..., -1:] for g in k_gates]
-    return tuple(sum(g - e for g, e in zip(gates, end, strict=True)) for gates in (q_gates, k_gates))
+    end_high, end_low = (g[..., -1:] for g in k_gates)
+    at_q, at_k = ((high - end_high) + (low - end_low) for high, low in (q_gates, k_gates))
+    return at_q, at_k
 
 
 def _dot(equation, a, b, dtype):
@@ -112,7 +115,7 @@ def _backward(scale, window, function, residuals, d_out):
             if bias is not None:
                 d_bias = d_logits.reshape(d_logits.shape[0], -1, *d_logits.shape[-2:])
                 if bias.ndim == 3:  # shared by the batch; term by term, as XLA's CPU reduction over it is 50x slower
-                    d_bias = sum(d_bias[b] for b in range(d_bias.shape[0]))
+                    d_bias = functools.reduce(jnp.add, d_bias)
                 d_params = jax.tree.map(jnp.add, d_params, pull(d_bias.astype(bias.dtype))[0])
             return d_q, d_params, d_k, d_v, d_gates
 
