@@ -11,16 +11,20 @@ from sympow_jax.typing import Array, Float
 def recurrent(
     kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"]
 ) -> tuple[Float[Array, "B T K G Dv1"], Float[Array, "B K P Dv1"]]:
-    """S_t = exp(log_gate_t) S_(t-1) + phi(k_t) [v_t, 1]^T and [num, den]_t = phi(q_t) S_t, S reset at each new run."""
+    """S_t = exp(log_gate_t) S_(t-1) + phi(k_t) [v_t, 1]^T and [num, den]_t = phi(q_t) S_t, S reset at each new run.
+
+    The token's own key is weighed directly, kernel(q_t . k_t), which loses no digits to the expansion.
+    """
     dtype = inputs.log_gates.dtype
     previous = jnp.concatenate([jnp.zeros_like(inputs.runs[:, :1]), inputs.runs[:, :-1]], axis=1)
     gates = jnp.where((inputs.runs == previous)[..., None], jnp.exp(inputs.log_gates), 0.0)
 
     def step(state, token):
-        q, k, v, gate = token
-        update = jnp.einsum("bkp,bke->bkpe", kernel.features(k.astype(dtype)[..., None])[..., 0], v.astype(dtype))
-        state = gate[..., None, None] * state + update
-        return state, jnp.einsum("bkgp,bkpe->bkge", kernel.features(q.astype(dtype)[..., None])[..., 0], state)
+        q, k, v, gate = (x.astype(dtype) for x in token)
+        state = gate[..., None, None] * state
+        out = jnp.einsum("bkgp,bkpe->bkge", kernel.features(q[..., None])[..., 0], state)
+        out += kernel.weight(jnp.einsum("bkgd,bkd->bkg", q, k))[..., None] * v[:, :, None]
+        return state + kernel.features(k[..., None]) * v[:, :, None], out
 
     tokens = (inputs.q, inputs.k, extend_values(inputs.v, inputs.valid), gates)
     state, out = jax.lax.scan(step, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens))

@@ -31,8 +31,8 @@ class ArgSpec:
         """Random arguments in float64 that are exact in float32, by name; absent ones are left out."""
         rng = np.random.default_rng(seed)
         arrays = {
-            "q": rng.normal(size=(self.B, self.T, self.H, self.D)),
-            "k": rng.normal(size=(self.B, self.T, self.K, self.D)),
+            "q": _directions(rng, (self.B, self.T, self.H, self.D)),
+            "k": _directions(rng, (self.B, self.T, self.K, self.D)),
             "v": rng.normal(size=(self.B, self.T, self.K, self.Dv)),
         }
         if self.gates != "none":
@@ -52,3 +52,8 @@ class ArgSpec:
         ids[:, self.T - self.T // 10 :] = 0
         ids[0, self.T // 4 : self.T // 4 + self.T // 12] = 0
         return ids.astype(np.int32)
+
+
+def _directions(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Vectors around one line, pointing either way: scores of both signs, and rows that are well conditioned."""
+    return (1.0 + 0.5 * rng.normal(size=shape)) * rng.choice([-1.0, 1.0], size=(*shape[:-1], 1))

@@ -1,0 +1,261 @@
+"""Every form of power and Taylor attention against the dense reference in float64: values, states, gradients."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sympow_jax import ops
+from sympow_jax.ops.linear_attention.dispatch import IMPLEMENTATIONS
+from sympow_jax.ops.linear_attention.specs import ArgSpec
+from sympow_jax.ops.power_attention.arg_specs import TEST_SPECS as POWER_SPECS
+from sympow_jax.ops.taylor_attention.arg_specs import TEST_SPECS as TAYLOR_SPECS
+from tests.ops.linear_attention_cases import FAST_COMPILE, evaluate
+from tests.tolerances import assert_bfloat16, assert_close
+
+fast_jit = functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
+SPECS = [*POWER_SPECS, *TAYLOR_SPECS]
+QUICK = [spec for spec in SPECS if spec.T == 37]
+
+
+@functools.cache
+def oracle(spec: ArgSpec) -> dict[str, np.ndarray]:
+    return evaluate(spec, "reference", "float64")
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    "spec", [pytest.param(s, id=str(s), marks=[] if s in QUICK else [pytest.mark.slow]) for s in SPECS]
+)
+def test_agrees_with_the_oracle(spec, implementation):
+    actual, expected = evaluate(spec, implementation, "float32"), oracle(spec)
+    assert actual.keys() == expected.keys()
+    scale = np.linalg.norm(expected["grad v"])
+    for name in expected:
+        floor = 0.0 if name in ("out", "final state", "final normalizer") else scale
+        assert_close(actual[name], expected[name], "float32", spec.gates, name=name, scale=floor)
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / name) as file:
+        return dict(file)
+
+
+def run_golden(arrays, implementation, attention):
+    names = [n for n in ("q", "k", "v", "log_gates") if n in arrays]
+
+    def run(*inputs):
+        q, k, v, *gates = inputs
+        return attention(q, k, v, log_gates=gates[0] if gates else None, implementation=implementation, chunk_size=16)
+
+    def both(cotangent, *inputs):
+        out, vjp = jax.vjp(run, *inputs)
+        return out, vjp(cotangent)
+
+    out, gradients = fast_jit(both)(arrays["cotangent"], *(arrays[n] for n in names))
+    assert_close(out, arrays["out"], "golden", "outputs", name="out")
+    scale = np.linalg.norm(arrays["grad_v"])
+    for name, gradient in zip(names, gradients, strict=True):
+        kind = "outputs" if name in ("v", "log_gates") else "gradients"
+        assert_close(gradient, arrays[f"grad_{name}"], "golden", kind, name=f"grad {name}", scale=scale)
+
+
+@pytest.mark.parametrize("implementation", ["chunked", "blockwise", "recurrent"])
+@pytest.mark.parametrize("name", ["power_p2_mild_B2H4K2D16T37", "power_p4_strong_B2H4K2D16T37", "based_B2H4D16T37"])
+def test_reference_vectors(name, implementation):
+    check_golden(name, implementation)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["chunked", "blockwise"])
+@pytest.mark.parametrize(
+    "name", sorted(p.stem for p in GOLDEN.glob("*.npz") if p.stem.split("_")[0] in ("power", "based", "rebased"))
+)
+def test_all_reference_vectors(name, implementation):
+    check_golden(name, implementation)
+
+
+def check_golden(name: str, implementation: str) -> None:
+    arrays = golden(f"{name}.npz")
+    if name.startswith("power"):
+        attention = functools.partial(ops.power_attention, degree=int(arrays["degree"]))
+    else:
+        attention = ops.taylor_attention if name.startswith("based") else ops.power_attention
+    run_golden(arrays, implementation, attention)
+
+
+def random_inputs(B, T, H, K, D, dtype=jnp.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.normal(size=(B, T, n, D)) for n in (H, K, K))
+    return [jnp.asarray(x, dtype) for x in (q + 1, k + 1, v)], jnp.asarray(-0.1 * rng.random((B, T, K)), jnp.float32)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_causality_by_gradients(implementation):
+    (q, k, v), gates = random_inputs(1, 12, 2, 2, 4)
+
+    def early(q, k, v, gates):
+        return ops.power_attention(q, k, v, log_gates=gates, implementation=implementation, chunk_size=4)[:, :7].sum()
+
+    for gradient in fast_jit(jax.grad(early, argnums=(0, 1, 2, 3)))(q, k, v, gates):
+        np.testing.assert_array_equal(gradient[:, 7:], 0)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_zero_rows_and_dead_gates_are_zero_and_finite(implementation):
+    (q, k, v), gates = random_inputs(1, 12, 2, 2, 4)
+    k = k.at[:, :3].set(0.0)  # the first three rows have no weight at all
+    q = q.at[:, 6].set(0.0)
+    gates = gates.at[:, 5].set(-jnp.inf)
+
+    def loss(q, k, v, gates):
+        out = ops.power_attention(q, k, v, log_gates=gates, implementation=implementation, chunk_size=4)
+        return (out * out).sum(), out
+
+    run = fast_jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
+    (_, out), gradients = run(q, k, v, gates)
+    np.testing.assert_array_equal(out[:, [0, 1, 2, 6]], 0)
+    for gradient in gradients:
+        assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradients[0][:, [0, 1, 2, 6]], 0)
+    np.testing.assert_allclose(out[:, 5], jnp.broadcast_to(v[:, 5], out[:, 5].shape), rtol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "chunked", "blockwise"])
+def test_documents_equal_running_each_alone(implementation):
+    (q, k, v), gates = random_inputs(1, 30, 2, 2, 4)
+    ids = jnp.asarray(np.repeat([[3, 5, 0, 3]], [11, 8, 2, 9], axis=1), jnp.int32)
+    run = fast_jit(functools.partial(ops.power_attention_with_state, implementation=implementation, chunk_size=8))
+    out, final = run(q, k, v, log_gates=gates, segment_ids=ids)
+    for start, stop in ((0, 11), (11, 19), (21, 30)):
+        part = slice(start, stop)
+        alone, state = run(q[:, part], k[:, part], v[:, part], log_gates=gates[:, part])
+        np.testing.assert_allclose(out[:, part], alone, rtol=2e-5, atol=2e-6)
+    np.testing.assert_array_equal(out[:, 19:21], 0)
+    np.testing.assert_allclose(final.state, state.state, rtol=2e-5, atol=2e-5)
+    assert int(final.segment_id[0]) == 3
+
+
+def test_only_the_same_document_continues_a_state():
+    (q, k, v), _ = random_inputs(1, 8, 2, 2, 4)
+    run = fast_jit(functools.partial(ops.power_attention_with_state, implementation="chunked", chunk_size=4))
+    past = [x[:, ::-1] for x in (q, k, v)]
+    _, state = run(*past, segment_ids=jnp.full((1, 8), 4, jnp.int32))
+    outs = {}
+    for name, start in (("same", 4), ("other", 5)):
+        ids = jnp.full((1, 8), start, jnp.int32)
+        outs[name], _ = run(q, k, v, segment_ids=ids, initial_state=state)
+    whole = [jnp.concatenate([a, b], axis=1) for a, b in zip(past, (q, k, v), strict=True)]
+    np.testing.assert_allclose(outs["same"], run(*whole)[0][:, 8:], rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(outs["other"], run(q, k, v)[0], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("kernel", ["power", "taylor"])
+def test_prefill_and_steps_equal_the_parallel_form(kernel):
+    (q, k, v), gates = random_inputs(2, 21, 4, 2, 4)
+    with_state = fast_jit(
+        getattr(ops, f"{kernel}_attention_with_state"), static_argnames=("implementation", "chunk_size")
+    )
+    step = fast_jit(getattr(ops, f"{kernel}_step"))
+    whole, final = with_state(q, k, v, log_gates=gates, implementation="chunked", chunk_size=8)
+    out, state = with_state(q[:, :13], k[:, :13], v[:, :13], log_gates=gates[:, :13], implementation="recurrent")
+    outs = [out]
+    for t in range(13, 21):
+        now = slice(t, t + 1)
+        out, state = step(state, q=q[:, now], k=k[:, now], v=v[:, now], log_gates=gates[:, now])
+        outs.append(out)
+    assert step._cache_size() == 1
+    np.testing.assert_allclose(jnp.concatenate(outs, axis=1), whole, rtol=3e-5, atol=3e-6)
+    np.testing.assert_allclose(state.state, final.state, rtol=3e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("T", [5, 100])
+def test_chunk_size_does_not_matter(T):
+    (q, k, v), gates = random_inputs(1, T, 2, 1, 4)
+    run = fast_jit(functools.partial(ops.power_attention, implementation="chunked"), static_argnames="chunk_size")
+    outs = [run(q, k, v, log_gates=gates, chunk_size=c) for c in (1, 3, 64)]
+    for out in outs[1:]:
+        np.testing.assert_allclose(out, outs[0], rtol=2e-5, atol=2e-6)
+
+
+def test_checkpointed_states_give_the_same_gradients():
+    """Forty chunks: several segments, one of them padded."""
+    spec = ArgSpec(T=37, segments=True, initial_state=True)
+    actual, expected = evaluate(spec, "chunked", "float32", chunk_size=1), oracle(spec)
+    scale = np.linalg.norm(expected["grad v"])
+    for name in expected:
+        assert_close(actual[name], expected[name], "float32", "mild", name=name, scale=scale)
+
+
+@pytest.mark.slow
+def test_bfloat16_at_65536_tokens():
+    (q, k, v), gates = random_inputs(1, 65536, 1, 1, 16)
+    gates = gates * 0.01
+    low = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    cotangent = jnp.asarray(np.random.default_rng(3).normal(size=q.shape), jnp.float32)
+
+    def run(q, k, v, gates, cotangent, chunk_size=128):
+        attention = functools.partial(ops.power_attention, implementation="chunked", chunk_size=chunk_size)
+        out, vjp = jax.vjp(lambda q, k, v, g: attention(q, k, v, log_gates=g), q, k, v, gates)
+        return out, *vjp(cotangent.astype(out.dtype))
+
+    with jax.enable_x64(True):
+        wide = [x.astype(jnp.float64) for x in (*low, gates, cotangent)]
+        gold = [np.asarray(x) for x in jax.jit(run)(*wide)]
+    test = jax.jit(run)(*low, gates, cotangent)
+    # the plain bfloat16 rounding of inputs is shared; what a rounded output and cotangent cost is the reference
+    names = ("out", "grad q", "grad k", "grad v", "grad log_gates")
+    rounded = [x.astype(jnp.bfloat16).astype(jnp.float64) for x in map(jnp.asarray, gold)]
+    for name, actual, reference, expected in zip(names, test, rounded, gold, strict=True):
+        assert_bfloat16(np.asarray(actual, np.float64), np.asarray(reference, np.float64), expected, name=name)
+
+
+def test_errors_are_one_line_that_names_the_argument():
+    (q, k, v), _ = random_inputs(1, 4, 4, 2, 4)
+    cases = [
+        (dict(degree=3), "degree=3"),
+        (dict(implementation="chunky"), "implementation='chunky'"),
+        (dict(chunk_size=0), "chunk_size=0"),
+        (dict(bias=linear_bias(), implementation="chunked"), "'reference' or 'blockwise'"),
+    ]
+    for arguments, text in cases:
+        with pytest.raises(ValueError, match=text) as error:
+            ops.power_attention(q, k, v, **arguments)
+        assert "\n" not in str(error.value)
+
+
+def slopes_times_distance(params, i, j):
+    return -params["slopes"][:, None, None] * jnp.abs(i[:, None] - j[None, :]).astype(jnp.float32)[None]
+
+
+def linear_bias():
+    return ops.PositionBias({"slopes": jnp.asarray([0.1, 0.2, 0.3, 0.4])}, slopes_times_distance)
+
+
+def test_bias_equals_a_fixed_gate_and_has_gradients():
+    (q, k, v), _ = random_inputs(1, 20, 4, 4, 4)
+    bias = linear_bias()
+    gates = jnp.broadcast_to(-bias.params["slopes"], (1, 20, 4))
+
+    def loss(bias, implementation):
+        out = ops.power_attention(q, k, v, bias=bias, implementation=implementation, chunk_size=8)
+        return (out * v).sum(), out
+
+    run = fast_jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    (_, dense), expected = run(bias, "reference")
+    (_, blocks), actual = run(bias, "blockwise")
+    np.testing.assert_allclose(dense, ops.power_attention(q, k, v, log_gates=gates), rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(blocks, dense, rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(actual.params["slopes"], expected.params["slopes"], rtol=1e-4, atol=1e-5)
+
+
+def test_query_gradients_are_orthogonal_to_queries():
+    """The output does not depend on the length of a query: q_i . dq_i = 0 (a check, not a term of the gradient)."""
+    (q, k, v), gates = random_inputs(1, 37, 2, 2, 4)
+    run = functools.partial(ops.power_attention, k=k, v=v, log_gates=gates, implementation="chunked", chunk_size=8)
+    gradient = fast_jit(jax.grad(lambda q: (run(q) * v).sum()))(q)
+    assert np.abs((gradient * q).sum(-1)).max() < 1e-5 * np.abs(gradient).max() * np.abs(q).max()
