@@ -1,0 +1,113 @@
+"""Trains and evaluates several variants and seeds, and writes one table and one plot.
+
+    python -m sympow_jax.sweep --config=configs/quickstart.py --variants=softmax_rope:0+1,sympow,fox --root=DIR
+                               [--seeds=0] [--lengths=...] [--config.a.b=value ...]
+
+`--variants=all` is every row of the variants table; `NAME:0+1` gives one variant its own seeds. Each run lives in
+ROOT/VARIANT-seedN and is an ordinary workdir: run the same command again after a kill and it continues there.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from sympow_jax import commands
+from sympow_jax import config as config_lib
+from sympow_jax.config import ConfigError, nearest
+from sympow_jax.plots.length_generalisation import length_generalisation_figure
+from sympow_jax.training.loop import train
+from sympow_jax.training.workdir import write_json_atomic, write_text_atomic
+from sympow_jax.variants import VARIANTS
+
+EVALUATION = "length_generalisation"
+
+
+def parse_variants(text: str, seeds: tuple[int, ...]) -> list[tuple[str, int]]:
+    """[(variant, seed)] of "all" or "a,b:0+1", in the order given."""
+    runs: dict[str, tuple[int, ...]] = {}
+    for item in text.split(","):
+        name, _, own = item.strip().partition(":")
+        if name not in (*VARIANTS, "all"):
+            raise ConfigError(f"--variants: no variant {name!r}{nearest(name, list(VARIANTS))}")
+        chosen = config_lib.parse_value(own.replace("+", ","), (0,), "--variants") if own else seeds
+        runs |= {variant: chosen for variant in (VARIANTS if name == "all" else [name])}
+    return [(variant, seed) for variant, chosen in runs.items() for seed in chosen]
+
+
+def run_one(config: config_lib.Config, workdir: pathlib.Path, lengths: Sequence[int]) -> int:
+    """Trains to the end and evaluates, or does what of it is missing."""
+    result = workdir / "eval" / f"{EVALUATION}.json"
+    if result.exists() and _is_of(result, config, lengths):
+        return 0
+    code = train(config, str(workdir))
+    if code:
+        return code
+    return commands.eval_main([f"--workdir={workdir}", f"--lengths={','.join(map(str, lengths))}"])
+
+
+def _is_of(result: pathlib.Path, config: config_lib.Config, lengths: Sequence[int]) -> bool:
+    saved = json.loads(result.read_text())
+    return saved["step"] == config.num_train_steps and [row["length"] for row in saved["lengths"]] == sorted(lengths)
+
+
+def markdown_table(results: Sequence[dict[str, Any]]) -> str:
+    """Same-target loss of each run at each context, and its paired change from the trained to the longest context."""
+    contexts = [row["context"] for row in results[0]["same_target"]]
+    longest = contexts[-1]
+    lines = [
+        f"| variant | seed | {' | '.join(f'{c:,}' for c in contexts)} | change to {longest:,} [95%] | prefix at {contexts[0]:,} |",
+        "|---|---|" + "---|" * (len(contexts) + 2),
+    ]
+    for result in results:
+        change = result["same_target_change"]
+        low, high = change["ci95"][-1]
+        losses = " | ".join(f"{row['nll']:.3f}" for row in result["same_target"])
+        lines.append(
+            f"| {result['variant']} | {result['seed']} | {losses} | {change['difference'][-1]:+.3f} "
+            f"[{low:+.3f}, {high:+.3f}] | {result['lengths'][0]['nll']:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write_summary(root: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> None:
+    """ROOT/sweep.md, sweep.json and sweep.png of the runs that are evaluated."""
+    files = [workdir / "eval" / f"{EVALUATION}.json" for workdir in workdirs]
+    results = [json.loads(file.read_text()) for file in files if file.exists()]
+    if results:
+        write_text_atomic(root / "sweep.md", markdown_table(results))
+        write_json_atomic(root / "sweep.json", results)
+        length_generalisation_figure(results).savefig(root / "sweep.png", dpi=150)
+
+
+def _sweep(argv: Sequence[str]) -> int:
+    known = ("variants", "seeds", "root", "lengths")
+    own, rest = commands.split_flags(argv, known, prefix="config")
+    for name in ("variants", "root"):
+        if name not in own:
+            raise ConfigError(f"--{name} is missing; see python -m sympow_jax.sweep in README.md")
+    seeds = config_lib.parse_value(own.get("seeds", "0"), (0,), "--seeds")
+    runs = parse_variants(own["variants"], seeds)
+    base = config_lib.parse_flags(rest)
+    lengths = config_lib.parse_value(own["lengths"], (0,), "--lengths") if "lengths" in own else base.evaluation.lengths
+    path = next(flag for flag in rest if flag.startswith("--config=")).partition(":")[0]
+    changes = [flag for flag in rest if not flag.startswith("--config=")]
+    root = pathlib.Path(own["root"])
+    workdirs = [root / f"{variant}-seed{seed}" for variant, seed in runs]
+    configs = [
+        config_lib.parse_flags([f"{path}:{variant}", *changes, f"--config.seed={seed}"]) for variant, seed in runs
+    ]
+    commands.use_compilation_cache()
+    for number, (config, workdir) in enumerate(zip(configs, workdirs, strict=True), start=1):
+        print(f"sweep: run {number} of {len(runs)}, {workdir}", flush=True)
+        code = run_one(config, workdir, lengths)
+        if code:
+            return code
+        write_summary(root, workdirs[:number])
+    print(f"sweep: table {root / 'sweep.md'}, plot {root / 'sweep.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(commands.one_line_errors(_sweep, sys.argv[1:]))

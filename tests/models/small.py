@@ -1,0 +1,20 @@
+"""One tiny configuration for tests of models and training."""
+
+import pathlib
+
+from sympow_jax.config import Config, parse_flags
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TINY = (
+    "model.num_layers=2", "model.scan_layers=true", "model.embed_dim=32", "model.num_heads=2",
+    "model.head_dim=16", "model.mlp_dim=48",
+    "attention.feature_dim=4", "attention.window=8", "data.seq_len=24", "evaluation.lengths=24,48",
+)  # fmt: skip
+VOCAB = 61
+
+
+def tiny_config(variant: str, *flags: str) -> Config:
+    """A two-layer model of width 32; Based gets one layer of each of its kinds."""
+    depth = ("model.num_layers=3", "attention.layer_pattern=gated_conv,attention,window") if variant == "based" else ()
+    flags = (*TINY, *depth, *flags)
+    return parse_flags([f"--config={ROOT}/configs/quickstart.py:{variant}", *(f"--config.{flag}" for flag in flags)])
