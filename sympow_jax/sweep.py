@@ -56,8 +56,9 @@ def markdown_table(results: Sequence[dict[str, Any]]) -> str:
     """Same-target loss of each run at each context, and its paired change from the trained to the longest context."""
     contexts = [row["context"] for row in results[0]["same_target"]]
     longest = contexts[-1]
+    columns = " | ".join(f"{context:,}" for context in contexts)
     lines = [
-        f"| variant | seed | {' | '.join(f'{c:,}' for c in contexts)} | change to {longest:,} [95%] | prefix at {contexts[0]:,} |",
+        f"| variant | seed | {columns} | change to {longest:,} [95%] | prefix at {contexts[0]:,} |",
         "|---|---|" + "---|" * (len(contexts) + 2),
     ]
     for result in results:
