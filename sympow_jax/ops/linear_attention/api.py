@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from sympow_jax.ops.linear_attention.blockwise import blockwise
 from sympow_jax.ops.linear_attention.chunked import chunked
 from sympow_jax.ops.linear_attention.dispatch import choose
-from sympow_jax.ops.linear_attention.inputs import LinearInputs, check_arguments, group_inputs
+from sympow_jax.ops.linear_attention.inputs import LinearInputs, check_arguments, group_inputs, normalise
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.ops.linear_attention.recurrent import recurrent
 from sympow_jax.ops.linear_attention.reference import reference, reference_state
@@ -56,18 +56,21 @@ def linear_attention(
         out, final = chunked(kernel, inputs, final, size)
     elif implementation == "recurrent":
         out, final = recurrent(kernel, inputs, final)
+        out = normalise(out, axis=-1)
     elif implementation == "blockwise":
         out = blockwise(kernel, inputs, bias, positions, size)
         if state is not None:
             out += read_state(kernel, inputs, final, size)
+        out = normalise(out, axis=-1)
         if with_state:
             final = write_state(kernel, inputs, final, size)
     else:
         out = reference(kernel, inputs, None if state is None else final, _dense_bias(bias, positions, K))
+        out = normalise(out, axis=-1)
         if with_state:
             final = reference_state(kernel, inputs, final)
-    out = normalise(out, inputs.valid).reshape(B, T, H, Dv).astype(v.dtype)
-    return out, final, _last_segment(segment_ids, state, B)
+    out = jnp.where(inputs.valid[:, :, None, None], out.reshape(B, T, H, Dv), 0.0)
+    return out.astype(v.dtype), final, _last_segment(segment_ids, state, B)
 
 
 def _extended_state(kernel: Kernel, inputs: LinearInputs, state) -> Array:
@@ -84,13 +87,6 @@ def _last_segment(segment_ids: Array | None, state, batch_size: int) -> Array:
     if segment_ids is not None:
         return segment_ids[:, -1]
     return jnp.ones(batch_size, jnp.int32) if state is None else state.segment_id
-
-
-def normalise(extended: Array, valid: Array) -> Array:
-    """num / den, and 0 with gradient 0 in rows whose weights sum to 0."""
-    num, den = extended[..., :-1], extended[..., -1:]
-    present = (den != 0.0) & valid[:, :, None, None, None]
-    return jnp.where(present, num / jnp.where(present, den, 1.0), 0.0)
 
 
 def _dense_bias(bias: PositionBias | None, positions: Array, K: int) -> Array | None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sympow_jax.ops.linear_attention.decay import ChunkDecay, chunk_decay, gate_gradient, pair_decay
-from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values, pad_time
+from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values, normalise, pad_time
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.typing import Array, Float
 
@@ -42,8 +42,9 @@ def chunked(
     runs = columns(jnp.broadcast_to(inputs.runs[..., None], inputs.log_gates.shape))
     arguments = (tokens, columns(inputs.log_gates), runs)
     out, final = _by_rows(kernel, arguments, jnp.swapaxes(state.reshape(B * K, P, e), 1, 2))
-    out = jnp.transpose(out.reshape(chunks, B, K, e, G, chunk_size), (1, 0, 5, 2, 4, 3))
-    return out.reshape(B, -1, K, G, e)[:, :T], jnp.swapaxes(final, 1, 2).reshape(B, K, P, e)
+    out = normalise(out, axis=-2).reshape(chunks, B, K, e - 1, G, chunk_size)
+    out = jnp.transpose(out, (1, 0, 5, 2, 4, 3)).reshape(B, -1, K, G, e - 1)[:, :T]
+    return out, jnp.swapaxes(final, 1, 2).reshape(B, K, P, e)
 
 
 def _by_rows(kernel: Kernel, arguments, state: Array) -> tuple[Array, Array]:

@@ -55,6 +55,13 @@ def extend_values(v: Array, valid: Array) -> Array:
     return jnp.where(valid[..., None, None], jnp.concatenate([v, ones], axis=-1), 0.0)
 
 
+def normalise(extended: Array, *, axis: int) -> Array:
+    """num / den of [num, den] along an axis; 0, with gradient 0, in rows whose weights sum to 0."""
+    num, den = jnp.split(extended, [extended.shape[axis] - 1], axis=axis)
+    present = den != 0.0
+    return jnp.where(present, num / jnp.where(present, den, 1.0), 0.0)
+
+
 def pad_time(inputs: LinearInputs, multiple: int) -> LinearInputs:
     """Appends padding tokens, which change no state, until T is a multiple."""
     extra = -inputs.k.shape[1] % multiple
