@@ -1,0 +1,76 @@
+"""What a config or a run is made of, without training it.
+
+    python -m sympow_jax.inspect --config=configs/NAME.py[:ARG] [--config.a.b=value ...]
+    python -m sympow_jax.inspect --workdir=DIR [--batch=N]
+
+Prints the parameters, the floating-point operations of a token and the size of the state or cache that decoding keeps;
+with --batch, the documents and the text that batch N of the run was.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from sympow_jax import commands
+from sympow_jax import config as config_lib
+from sympow_jax.config import Config, ConfigError
+from sympow_jax.input_pipeline.batches import describe_batch
+from sympow_jax.models import flops
+from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.training.data import open_run_data
+from sympow_jax.training.run_files import load_config
+from sympow_jax.training.screen import parameter_table
+from sympow_jax.training.workdir import read_json
+
+BYTE_VOCABULARY, GPT2_VOCABULARY = 257, 50_257
+
+
+def state_bytes(model: Model, length: int) -> int:
+    """Bytes of the decoding state of one stream: constant for linear kernels, a cache of `length` for softmax."""
+    state = jax.eval_shape(lambda: model.initial_state(1, length))
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def print_config(config: Config, vocab_size: int) -> None:
+    """Parameter table, FLOPs per token, and state size at growing contexts."""
+    config = resolve_implementation(config)
+    model = Model(config, vocab_size)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    Console().print(parameter_table(params))
+    attention, rest = flops.train_flops_per_token(config, params, config.data.seq_len)
+    a = config.attention
+    print(f"{config.variant}: kernel {a.kernel}, position {a.position}, gate {a.gate}, {a.implementation}")
+    print(f"training FLOPs a token at context {config.data.seq_len:,}: {attention:.4g} attention + {rest:.4g} the rest")
+    for length in (config.data.seq_len, 16 * config.data.seq_len):
+        print(f"decoding state of one stream of {length:,} tokens: {state_bytes(model, length) / 2**20:,.2f} MiB")
+
+
+def print_batch(workdir: str, batch: int) -> None:
+    """Which documents batch `batch` (from 0) of a run held, and their text, one JSON object a sequence."""
+    for sequence in describe_batch(open_run_data(load_config(workdir)).train, batch):
+        print(json.dumps(sequence))  # JSON escapes control characters of the data
+
+
+def _inspect(argv: Sequence[str]) -> int:
+    own, rest = commands.split_flags(argv, ("workdir", "batch"), prefix="config")
+    if "workdir" not in own:
+        config = config_lib.parse_flags(rest)
+        print_config(config, BYTE_VOCABULARY if config.data.train == "python-stdlib" else GPT2_VOCABULARY)
+    elif "batch" in own:
+        number = config_lib.parse_value(own["batch"], 0, "--batch")
+        if number < 0:
+            raise ConfigError(f"--batch = {number}: batches are numbered from 0")
+        print_batch(own["workdir"], number)
+    else:
+        data = read_json(pathlib.Path(own["workdir"]) / "data.json")
+        print_config(load_config(own["workdir"]), data["vocab_size"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(commands.one_line_errors(_inspect, sys.argv[1:]))
