@@ -2,6 +2,7 @@
 
 from sympow_jax.ops import gates as gates
 from sympow_jax.ops import positions as positions
+from sympow_jax.ops.linear_attention.diagnostics import power_condition as power_condition
 from sympow_jax.ops.position_bias import PositionBias as PositionBias
 from sympow_jax.ops.power_attention.api import PowerState as PowerState
 from sympow_jax.ops.power_attention.api import power_attention as power_attention

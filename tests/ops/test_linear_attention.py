@@ -259,3 +259,20 @@ def test_query_gradients_are_orthogonal_to_queries():
     run = functools.partial(ops.power_attention, k=k, v=v, log_gates=gates, implementation="chunked", chunk_size=8)
     gradient = fast_jit(jax.grad(lambda q: (run(q) * v).sum()))(q)
     assert np.abs((gradient * q).sum(-1)).max() < 1e-5 * np.abs(gradient).max() * np.abs(q).max()
+
+
+def test_condition_tells_which_rows_lose_digits():
+    (q, k, v), _ = random_inputs(1, 24, 2, 2, 8)
+    query = q[0, -1, 0]
+    k = k - 0.98 * (k @ query)[..., None] * query[None, None, None] / jnp.sum(
+        query**2
+    )  # nearly orthogonal to one query
+    condition = fast_jit(functools.partial(ops.power_condition, degree=4))(q, k)
+    assert condition.shape == (1, 24, 2)
+    assert (condition >= 1 - 1e-5).all()
+    assert condition[0, -1, 0] > 1e4 * jnp.median(condition)
+    run = fast_jit(functools.partial(ops.power_attention, degree=4, chunk_size=8), static_argnames="implementation")
+    error = jnp.abs(run(q, k, v, implementation="recurrent") - run(q, k, v, implementation="reference")).max(-1)
+    assert error[0, -1, 0] > 10 * jnp.median(error)
+    well = condition < 1e3
+    assert (jnp.where(well, error, 0.0) < 1e-6 * condition).all()

@@ -23,7 +23,7 @@ CACHED_FEATURES = 600_000
 
 def chunked(
     kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"], chunk_size: int
-) -> tuple[Float[Array, "B T K G Dv1"], Float[Array, "B K P Dv1"]]:
+) -> tuple[Float[Array, "B T K G Dv"], Float[Array, "B K P Dv1"]]:
     """Returns [num, den] of every row and the final state; see the package docstring for the equations."""
     B, T, K, G, D = inputs.q.shape
     P, e = state.shape[2:]

@@ -13,7 +13,7 @@ def reference(
     """Returns [num, den] of every row; see the package docstring for the equations."""
     dtype = inputs.log_gates.dtype
     q, k, v = (x.astype(dtype) for x in (inputs.q, inputs.k, inputs.v))
-    visible, log_decay = _pairs(inputs)
+    visible, log_decay = visible_pairs(inputs)
     log_decay = log_decay[:, :, None] if bias is None else log_decay[:, :, None] + bias.astype(dtype)
     decay = jnp.exp(jnp.where(visible[:, None, None], log_decay, -jnp.inf))
     weights = kernel.weight(jnp.einsum("btkgd,bskd->bkgts", q, k)) * decay
@@ -29,14 +29,14 @@ def reference_state(
 ) -> Float[Array, "B K P Dv1"]:
     """sum_j exp(G_T - G_j) phi(k_j) [v_j, 1]^T over the keys that the last token sees, and the initial state."""
     dtype = inputs.log_gates.dtype
-    visible, log_decay = _pairs(inputs)
+    visible, log_decay = visible_pairs(inputs)
     decay = jnp.where(visible[:, None, -1], jnp.exp(log_decay[:, :, -1]), 0.0)
     features = kernel.features(inputs.k.astype(dtype)[..., None])[..., 0]
     added = jnp.einsum("bskp,bske,bks->bkpe", features, extend_values(inputs.v.astype(dtype), inputs.valid), decay)
     return added + _decay_of_state(inputs)[:, :, -1, None, None] * state
 
 
-def _pairs(inputs: LinearInputs) -> tuple[Array, Array]:
+def visible_pairs(inputs: LinearInputs) -> tuple[Array, Array]:
     """Whether i sees j, [B, T, T], and the sum of the log gates of j+1 .. i, [B, K, T, T]."""
     i, j = jnp.arange(inputs.runs.shape[1])[:, None], jnp.arange(inputs.runs.shape[1])[None, :]
     visible = (i >= j)[None] & (inputs.runs[:, :, None] == inputs.runs[:, None, :])
