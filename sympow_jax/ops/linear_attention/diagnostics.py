@@ -26,7 +26,8 @@ def power_condition(
     """
     inputs = group_inputs(q, k, k, log_gates=log_gates, segment_ids=segment_ids, scale=1.0, state=None)
     visible, log_decay = visible_pairs(inputs)
-    decay = jnp.exp(jnp.where(visible[:, None], log_decay, -jnp.inf)) * inputs.valid[:, None, None, :]
+    visible &= inputs.valid[:, None, :]
+    decay = jnp.exp(jnp.where(visible[:, None], log_decay, -jnp.inf))
     dtype = inputs.log_gates.dtype
     queries, keys = (
         x.astype(dtype) / jnp.maximum(jnp.linalg.norm(x.astype(dtype), axis=-1, keepdims=True), 1e-30)
