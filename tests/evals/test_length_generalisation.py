@@ -174,3 +174,18 @@ def test_paired_difference_refuses_different_stores():
         paired_difference(arrays, arrays | {"digest": np.asarray("other")})
     with pytest.raises(ValueError, match="share no document"):
         paired_difference(arrays, arrays | {"document_ids": arrays["document_ids"] + 100})
+
+
+def test_paired_difference_matches_documents_and_lengths():
+    """The runs scored different sets of documents, at different lengths: only what both have is compared."""
+    store = make_store(num_documents=40, num_clusters=20)
+    model, params = case("count", True)
+    _, first = length_generalisation(model, params, store, **(OPTIONS | dict(num_documents=40)))
+    options = OPTIONS | dict(num_documents=25, lengths=[60, 80, 300], seed=1)
+    _, second = length_generalisation(model, params, store, **options)
+    paired = paired_difference(first, second)
+    assert paired["num_documents"] == 25
+    assert [entry["length"] for entry in paired["lengths"]] == [80, 300]
+    for table in ("lengths", "same_target"):
+        np.testing.assert_allclose([entry["difference"] for entry in paired[table]], 0.0, atol=1e-6)
+    np.testing.assert_allclose(paired["contextwise"]["difference"], 0.0, atol=1e-6)
