@@ -106,7 +106,7 @@ def _forward(kernel: Kernel, tokens: tuple[Array, Array, Array], log_gates: Arra
         return _update(kernel, state, k, values, decay), out
 
     def one_segment(before, xs):
-        after, out = jax.lax.scan(chunk, before, xs)
+        after, out = jax.lax.scan(_unless_padding(chunk), before, xs)
         return after, (out, before)
 
     xs = (*tokens, chunk_decay(log_gates, runs))
@@ -123,8 +123,7 @@ def _backward(kernel: Kernel, residuals, cotangents):
         _, k, values, decay = _cast(xs, dtype)
         return _update(kernel, state, k, values, decay), state
 
-    def chunk(dstate, xs):
-        xs, out, dout, state = xs
+    def chunk(dstate, xs, out, dout, state):
         q, k, values, decay = _cast(xs, dtype)
         G = q.shape[2] // k.shape[2]
         # what the queries read of the state before the chunk
@@ -150,13 +149,33 @@ def _backward(kernel: Kernel, residuals, cotangents):
 
     def one_segment(dstate, xs):
         tokens, out, dout, checkpoint = xs
-        _, states = jax.lax.scan(advance, checkpoint, tokens)
-        return jax.lax.scan(chunk, dstate, (tokens, out, dout, states), reverse=True)
+        _, states = jax.lax.scan(_unless_padding(advance), checkpoint, tokens)
+        return jax.lax.scan(_unless_padding(chunk), dstate, (tokens, out, dout, states), reverse=True)
 
     xs = ((*tokens, chunk_decay(log_gates, runs)), out, dout, checkpoints)
     dstate, (dtokens, dcumulative) = jax.lax.scan(one_segment, dfinal, xs, reverse=True)
     dgates = gate_gradient(dcumulative, jnp.sum(final * dfinal, axis=(1, 2)), runs)
     return dtokens, dgates, np.zeros(runs.shape, jax.dtypes.float0), dstate
+
+
+def _unless_padding(chunk):
+    """A scan body that skips chunks of padding.
+
+    The branch is also what makes XLA materialise the slices of a chunk, instead of fusing them into the expansion,
+    whose loop then is not vectorised.
+    """
+
+    def body(state, xs):
+        tokens, *rest = xs if isinstance(xs[0], tuple) else (xs,)
+        values, decay = tokens[2:]
+        skipped = jax.eval_shape(chunk, state, tokens, *rest)[1]
+
+        def skip(state, *_):
+            return decay.carry[:, None, None] * state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), skipped)
+
+        return jax.lax.cond(jnp.any(values[:, -1] != 0), chunk, skip, state, tokens, *rest)
+
+    return body
 
 
 def _cast(xs, dtype) -> tuple[Array, Array, Array, ChunkDecay]:
