@@ -42,6 +42,8 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 _RETRY_SECONDS = (1.0, 2.0, 4.0)
 
 log = logging.getLogger(__name__)
+# Orbax logs several tracebacks for one failure; `save` and `restore` report each failure in a line of their own.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 @dataclasses.dataclass(frozen=True)
