@@ -13,12 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sympow_jax.ops.linear_attention.decay import ChunkDecay, chunk_decay, gate_gradient, pair_decay
+from sympow_jax.ops.linear_attention.dispatch import CACHED_FEATURES
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values, normalise, pad_time
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.typing import Array, Float
-
-# features of a chunk that stay in the second-level caches of two cores; 256 tokens of degree 2 at head_dim 64
-CACHED_FEATURES = 600_000
 
 
 def chunked(

@@ -4,6 +4,8 @@ from sympow_jax.ops.linear_attention.inputs import LinearInputs
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.ops.position_bias import PositionBias
 
+# features of a chunk that stay in the second-level caches of two cores: 256 tokens of degree 2 at head_dim 64
+CACHED_FEATURES = 600_000
 IMPLEMENTATIONS = ("reference", "blockwise", "chunked", "recurrent")
 
 
@@ -20,7 +22,14 @@ def choose(
         raise ValueError(
             f"implementation={implementation!r} cannot add a bias (no linear form); use 'reference' or 'blockwise'"
         )
-    return implementation, min(chunk_size or 128, T)
+    if chunk_size is None:
+        chunk_size = measured_length(implementation, kernel.num_features(D))
+    return implementation, min(chunk_size, T)
+
+
+def measured_length(implementation: str, num_features: int) -> int:
+    """The best chunk or block length on CPU; chunks as long as their features stay in the caches."""
+    return 256 if implementation == "chunked" and 256 * num_features <= CACHED_FEATURES else 128
 
 
 def cheapest(seq_len: int, num_features: int, *, has_bias: bool) -> str:
