@@ -15,6 +15,7 @@ KERNELS = ("softmax", "power", "taylor", "rebased")
 LINEAR_KERNELS = ("power", "taylor", "rebased")
 ROTARY_POSITIONS = ("rope", "learned_rope")
 BIAS_POSITIONS = ("alibi", "kerple_log", "kerple_power", "t5", "sandwich", "fire", "fire_shared")
+LEARNED_BIASES = ("kerple_log", "kerple_power", "t5", "fire")  # a set of parameters in each layer
 ABSOLUTE_POSITIONS = ("learned_absolute", "sinusoidal")
 POSITIONS = ("none", *ROTARY_POSITIONS, *BIAS_POSITIONS, *ABSOLUTE_POSITIONS)
 GATES = ("none", "fixed", "learned", "data")
@@ -70,3 +71,27 @@ _ROWS = (
 )
 
 VARIANTS: dict[str, Variant] = {row.name: row for row in _ROWS}
+
+_COSTS = {  # per token and layer, multiply-adds of the scores and values, and numbers that decoding keeps
+    "softmax": ("H T (D + Dv) / 2", "K T (D + Dv)"),
+    "power": ("2 H P (Dv + 1)", "K P (Dv + 1)"),
+    "taylor": ("2 H P (Dv + 1)", "K P (Dv + 1)"),
+    "rebased": ("2 H P (Dv + 1)", "K P (Dv + 1)"),
+}
+
+
+def markdown_table() -> str:
+    """The table of README.md, made from the rows."""
+    lines = ["| variant | kernel | position | gate | cost at context T | state | source |", "|---|---|---|---|---|---|---|"]
+    for row in VARIANTS.values():
+        cost, state = _COSTS[row.kernel]
+        others = sorted({*row.layer_pattern} - {"attention"})
+        hybrid = f" (with {', '.join(others)})" if others else ""
+        lines.append(
+            f"| `{row.name}` | {row.kernel}{hybrid} | {row.position} | {row.gate} | {cost} | {state} | {row.source} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown_table(), end="")

@@ -51,7 +51,7 @@ class Attention(nnx.Module):
         self._make_gate(model, rngs)
         if attention.position == "learned_rope":
             self.beta = make_linear(model, E, K, dtype="float32", rngs=rngs)
-        if attention.position in ("kerple_log", "kerple_power", "t5", "fire"):
+        if attention.position in variants.LEARNED_BIASES:
             self.bias_parameters = BiasParameters(attention.position, H, rngs=rngs)
 
     def _make_norms(self, rngs: nnx.Rngs) -> None:
