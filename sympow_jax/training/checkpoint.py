@@ -17,6 +17,7 @@ import logging
 import math
 import pathlib
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -42,8 +43,6 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 _RETRY_SECONDS = (1.0, 2.0, 4.0)
 
 log = logging.getLogger(__name__)
-# Orbax logs several tracebacks for one failure; `save` and `restore` report each failure in a line of their own.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +92,7 @@ class Checkpointer:
         self._failures = 0
         self._scores: dict[int, float] = {}
         items = {"state": ocp.PyTreeCheckpointHandler(), "manifest": ocp.JsonCheckpointHandler()}
+        _quieten_orbax()
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**items))
         if not read_only:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -356,5 +356,26 @@ class Checkpointer:
                     path.unlink(missing_ok=True)
 
 
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
+
+
+def _quieten_orbax() -> None:
+    """Hides the dozen tracebacks that Orbax prints about one failure, which `save` and `restore` report in a line."""
+    logging.getLogger("absl").addFilter(_not_from_orbax)  # adding it again changes nothing
+    previous = sys.unraisablehook
+    if getattr(previous, "drops_closed_loops", False):
+        return
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":  # late news for an abandoned read or write
+            previous(unraisable)
+
+    hook.drops_closed_loops = True  # pyright: ignore[reportFunctionMemberAccess]
+    sys.unraisablehook = hook
+
+
 def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+    """Type and message; of a long one the beginning, which says what was tried, and the end, which says why not."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 400 else f"{text[:150]} ... {text[-240:]}"

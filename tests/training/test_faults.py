@@ -89,7 +89,7 @@ def checkpoints(workdir: pathlib.Path) -> list[int]:
 def assert_error(result: subprocess.CompletedProcess, *parts: str) -> None:
     assert result.returncode == 1, (result.returncode, result.stdout, result.stderr)
     line = result.stderr.splitlines()[-1]
-    assert line.startswith("error: ")
+    assert line.startswith("error: ") and "Traceback" not in result.stderr, result.stderr
     for part in parts:
         assert part in line, line
 
