@@ -11,12 +11,16 @@ from rich.table import Table
 
 from sympow_jax import config as config_lib
 from sympow_jax.config import Config, ConfigError, nearest
-from sympow_jax.evals.files import write_json, write_npz
-from sympow_jax.evals.length_generalisation import length_generalisation
+from sympow_jax.evals.files import write_json, write_result
+from sympow_jax.evals.length_generalisation import length_generalisation, read_documents
+from sympow_jax.evals.position_bias import distance_curves
 from sympow_jax.input_pipeline.corpus import cache_folder
 from sympow_jax.input_pipeline.opening import open_data
+from sympow_jax.input_pipeline.views import concat_view
 from sympow_jax.loading import AT_EVALUATION, load_step
+from sympow_jax.plots import style
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
+from sympow_jax.plots.position_bias import position_bias_figure
 from sympow_jax.plots.tables import length_table, verdict
 from sympow_jax.training.checkpoint import CheckpointError
 from sympow_jax.training.loop import NonFiniteError, train
@@ -144,6 +148,9 @@ def evaluate(
 ) -> int:
     """Length generalisation of one model: the table on the screen, and the files under workdir/eval."""
     store = open_data(data, "heldout", seq_len=max(lengths))
+    if max(lengths) > store.document_length:
+        print(f"documents hold {store.document_length:,} tokens: they are joined into rows of {max(lengths):,}")
+        store = concat_view(store, max(lengths))
     run = run | {"variant": config.variant, "seed": config.seed, "dtype": config.model.dtype}
     result, arrays = length_generalisation(
         model,
@@ -157,12 +164,16 @@ def evaluate(
         stride=stride,
         run=run,
     )
-    stem = pathlib.Path(workdir) / "eval" / name
-    write_npz(stem.with_suffix(".npz"), arrays)
-    write_json(stem.with_suffix(".json"), result)
-    length_generalisation_figure([result]).savefig(stem.with_suffix(".png"))
+    folder = pathlib.Path(workdir) / "eval"
+    write_result(folder, name, result, arrays)
+    style.save(length_generalisation_figure([result]), folder / f"{name}.png")
+    text = read_documents(store, arrays["document_ids"][:1], min(lengths))
+    curves = distance_curves(model, params, text, query_position=max(lengths) - 1)
+    if curves["layers"]:
+        write_json(folder / "position_bias.json", curves)
+        style.save(position_bias_figure(curves), folder / "position_bias.png")
     Console().print(length_table(result))
     print(f"corpus {result['data']['digest']}")
     print(verdict(result))
-    print(f"plot: {stem.with_suffix('.png')}")
+    print(f"plot: {folder / name}.png")
     return 0

@@ -16,6 +16,7 @@ from typing import Any
 from sympow_jax import commands
 from sympow_jax import config as config_lib
 from sympow_jax.config import ConfigError, nearest
+from sympow_jax.plots import style
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
 from sympow_jax.training.loop import train
 from sympow_jax.training.workdir import write_json_atomic, write_text_atomic
@@ -79,7 +80,7 @@ def write_summary(root: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> None:
     if results:
         write_text_atomic(root / "sweep.md", markdown_table(results))
         write_json_atomic(root / "sweep.json", results)
-        length_generalisation_figure(results).savefig(root / "sweep.png", dpi=150)
+        style.save(length_generalisation_figure(results), root / "sweep.png")
 
 
 def _sweep(argv: Sequence[str]) -> int:

@@ -111,7 +111,7 @@ class Attention(nnx.Module):
         q, k = self._queries_and_keys(x)
         v = self.value(x).reshape(B, T, self.num_kv_heads, self.value_head_dim)
         q, k, scale, phase = self._rotate(x, q, k, context, state)
-        log_gates = self._log_gates(x)
+        log_gates = self.log_gates(x)
         if self.linear:
             out, kernel_state = self._attend_linear(q, k, v, log_gates, scale, context, state)
         else:
@@ -157,7 +157,7 @@ class Attention(nnx.Module):
         position = self.attention.position
         return position in variants.BIAS_POSITIONS and not (self.linear and position == "alibi")
 
-    def _log_gates(self, x: Array) -> Array | None:
+    def log_gates(self, x: Array) -> Array | None:
         """[B, T, G] float32 log gates, or None."""
         (B, T), a = x.shape[:2], self.attention
         heads = self.num_kv_heads if self.linear else self.num_heads
@@ -174,7 +174,8 @@ class Attention(nnx.Module):
             log_gates = alibi if log_gates is None else log_gates + alibi
         return log_gates
 
-    def _bias(self, context: Context) -> ops.PositionBias | None:
+    def bias(self, context: Context) -> ops.PositionBias | None:
+        """The additive bias of this layer, or None."""
         if not self._has_bias():
             return None
         if self.attention.position == "fire_shared":
@@ -199,7 +200,7 @@ class Attention(nnx.Module):
         options |= {"chunk_size": self.attention.chunk_size or None}
         implementation = self._implementation()
         if state is None:
-            options |= {"bias": self._bias(context), "positions": context.positions}
+            options |= {"bias": self.bias(context), "positions": context.positions}
             return kernel.attention(q, k, v, implementation=implementation, **options), None
         linear_form = implementation if implementation in ("chunked", "recurrent") else None
         return kernel.attention_with_state(
@@ -207,7 +208,7 @@ class Attention(nnx.Module):
         )
 
     def _attend_softmax(self, q, k, v, log_gates, scale, context: Context, state: PyTree | None):
-        options = {"bias": self._bias(context), "scale": scale, "window": self.window}
+        options = {"bias": self.bias(context), "scale": scale, "window": self.window}
         options |= {"implementation": self._implementation()}
         if state is None:
             return ops.softmax_attention(

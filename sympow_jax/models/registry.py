@@ -45,7 +45,8 @@ class Model:
     def _abstract(self) -> tuple[Any, Any]:
         return nnx.split(nnx.eval_shape(lambda: Transformer(self.config, self.vocab_size, rngs=nnx.Rngs(0))))
 
-    def _bind(self, params: PyTree) -> Transformer:
+    def bind(self, params: PyTree) -> Transformer:
+        """The Flax module with these parameters, to look inside."""
         graph, state = self._abstract
         state = jax.tree.map(lambda leaf: leaf, state)
         nnx.replace_by_pure_dict(state, params)
@@ -82,7 +83,7 @@ class Model:
         return model.initial_state(batch_size, max_length)
 
     def _hidden(self, params, tokens, segment_ids, positions, state, length):
-        model = self._bind(params)
+        model = self.bind(params)
         length = length or max(tokens.shape[1], self.config.position.original_length)
         hidden, state = model(tokens, segment_ids=segment_ids, positions=positions, state=state, length=length)
         return hidden, model.output_kernel(), state

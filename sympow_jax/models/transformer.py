@@ -1,6 +1,7 @@
 """The decoder: embeddings, a stack of layers scanned run by run, a final norm and the output projection."""
 
 import itertools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,19 @@ class Transformer(nnx.Module):
             x, runs[name] = self._apply_run(getattr(self, name), x, context, None if state is None else state[name])
         x = self.final_norm(x)
         return x, None if state is None else {"offset": offset + tokens.shape[1], **runs}
+
+    def layer_inputs(self, tokens: Int[Array, "B T"]) -> Iterator[tuple[int, nnx.Module, Array, Context]]:
+        """(layer number, mixer, the normed input that it sees, context) of each layer in turn, unrolled."""
+        shared = self.shared_bias.bias() if hasattr(self, "shared_bias") else None
+        context = Context(jnp.int32(0), None, None, shared, tokens.shape[1])
+        x, number = self._embed(tokens, context), 0
+        for i, (_, depth) in enumerate(layer_runs(self.config)):
+            graph, parameters = nnx.split(getattr(self, f"blocks_{i}"))
+            for layer in range(depth):
+                block = nnx.merge(graph, jax.tree.map(lambda leaf, n=layer: leaf[n], parameters))
+                yield number, block.mixer, block.mixer_norm(x), context
+                x, _ = block(x, context)
+                number += 1
 
     def _embed(self, tokens: Array, context: Context) -> Array:
         x = self.embedding(tokens)

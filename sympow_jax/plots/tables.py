@@ -27,12 +27,9 @@ def length_table(result: Mapping[str, Any]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("context", justify="right")
     table.add_column("x train", justify="right")
-    table.add_column(f"same target (last {result['num_targets']})", justify="right")
-    table.add_column("")
-    table.add_column(f"change from {change['from_context']:,}", justify="right")
-    table.add_column("")
-    table.add_column("prefix mean", justify="right")
-    table.add_column("")
+    table.add_column(f"same target\n(last {result['num_targets']})", justify="right")
+    table.add_column(f"change from {change['from_context']:,}\n(95% interval)", justify="right")
+    table.add_column("prefix mean\n(95% interval)", justify="right")
     rows = zip(result["lengths"], result["same_target"], change["difference"], change["ci95"], strict=True)
     for prefix, same, difference, ci95 in rows:
         reference = same["context"] == change["from_context"]
@@ -40,11 +37,8 @@ def length_table(result: Mapping[str, Any]) -> Table:
             f"{same['context']:,}",
             f"{same['context'] / result['train_length']:.3g}",
             _loss(same["nll"]),
-            _interval(same["ci95"]),
-            "" if reference or difference is None else f"{difference:+.4f}",
-            "" if reference else _interval(ci95, "+.4f"),
-            _loss(prefix["nll"]),
-            _interval(prefix["ci95"]),
+            "" if reference or difference is None else f"{difference:+.4f} {_interval(ci95, '+.3f')}",
+            f"{_loss(prefix['nll'])} {_interval(prefix['ci95'], '.2f')}",
         )
     return table
 

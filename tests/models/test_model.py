@@ -12,6 +12,13 @@ from sympow_jax.models.registry import Model, resolve_implementation
 from tests.models.small import ROOT, VOCAB, tiny_config
 
 
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Flax's norms mix float32 statistics with a bfloat16 compute dtype and cast the result."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def count(config, vocab_size: int = VOCAB) -> int:
     params = jax.eval_shape(Model(config, vocab_size).init, jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -53,6 +60,7 @@ def test_based_360m_has_the_size_of_its_name():
     assert 355e6 < count(config, 50_257) < 370e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "argument",
     ["default.py", "quickstart.py", "lc64_124m.py:sympow,65536", "fox_125m.py", "based_360m.py", "small.py:30m,fox"],
