@@ -357,12 +357,13 @@ class Checkpointer:
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname
+    return "orbax" not in record.pathname and "/orbax/" not in record.getMessage()
 
 
 def _quieten_orbax() -> None:
     """Hides the dozen tracebacks that Orbax prints about one failure, which `save` and `restore` report in a line."""
-    logging.getLogger("absl").addFilter(_not_from_orbax)  # adding it again changes nothing
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_not_from_orbax)  # adding it again changes nothing
     previous = sys.unraisablehook
     if getattr(previous, "drops_closed_loops", False):
         return
