@@ -26,7 +26,9 @@ def blockwise(x: Inputs, *, scale: float, window: int | None, block_size: int) -
     B, T, H, _ = x.q.shape
     q, k, v, q_rows, k_rows = cut(x, block_size)
     function, params = (None, None) if x.bias is None else (x.bias.function, x.bias.params)
-    out: Any = _attend(scale, window, function, q, k, v, k_rows.gates, params, q_rows, k_rows)  # [N, B, K, G, C, Dv]
+    out: Any = _attend(
+        scale, window, function, q, k, v, (q_rows.gates, k_rows.gates), params, q_rows, k_rows
+    )  # [N, B, K, G, C, Dv]
     return out.transpose(1, 0, 4, 2, 3, 5).reshape(B, -1, H, v.shape[-1])[:, :T]
 
 
@@ -56,12 +58,12 @@ def _dot(equation, a, b, dtype):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(scale, window, function, q, k, v, k_gates, params, q_rows, k_rows):
-    return _forward(scale, window, function, q, k, v, k_gates, params, q_rows, k_rows)[0]
+def _attend(scale, window, function, q, k, v, gates, params, q_rows, k_rows):
+    return _forward(scale, window, function, q, k, v, gates, params, q_rows, k_rows)[0]
 
 
-def _forward(scale, window, function, q, k, v, k_gates, params, q_rows, k_rows):
-    del k_gates
+def _forward(scale, window, function, q, k, v, gates, params, q_rows, k_rows):
+    del gates  # the same as in the rows; an argument of its own to have a gradient
     dtype = accumulation_dtype(q, k, v)
 
     def query_tile(_, args):
@@ -84,22 +86,23 @@ def _forward(scale, window, function, q, k, v, k_gates, params, q_rows, k_rows):
         seen = row_max > 0.5 * _MASKED
         out = jnp.where(seen[..., None], out / jnp.where(seen, total, 1.0)[..., None], 0.0)
         # A row that sees nothing gets a log-sum-exp that makes every weight 0 when the backward recomputes them.
-        return None, (out.astype(v.dtype), jnp.where(seen, row_max + jnp.log(jnp.where(seen, total, 1.0)), -_MASKED))
+        return None, (out, jnp.where(seen, row_max + jnp.log(jnp.where(seen, total, 1.0)), -_MASKED))
 
     _, (out, lse) = jax.lax.scan(query_tile, None, (q, q_rows, *ranges(q_rows, k_rows, window)))
-    return out, (q, k, v, params, q_rows, k_rows, out, lse)
+    # The backward needs the unrounded output: bfloat16 gradients of gates are sums that cancel.
+    return out.astype(v.dtype), (q, k, v, params, q_rows, k_rows, out, lse)
 
 
 def _backward(scale, window, function, residuals, d_out):
     q, k, v, params, q_rows, k_rows, out, lse = residuals
     dtype = accumulation_dtype(q, k, v)
-    delta = (out.astype(dtype) * d_out.astype(dtype)).sum(-1)
+    delta = (out * d_out.astype(dtype)).sum(-1)
 
     def key_tile(carry, args):
         k_j, v_j, k_tile, first_j, last_j = args
 
         def query_tile(i, carry):
-            d_q, d_params, d_k, d_v, d_gates = carry
+            d_q, d_q_gates, d_params, d_k, d_v, d_gates = carry
             q_i, q_tile, lse_i, delta_i, d_out_i = _take((q, q_rows, lse, delta, d_out), i)
             bias, pull = jax.vjp(lambda p: _bias(function, p, q_tile, k_tile), params)
             logits = _tile_logits(q_i, k_j, q_tile, k_tile, bias, scale, window)
@@ -112,26 +115,28 @@ def _backward(scale, window, function, residuals, d_out):
             d_q = d_q.at[i].add(_dot("bkgij,bkjd->bkgid", cast, k_j, dtype))
             if d_gates is not None:
                 d_gates -= d_logits.sum(-2)
+                d_q_gates = d_q_gates.at[i].add(d_logits.sum(-1))
             if bias is not None:
                 d_bias = d_logits.reshape(d_logits.shape[0], -1, *d_logits.shape[-2:])
                 if bias.ndim == 3:  # shared by the batch; term by term, as XLA's CPU reduction over it is 50x slower
                     d_bias = functools.reduce(jnp.add, d_bias)
                 d_params = jax.tree.map(jnp.add, d_params, pull(d_bias.astype(bias.dtype))[0])
-            return d_q, d_params, d_k, d_v, d_gates
+            return d_q, d_q_gates, d_params, d_k, d_v, d_gates
 
-        d_q, d_params = carry
         zeros = partial(jnp.zeros, dtype=dtype)
         d_gates = None if k_rows.gates is None else zeros(k_tile.gates[0].shape)
         # [B, K, D, C']: with features first, XLA's CPU products are twice as fast as with keys first.
-        carry = (d_q, d_params, zeros(k_j.mT.shape), zeros(v_j.mT.shape), d_gates)
-        d_q, d_params, *d_keys = jax.lax.fori_loop(first_j, last_j, query_tile, carry)
-        return (d_q, d_params), d_keys
+        carry = (*carry, zeros(k_j.mT.shape), zeros(v_j.mT.shape), d_gates)
+        *carry, d_k, d_v, d_gates = jax.lax.fori_loop(first_j, last_j, query_tile, carry)
+        return tuple(carry), (d_k, d_v, d_gates)
 
-    carry = (jnp.zeros(q.shape, dtype), jax.tree.map(jnp.zeros_like, params))
+    d_q_gates = None if q_rows.gates is None else jnp.zeros(q.shape[:-1], dtype)
+    carry = (jnp.zeros(q.shape, dtype), d_q_gates, jax.tree.map(jnp.zeros_like, params))
     tiles = (k, v, k_rows, *transposed_ranges(q_rows, k_rows, window))
-    (d_q, d_params), (d_k, d_v, d_gates) = jax.lax.scan(key_tile, carry, tiles)
-    # Adding a constant to a row of logits changes nothing, so the gates at the queries have no gradient.
-    d_gates = None if d_gates is None else (d_gates, jnp.zeros_like(d_gates))
+    (d_q, d_q_gates, d_params), (d_k, d_v, d_gates) = jax.lax.scan(key_tile, carry, tiles)
+    # Row sums are 0 in exact arithmetic; kept, rounding cancels for pairs on the same side of a gate. The high part
+    # carries the derivative of the pair (high, low).
+    d_gates = jax.tree.map(lambda d: (d, jnp.zeros_like(d)), (d_q_gates, d_gates))
     d_q, d_k = (d_q * scale).astype(q.dtype), (d_k.mT * scale).astype(k.dtype)
     return d_q, d_k, d_v.mT.astype(v.dtype), d_gates, d_params, None, None
 
