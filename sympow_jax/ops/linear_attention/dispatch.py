@@ -4,8 +4,8 @@ from sympow_jax.ops.linear_attention.inputs import LinearInputs
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.ops.position_bias import PositionBias
 
-# features of a chunk that stay in the second-level caches of two cores: 256 tokens of degree 2 at head_dim 64
-CACHED_FEATURES = 600_000
+# float32 features of a chunk that the caches of two cores hold: 256 tokens of degree 2 at D = 64 or degree 4 at D = 16
+CACHED_FEATURES = 1_000_000
 IMPLEMENTATIONS = ("reference", "blockwise", "chunked", "recurrent")
 
 

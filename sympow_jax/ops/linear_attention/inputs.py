@@ -80,8 +80,8 @@ def check_arguments(kernel: Kernel, q, k, v, *, log_gates, segment_ids, position
     K, Dv = k.shape[2], v.shape[3]
     if H % K:
         raise ValueError(f"k has {K} heads, which does not divide the {H} heads of q; use a divisor of {H}")
-    expected = {"k": (B, T, K, D), "v": (B, T, K, Dv)}
-    actual = {"k": k.shape, "v": v.shape}
+    expected: dict[str, tuple[int, ...]] = {"k": (B, T, K, D), "v": (B, T, K, Dv)}
+    actual: dict[str, tuple[int, ...]] = {"k": k.shape, "v": v.shape}
     if log_gates is not None:
         expected["log_gates"], actual["log_gates"] = (B, T, K), log_gates.shape
     for name, ids in (("segment_ids", segment_ids), ("positions", positions)):

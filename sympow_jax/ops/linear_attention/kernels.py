@@ -1,6 +1,7 @@
 """Kernels and their feature expansions: phi(q) . phi(k) = kernel(q . k), exactly and without gathers."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -111,20 +112,58 @@ def _monomials(x: Array, degree: int) -> Array:
     Multiplying x_i with the monomials of one degree less whose indices are all >= i, which are the tail of the
     sorted list, gives every monomial once: D contiguous products for each degree, and no gather.
     """
-    D = x.shape[-2]
-    features = x
+    monomials = x
     for lower in range(1, degree):
-        starts = [features.shape[-2] - math.comb(D - i + lower - 1, lower) for i in range(D)]
-        features = jnp.concatenate([x[..., i : i + 1, :] * features[..., starts[i] :, :] for i in range(D)], axis=-2)
-    roots = jnp.asarray(_multinomial_roots(D, degree), x.dtype)
-    return features * roots.reshape((1,) * (x.ndim - 2) + (-1, 1))
+        monomials = _raise_degree(lower, x, monomials)
+    roots = jnp.asarray(_multinomial_roots(x.shape[-2], degree), x.dtype)
+    return monomials * roots.reshape((1,) * (x.ndim - 2) + (-1, 1))
+
+
+def _tails(D: int, lower: int) -> list[int]:
+    """Where the monomials of degree `lower` whose indices are all >= i start, for i = 0 .. D; the last is their end."""
+    size = math.comb(D + lower - 1, lower)
+    return [size - math.comb(D - i + lower - 1, lower) for i in range(D)] + [size]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _raise_degree(lower: int, x: Array, monomials: Array) -> Array:
+    """The monomials of degree lower + 1 from those of degree `lower`."""
+    starts = _tails(x.shape[-2], lower)
+    return jnp.concatenate([x[..., i : i + 1, :] * monomials[..., s:, :] for i, s in enumerate(starts[:-1])], axis=-2)
+
+
+def _raise_degree_vjp(lower: int, residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    """Slices and one product with a 0-1 matrix, which sums the rows of each x_i; XLA's own gradient pads each tail."""
+    x, monomials = residuals
+    D = x.shape[-2]
+    starts = _tails(D, lower)
+    sizes = [starts[-1] - start for start in starts[:-1]]
+    offsets = [sum(sizes[:i]) for i in range(D)]
+    tails = jnp.concatenate([monomials[..., start:, :] for start in starts[:-1]], axis=-2)
+    rows = jnp.asarray(np.repeat(np.eye(D), sizes, axis=1), x.dtype)
+    dx = jnp.einsum("dp,...pc->...dc", rows, g * tails)
+
+    def block(m: int) -> Array:  # the monomials of degree `lower` whose smallest index is m
+        parts = [
+            g[..., offsets[i] - starts[i] + starts[m] : offsets[i] - starts[i] + starts[m + 1], :] for i in range(m + 1)
+        ]
+        total = x[..., :1, :] * parts[0]
+        for i in range(1, m + 1):
+            total += x[..., i : i + 1, :] * parts[i]
+        return total
+
+    return dx, jnp.concatenate([block(m) for m in range(D)], axis=-2)
+
+
+_raise_degree.defvjp(
+    lambda lower, x, monomials: (_raise_degree(lower, x, monomials), (x, monomials)), _raise_degree_vjp
+)
 
 
 def _multinomial_roots(D: int, degree: int) -> np.ndarray:
     """sqrt(p! / (c_1! ... c_D!)) of each monomial, in the order of `_monomials`."""
-    counts = np.eye(D, dtype=np.int64)
+    counts = single = np.eye(D, dtype=np.int64)
     for lower in range(1, degree):
-        starts = [len(counts) - math.comb(D - i + lower - 1, lower) for i in range(D)]
-        counts = np.concatenate([counts[starts[i] :] + np.eye(D, dtype=np.int64)[i] for i in range(D)])
+        counts = np.concatenate([counts[start:] + single[i] for i, start in enumerate(_tails(D, lower)[:-1])])
     factorials = np.array([math.factorial(c) for c in range(degree + 1)], dtype=np.float64)
     return np.sqrt(factorials[degree] / factorials[counts].prod(axis=-1))
