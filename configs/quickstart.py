@@ -13,6 +13,9 @@ from configs import default
 def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     """The model of `make quickstart`."""
     c = default.get_config(variant or "conformal_sympow")
+    c.num_train_steps = 800
+    c.evaluation.every_steps = 200
+    c.checkpoint.every_steps = 200
     c.model.num_layers = 4
     c.model.embed_dim = 128
     c.model.num_heads = 4

@@ -62,7 +62,7 @@ def test_table_shows_every_length_and_the_paired_change():
     with console.file:
         console.print(tables.length_table(length_result()))
     text = console.export_text()
-    assert "4,096" in text and "-0.1500" in text and "[-0.1600, -0.1400]" in text and "30 sources" in text
+    assert "4,096" in text and "-0.1500" in text and "[-0.160, -0.140]" in text and "30 sources" in text
 
 
 @pytest.mark.parametrize(
