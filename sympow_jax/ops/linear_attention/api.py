@@ -29,7 +29,7 @@ def linear_attention(
     chunk_size,
     state,
     with_state,
-) -> tuple[Array, Array | None, Array]:
+) -> tuple[Array, Array, Array]:
     """Checks the arguments, runs one form, and returns out, the final state [S, z] and its segment id."""
     check_arguments(
         kernel,
@@ -49,26 +49,24 @@ def linear_attention(
     implementation, size = choose(kernel, inputs, implementation, chunk_size, bias)
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
-    final = None
-    if with_state or implementation in ("chunked", "recurrent"):
-        final = _extended_state(kernel, inputs, state)
+    carries = implementation in ("chunked", "recurrent")
+    final = _extended_state(kernel, inputs, state) if carries or with_state else jnp.zeros(0)  # it can be huge
     if implementation == "chunked":
         out, final = chunked(kernel, inputs, final, size)
     elif implementation == "recurrent":
         out, final = recurrent(kernel, inputs, final)
-        out = normalise(out, axis=-1)
     elif implementation == "blockwise":
         out = blockwise(kernel, inputs, bias, positions, size)
         if state is not None:
             out += read_state(kernel, inputs, final, size)
-        out = normalise(out, axis=-1)
         if with_state:
             final = write_state(kernel, inputs, final, size)
     else:
         out = reference(kernel, inputs, None if state is None else final, _dense_bias(bias, positions, K))
-        out = normalise(out, axis=-1)
         if with_state:
             final = reference_state(kernel, inputs, final)
+    if implementation != "chunked":
+        out = normalise(out, axis=-1)
     out = jnp.where(inputs.valid[:, :, None, None], out.reshape(B, T, H, Dv), 0.0)
     return out.astype(v.dtype), final, _last_segment(segment_ids, state, B)
 

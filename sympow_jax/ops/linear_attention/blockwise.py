@@ -33,7 +33,7 @@ def blockwise(
     gates = jnp.moveaxis(blocks(inputs.log_gates), 3, 2)  # [N, B, K, C]
     params = None if bias is None else bias.params
     function = None if bias is None else bias.function
-    out = _blockwise(kernel, function, q, k, v, gates, params, blocks(inputs.runs), blocks(positions))
+    out: Array = _blockwise(kernel, function, q, k, v, gates, params, blocks(inputs.runs), blocks(positions))
     return jnp.transpose(out, (1, 0, 4, 2, 3, 5)).reshape(B, -1, K, G, v.shape[-1])[:, :T]
 
 

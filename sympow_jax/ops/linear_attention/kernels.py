@@ -141,7 +141,7 @@ def _raise_degree_vjp(lower: int, residuals: tuple[Array, Array], g: Array) -> t
     offsets = [sum(sizes[:i]) for i in range(D)]
     tails = jnp.concatenate([monomials[..., start:, :] for start in starts[:-1]], axis=-2)
     rows = jnp.asarray(np.repeat(np.eye(D), sizes, axis=1), x.dtype)
-    dx = jnp.einsum("dp,...pc->...dc", rows, g * tails)
+    dx = jnp.broadcast_to(rows, (*x.shape[:-2], *rows.shape)) @ (g * tails)  # batched: unbatched, XLA transposes g
 
     def block(m: int) -> Array:  # the monomials of degree `lower` whose smallest index is m
         parts = [

@@ -110,7 +110,6 @@ def power_attention_with_state(
         state=initial_state,
         with_state=True,
     )
-    assert final is not None
     return out, PowerState(*split_state(final), segment_id)
 
 

@@ -106,7 +106,6 @@ def taylor_attention_with_state(
         state=initial_state,
         with_state=True,
     )
-    assert final is not None
     return out, TaylorState(*split_state(final), segment_id)
 
 
