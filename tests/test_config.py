@@ -86,7 +86,7 @@ def test_mistakes_are_one_line_that_helps(flags, words):
 def test_an_unknown_key_in_a_saved_config_is_named():
     tree = config_lib.load_file(f"{ROOT}/configs/default.py").get_config().to_dict()
     tree["model"]["num_layrs"] = 2
-    with pytest.raises(ConfigError, match="model.num_layrs: no such key; did you mean 'num_layers'"):
+    with pytest.raises(ConfigError, match=r"model\.num_layrs: no such key; did you mean 'num_layers'"):
         config_lib.resolve(tree)
 
 

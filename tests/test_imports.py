@@ -36,9 +36,11 @@ def package_edges() -> set[tuple[str, str]]:
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         for module in imported_modules(path):
             parts = module.split(".")
-            if parts[0] == "sympow_jax" and len(parts) > 1 and (PACKAGE / parts[1]).exists() | (
-                PACKAGE / f"{parts[1]}.py"
-            ).exists():
+            if (
+                parts[0] == "sympow_jax"
+                and len(parts) > 1
+                and (PACKAGE / parts[1]).exists() | (PACKAGE / f"{parts[1]}.py").exists()
+            ):
                 edges.add((room, parts[1]))
     return edges
 
