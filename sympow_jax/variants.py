@@ -82,7 +82,10 @@ _COSTS = {  # per token and layer, multiply-adds of the scores and values, and n
 
 def markdown_table() -> str:
     """The table of README.md, made from the rows."""
-    lines = ["| variant | kernel | position | gate | cost at context T | state | source |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| variant | kernel | position | gate | cost at context T | state | source |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in VARIANTS.values():
         cost, state = _COSTS[row.kernel]
         others = sorted({*row.layer_pattern} - {"attention"})

@@ -112,9 +112,9 @@ def _monomials(x: Array, degree: int) -> Array:
     Multiplying x_i with the monomials of one degree less whose indices are all >= i, which are the tail of the
     sorted list, gives every monomial once: D contiguous products for each degree, and no gather.
     """
-    monomials = x
+    monomials: Array = x
     for lower in range(1, degree):
-        monomials = _raise_degree(lower, x, monomials)
+        monomials = jnp.asarray(_raise_degree(lower, x, monomials))
     roots = jnp.asarray(_multinomial_roots(x.shape[-2], degree), x.dtype)
     return monomials * roots.reshape((1,) * (x.ndim - 2) + (-1, 1))
 

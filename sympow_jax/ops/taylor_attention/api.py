@@ -57,6 +57,23 @@ def taylor_attention(
 
     out_i = sum_{j <= i} w_ij v_j / sum_{j <= i} w_ij,
     w_ij  = (1 + s_ij + s_ij^2 / 2) exp(log_gates_(j+1) + ... + log_gates_i + bias_ij),   s_ij = scale q_i . k_j
+
+    Args:
+      q, k, v: queries and keys, rotated already where positions are rotary, and values; K divides H.
+      log_gates: float32, <= 0; that of step j scales everything before j, not j itself. -inf is a reset.
+      bias: added to the log-weights; quadratic forms only. `positions` (0 .. T-1 by default) are its arguments.
+      scale: multiplies the scores, 1 / sqrt(D) by default; it matters here, as the kernel is not homogeneous.
+      segment_ids: documents, as contiguous runs; a change is a reset, 0 is padding and gives 0.
+      implementation: "reference", "blockwise", "chunked", "recurrent", or None for the cheapest by a measured table.
+      chunk_size: tokens in a chunk or block; any T >= 1 works with any.
+
+    Returns:
+      [B, T, H, Dv] in the dtype of v; rows whose weights sum to 0 are 0. States and sums are float32 inside.
+
+    Raises:
+      ValueError: in one line, for shapes that do not fit, an unknown form, or a bias with a form that has none.
+
+    Source: Based, arXiv 2402.18668; see `ops/README.md`.
     """
     out, _, _ = linear_attention(
         TaylorKernel(),
