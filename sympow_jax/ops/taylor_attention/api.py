@@ -60,7 +60,7 @@ def taylor_attention(
 
     Args:
       q, k, v: queries and keys, rotated already where positions are rotary, and values; K divides H.
-      log_gates: float32, <= 0; that of step j scales everything before j, not j itself. -inf is a reset.
+      log_gates: float32, <= 0; that of step j scales everything before j, not j itself. -inf drops what is before.
       bias: added to the log-weights; quadratic forms only. `positions` (0 .. T-1 by default) are its arguments.
       scale: multiplies the scores, 1 / sqrt(D) by default; it matters here, as the kernel is not homogeneous.
       segment_ids: documents, as contiguous runs; a change is a reset, 0 is padding and gives 0.
@@ -71,7 +71,7 @@ def taylor_attention(
       [B, T, H, Dv] in the dtype of v; rows whose weights sum to 0 are 0. States and sums are float32 inside.
 
     Raises:
-      ValueError: in one line, for shapes that do not fit, an unknown form, or a bias with a form that has none.
+      ValueError: in one line, for shapes that do not fit, an unknown form, or a form without a bias.
 
     Source: Based, arXiv 2402.18668; see `ops/README.md`.
     """
