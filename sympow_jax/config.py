@@ -212,7 +212,7 @@ def _build(cls: type, values: Mapping[str, Any], path: str = "") -> Any:
 
 
 def _convert(value: Any, kind: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _build(kind, value, path + ".")
     if get_origin(kind) is tuple:
         items = value if isinstance(value, list | tuple) else (value,)

@@ -1,6 +1,7 @@
 """The attention layer: one formula, a choice of kernel, position encoding and gate."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ class Attention(nnx.Module):
         }[a.gate_init]
         if a.gate == "data":
             self.gate = make_linear(model, model.embed_dim, heads, bias=True, dtype="float32", rngs=rngs)
-            self.gate.bias[...] = initial
+            self.gate.bias = nnx.Param(initial)
         elif a.gate == "learned":
             self.gate_logits = nnx.Param(initial)
 
@@ -243,7 +244,7 @@ class Attention(nnx.Module):
         return out, cache
 
 
-def rotary_frequencies(head_dim: int, position: PositionConfig, length: int):
+def rotary_frequencies(head_dim: int, position: PositionConfig, length: int) -> tuple[Any, float]:
     """inv_freq [D/2] and attention factor of the configured RoPE, at a context of `length` tokens."""
     if position.convention == "manifest":
         return ops.positions.manifest_frequencies(head_dim, position.max_length), 1.0

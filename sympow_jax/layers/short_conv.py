@@ -1,5 +1,7 @@
 """Short causal depthwise convolutions, the local layers of the Based and ReBased hybrids."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -27,7 +29,8 @@ def causal_conv(
     if segment_ids is not None:
         ids = jnp.concatenate([tail_ids, segment_ids], axis=1)
         taps = [jnp.where((ids[:, w : w + T] == segment_ids)[..., None], tap, 0) for w, tap in enumerate(taps)]
-    return sum(tap * weight[None, None, :].astype(x.dtype) for tap, weight in zip(taps, kernel, strict=True))
+    weights = kernel.astype(x.dtype)[:, None, None, :]
+    return functools.reduce(jnp.add, (tap * weight for tap, weight in zip(taps, weights, strict=True)))
 
 
 class ShortConv(nnx.Module):

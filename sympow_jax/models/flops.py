@@ -4,15 +4,15 @@ from sympow_jax import variants
 from sympow_jax.config import Config
 from sympow_jax.layers.attention import qk_head_dim
 from sympow_jax.models.transformer import layer_runs
-from sympow_jax.ops.linear_attention.kernels import PowerKernel, TaylorKernel
+from sympow_jax.ops.linear_attention.kernels import Kernel, PowerKernel, TaylorKernel
 from sympow_jax.typing import PyTree
 
 
-def num_features(config: Config) -> int:
-    """P, the exact size of the expanded key of the config's linear kernel."""
+def expansion(config: Config) -> tuple[Kernel, int]:
+    """The config's linear kernel, and P, the exact size of its expanded key."""
     a = config.attention
     kernel = {"power": PowerKernel(a.degree), "rebased": PowerKernel(2), "taylor": TaylorKernel()}[a.kernel]
-    return kernel.num_features(qk_head_dim(a.kernel, config.model, a))
+    return kernel, kernel.num_features(qk_head_dim(a.kernel, config.model, a))
 
 
 def attention_flops_per_token(config: Config, seq_len: int) -> float:
@@ -25,7 +25,7 @@ def attention_flops_per_token(config: Config, seq_len: int) -> float:
     total = 0.0
     for kind, depth in layer_runs(config):
         if kind == "attention" and a.kernel in variants.LINEAR_KERNELS and a.implementation in ("chunked", "recurrent"):
-            total += depth * m.num_heads * 4 * num_features(config) * (m.head_dim + 1)
+            total += depth * m.num_heads * 4 * expansion(config)[1] * (m.head_dim + 1)
         elif kind == "attention":
             total += depth * m.num_heads * seq_len * (qk_head_dim(a.kernel, m, a) + m.head_dim)
         elif kind == "window":

@@ -10,7 +10,7 @@ from flax import nnx
 
 from sympow_jax import variants
 from sympow_jax.config import Config
-from sympow_jax.models.flops import num_features
+from sympow_jax.models.flops import expansion
 from sympow_jax.models.loss import token_nll
 from sympow_jax.models.transformer import Transformer
 from sympow_jax.ops.linear_attention import dispatch
@@ -25,7 +25,8 @@ def resolve_implementation(config: Config) -> Config:
     chosen = "blockwise"
     if a.kernel in variants.LINEAR_KERNELS:
         biased = a.position in variants.BIAS_POSITIONS and a.position != "alibi"
-        chosen = dispatch.cheapest(config.data.seq_len, num_features(config), has_bias=biased)
+        kernel, num_features = expansion(config)
+        chosen = dispatch.cheapest(kernel, config.data.seq_len, num_features, has_bias=biased)
     return dataclasses.replace(config, attention=dataclasses.replace(a, implementation=chosen))
 
 

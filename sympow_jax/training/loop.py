@@ -157,8 +157,8 @@ def _evaluate(run: Run, state: TrainState, step: int) -> bool:
 
 def _save(run: Run, state: TrainState, step: int, *, force: bool) -> None:
     metadata = {"evaluated_step": run.evaluated_step, "heldout_loss": run.heldout_loss}
-    fresh = run.heldout_loss is not None and run.evaluated_step == step
-    metrics = {"heldout_loss": run.heldout_loss} if fresh else None
+    fresh = run.heldout_loss if run.evaluated_step == step else None
+    metrics = None if fresh is None else {"heldout_loss": fresh}
     run.checkpointer.save(step, to_tree(state), metadata=metadata, metrics=metrics, force=force)
 
 
