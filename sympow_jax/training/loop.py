@@ -10,7 +10,7 @@ from sympow_jax.config import Config
 from sympow_jax.models import flops
 from sympow_jax.models.registry import Model
 from sympow_jax.training import peak, run_files
-from sympow_jax.training.checkpoint import Checkpointer
+from sympow_jax.training.checkpoint import Checkpointer, CheckpointError
 from sympow_jax.training.data import RunData, open_run_data
 from sympow_jax.training.metrics import MetricsWriter
 from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -93,6 +93,12 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
 
 def _restore(checkpointer: Checkpointer, state: TrainState, *, strict: bool) -> tuple[TrainState, dict[str, Any]]:
     if not checkpointer.steps():
+        damaged = sorted(path.name for path in checkpointer.directory.glob("*.damaged"))
+        if damaged:
+            raise CheckpointError(
+                f"{checkpointer.directory} holds only damaged checkpoints ({', '.join(damaged)}); restore one from a copy, "
+                "or start anew in another --workdir"
+            )
         return state, {}
     restored = checkpointer.restore("latest", like=to_tree(state), strict=strict)
     return from_tree(restored.tree, state), restored.metadata
