@@ -96,8 +96,8 @@ def _restore(checkpointer: Checkpointer, state: TrainState, *, strict: bool) -> 
         damaged = sorted(path.name for path in checkpointer.directory.glob("*.damaged"))
         if damaged:
             raise CheckpointError(
-                f"{checkpointer.directory} holds only damaged checkpoints ({', '.join(damaged)}); restore one from a copy, "
-                "or start anew in another --workdir"
+                f"{checkpointer.directory} holds only damaged checkpoints ({', '.join(damaged)}); restore one from a "
+                "copy, or start anew in another --workdir"
             )
         return state, {}
     restored = checkpointer.restore("latest", like=to_tree(state), strict=strict)
