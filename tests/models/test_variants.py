@@ -35,8 +35,8 @@ def model_and_params(variant: str, *flags: str):
 
 
 @functools.cache
-def tokens(batch_size: int = 2, length: int = T) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(3).integers(0, VOCAB, (batch_size, length)), jnp.int32)
+def tokens() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, VOCAB, (2, T)).astype(np.int32)
 
 
 @pytest.mark.parametrize("variant", variants("conformal_sympow", "fox"))
@@ -102,7 +102,7 @@ def test_training_lowers_the_loss(variant):
     state = create_train_state(model, optimizer, seed=0)
     first = jax.tree.map(np.asarray, state.params)
     step = make_train_step(model, optimizer, learning_rate_schedule(model.config.optimizer, 100))
-    batch = {"inputs": np.asarray(tokens()), "targets": np.asarray(tokens()) * 7 % VOCAB}
+    batch = {"inputs": tokens(), "targets": tokens() * 7 % VOCAB}
     losses = []
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
         for _ in range(10):
