@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -274,7 +275,8 @@ def test_killed_at_random_moments_and_rerun_gives_the_same_bytes(tmp_path):
     subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)
     duration = time.perf_counter() - start
     kills = 0
-    for attempt in range(25):
+    for _ in range(25):
+        start = time.perf_counter()
         process = subprocess.Popen(
             command(tmp_path / "made"),
             env=environment,
@@ -283,13 +285,16 @@ def test_killed_at_random_moments_and_rerun_gives_the_same_bytes(tmp_path):
             start_new_session=True,
         )
         try:
-            process.wait(timeout=duration * rng.uniform(0.3, 0.9) if attempt < 8 else None)
+            process.wait(timeout=duration * rng.uniform(0.3, 0.9) if kills < 6 else None)
         except subprocess.TimeoutExpired:
             assert not (tmp_path / "made").exists() or verify(str(tmp_path / "made" / "train.zarr")) == []
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             kills += 1
         else:
-            break
+            if kills >= 2:
+                break
+            duration = time.perf_counter() - start  # this machine is faster than the first run said: begin again
+            shutil.rmtree(tmp_path / "made")
     assert kills >= 2
     assert files(tmp_path / "made") == files(tmp_path / "whole")
