@@ -2,10 +2,10 @@
 
 import math
 
-import jax
 from flax import nnx
 
 from sympow_jax.config import ModelConfig
+from sympow_jax.ops.platform import target_platform
 from sympow_jax.typing import Array, Float
 
 
@@ -18,7 +18,7 @@ class Linear(nnx.Linear):
 
     def __call__(self, x: Float[Array, "*B in_dim"]) -> Float[Array, "*B out_dim"]:
         """x W (+ b)."""
-        if jax.default_backend() != "cpu":
+        if target_platform() != "cpu":
             return super().__call__(x)
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
 

@@ -16,6 +16,7 @@ from sympow_jax.ops.linear_attention.decay import ChunkDecay, chunk_decay, gate_
 from sympow_jax.ops.linear_attention.dispatch import CACHED_FEATURES
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values, normalise, pad_time
 from sympow_jax.ops.linear_attention.kernels import Kernel
+from sympow_jax.ops.platform import target_platform
 from sympow_jax.typing import Array, Float
 
 
@@ -50,7 +51,7 @@ def _by_rows(kernel: Kernel, arguments, state: Array) -> tuple[Array, Array]:
     R, _, P = state.shape
     C = arguments[1].shape[-1]
     rows = R
-    if jax.default_backend() == "cpu":
+    if target_platform() == "cpu":
         rows = max(r for r in range(1, R + 1) if R % r == 0 and (r == 1 or r * P * C <= CACHED_FEATURES))
     if rows == R:
         return _chunked(kernel, *arguments, state)
