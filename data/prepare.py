@@ -98,7 +98,7 @@ class Bar(build.Progress):
             self._progress.advance(self._task, amount)
 
 
-def run_verify(addresses: list[str]) -> int:
+def run_verify(addresses: list[str], progress: build.Progress) -> int:
     """Check stores, or the train.zarr and heldout.zarr of folders; 0 if all are sound."""
     if not addresses:
         raise sources.SourceError("verify: name at least one store or prepared folder")
@@ -106,7 +106,7 @@ def run_verify(addresses: list[str]) -> int:
     for address in addresses:
         inside = [str(path) for path in sorted(pathlib.Path(address).glob("*.zarr"))]
         for store in inside or [address]:
-            faults = verify.verify(store)
+            faults = verify.verify(store, progress=progress)
             print("\n".join(faults) if faults else f"{store}: sound")
             sound &= not faults
     return 0 if sound else 1
@@ -115,14 +115,14 @@ def run_verify(addresses: list[str]) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status."""
     flags = parse_arguments(arguments)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     try:
-        if flags.source == "verify":
-            return run_verify(flags.inputs)
-        if not flags.output:
-            raise build.BuildError("--output: name the folder to make")
-        source = make_source(flags)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, transient=True) as progress:
+            if flags.source == "verify":
+                return run_verify(flags.inputs, Bar(progress))
+            if not flags.output:
+                raise build.BuildError("--output: name the folder to make")
+            source = make_source(flags)
             tokenizer = make_tokenizer(flags.tokenizer, source)
             made = build.build(
                 source,

@@ -23,7 +23,7 @@ from sympow_jax.input_pipeline.batches import describe_batch
 from sympow_jax.models import flops
 from sympow_jax.models.registry import Model, resolve_implementation
 from sympow_jax.training.data import open_run_data
-from sympow_jax.training.run_files import load_config
+from sympow_jax.training.run_files import check_data, load_config
 from sympow_jax.training.screen import parameter_table
 from sympow_jax.training.workdir import read_json
 
@@ -52,7 +52,9 @@ def print_config(config: Config, vocab_size: int) -> None:
 
 def print_batch(workdir: str, batch: int) -> None:
     """Which documents batch `batch` (from 0) of a run held, and their text, one JSON object a sequence."""
-    for sequence in describe_batch(open_run_data(load_config(workdir)).train, batch):
+    data = open_run_data(load_config(workdir))
+    check_data(workdir, data)
+    for sequence in describe_batch(data.train, batch):
         print(json.dumps(sequence))  # JSON escapes control characters of the data
 
 

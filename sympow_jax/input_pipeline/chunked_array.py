@@ -188,13 +188,17 @@ class ChunkedArray:
 
 
 def stored_tokenizer(array: ChunkedArray) -> Tokenizer:
-    """The tokenizer in the folder `tokenizer/` of the store, else the one that the attributes name."""
+    """The tokenizer in the folder `tokenizer/` of the store, else the one that the attributes name.
+
+    GPT-2's two vocabulary files are enough there: LongCrawl64 has no such folder, and a machine without a network needs
+    one.
+    """
     names = (SPEC_FILE, "tokenizer.json", *GPT2_HASHES)
     contents = {name: kv.read_key(array.kvstore, f"{TOKENIZER_FOLDER}/{name}") for name in names}
     files = {name: content for name, content in contents.items() if content is not None}
-    if files:
-        return tokenizer_from_files(files)
     spec = array.metadata.attributes["tokenizer"]
+    if files:
+        return tokenizer_from_files({SPEC_FILE: json.dumps(spec).encode(), **files})
     return load_tokenizer("gpt2-json" if spec.get("json_escape") else str(spec["kind"]))
 
 

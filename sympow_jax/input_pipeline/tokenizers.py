@@ -243,8 +243,8 @@ def _download_gpt2() -> dict[str, bytes]:
         return {name: load.read_file_cached(base + name, digest) for name, digest in GPT2_HASHES.items()}
     except Exception as error:  # whatever the network library raises
         raise TokenizerError(
-            "tokenizer = gpt2: the vocabulary could not be fetched; "
-            f"use gpt2:FOLDER with {' and '.join(GPT2_HASHES)} in it ({_one_line(error)})"
+            f"tokenizer = gpt2: its vocabulary could not be fetched; put {' and '.join(GPT2_HASHES)} into tokenizer/ "
+            f"in the store (or beside the .bin), or name their folder, gpt2:FOLDER ({_one_line(error)})"
         ) from None
 
 

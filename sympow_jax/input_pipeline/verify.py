@@ -1,14 +1,13 @@
 """Checking a store before it is used: metadata, chunks, digests, that every chunk decodes, and the range of tokens."""
 
-from collections.abc import Callable
-
 import numpy as np
 
+from sympow_jax.input_pipeline.build import Progress
 from sympow_jax.input_pipeline.chunked_array import ChunkedArray, StoreError, stored_tokenizer
 from sympow_jax.input_pipeline.packing import read_offsets
 
 
-def verify(address: str, *, advance: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+def verify(address: str, *, progress: Progress | None = None) -> list[str]:
     """Everything that is wrong with the store at `address`, one line each; empty when it is sound.
 
     Every chunk is read once: present, of the digest in manifest.json (where there is one), decodable and in the
@@ -18,11 +17,13 @@ def verify(address: str, *, advance: Callable[[int, int], None] = lambda done, t
         array = ChunkedArray(address)
     except StoreError as error:
         return [str(error)]
+    progress = progress or Progress()
     metadata = array.metadata
     faults = _check_attributes(array)
     missing = array.missing()
-    indices = list(np.ndindex(metadata.grid))
-    for done, index in enumerate(indices, start=1):
+    progress.start(f"checking {address}", missing.size)
+    for index in np.ndindex(metadata.grid):
+        progress.advance(1)
         key = metadata.key(*index)
         if missing[index]:
             faults.append(f"store = {address!r}: chunk {key} is missing")
@@ -33,7 +34,6 @@ def verify(address: str, *, advance: Callable[[int, int], None] = lambda done, t
             array.read(*(slice(i * c, min((i + 1) * c, n)) for i, c, n in bounds))
         except StoreError as error:
             faults.append(str(error))
-        advance(done, len(indices))
     return faults
 
 
@@ -49,6 +49,12 @@ def _check_attributes(array: ChunkedArray) -> list[str]:
     counts = array.manifest.get("counts", {})
     if counts and counts["tokens"] != np.prod(shape):
         faults.append(f"store = {array.address!r}: manifest says {counts['tokens']} tokens, .zarray has shape {shape}")
+    recorded = array.manifest.get("chunks", {})
+    if recorded and set(recorded) != set(array.metadata.keys()):
+        faults.append(
+            f"store = {array.address!r}: manifest lists {len(recorded)} chunks, .zarray with shape {list(shape)} and "
+            f"chunks {list(array.metadata.chunks)} needs {len(array.metadata.keys())} of other names or number"
+        )
     try:
         if len(shape) == 1:
             read_offsets(array)

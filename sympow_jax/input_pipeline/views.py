@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from sympow_jax.input_pipeline.chunked_array import GPT2_ATTRIBUTES, StoreError
+from sympow_jax.input_pipeline.chunked_array import GPT2_ATTRIBUTES, TOKENIZER_FOLDER, StoreError
 from sympow_jax.input_pipeline.store import Store
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer
 
@@ -44,8 +44,9 @@ class BinStore(Store):
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """GPT-2's, without LongCrawl64's escapes."""
-        return load_tokenizer("gpt2")
+        """GPT-2's, without LongCrawl64's escapes; its vocabulary may lie in tokenizer/ beside the file."""
+        folder = pathlib.Path(self.address).parent / TOKENIZER_FOLDER
+        return load_tokenizer(f"gpt2:{folder}" if folder.is_dir() else "gpt2")
 
     def _read(self, rows: slice, columns: slice) -> np.ndarray:
         tokens = np.array(self._rows[rows, columns])

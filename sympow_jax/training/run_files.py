@@ -54,17 +54,21 @@ def check_resume(config: Config, workdir: str, *, allow_learning_rate_change: bo
         )
 
 
+def check_data(workdir: str, data: RunData) -> None:
+    """Raises ConfigError when the run in `workdir` was trained on other data than `data`."""
+    path = pathlib.Path(workdir) / "data.json"
+    changes = diff(read_json(path), data.describe()) if path.exists() else {}
+    if changes:
+        field, (old, new) = next(iter(changes.items()))
+        raise ConfigError(
+            f"data.{field}: the run in {workdir} was trained on {old!r}, and this machine has {new!r}; train in "
+            "another --workdir, or name the original store with --config.data.train and --config.data.heldout"
+        )
+
+
 def save_run_files(config: Config, workdir: str, data: RunData) -> None:
     """Writes config.json, data.json and the tokeniser; raises ConfigError when the run's data was another."""
-    path = pathlib.Path(workdir) / "data.json"
-    if path.exists():
-        changes = diff(read_json(path), data.describe())
-        if changes:
-            field, (old, new) = next(iter(changes.items()))
-            raise ConfigError(
-                f"data.{field}: the run in {workdir} was trained on {old!r}, and this machine has {new!r}; train in "
-                "another --workdir, or name the original store with --config.data.train and --config.data.heldout"
-            )
-    write_json_atomic(path, data.describe())
+    check_data(workdir, data)
+    write_json_atomic(pathlib.Path(workdir) / "data.json", data.describe())
     write_json_atomic(pathlib.Path(workdir) / "config.json", dataclasses.asdict(config))
     data.tokenizer.save(pathlib.Path(workdir) / "tokenizer")

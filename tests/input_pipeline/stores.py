@@ -32,8 +32,6 @@ def write_store(
     return folder
 
 
-def random_tokens(
-    rng: np.random.Generator, shape: tuple[int, ...], *, vocab: int = 256, dtype: str = "<u2"
-) -> np.ndarray:
+def random_tokens(rng: np.random.Generator, shape: tuple[int, ...], *, vocab: int = 256) -> np.ndarray:
     """Tokens below `vocab`, frequent ones small."""
     return np.minimum(rng.zipf(1.3, size=shape) - 1, vocab - 1).astype("<u2")

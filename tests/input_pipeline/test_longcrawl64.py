@@ -1,23 +1,24 @@
-"""A store with LongCrawl64's exact metadata, read, trained on and evaluated at its full length."""
+"""A store with LongCrawl64's exact metadata, trained on, evaluated and inspected at its full length by the commands."""
+
+import json
+import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import zarr
 
-from configs import default
-from sympow_jax.config import resolve
-from sympow_jax.input_pipeline import open_batches, open_store
-from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax import commands, inspect
+from sympow_jax.input_pipeline import open_store
 from tests.input_pipeline.stores import random_tokens, write_store
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 LENGTH = 65536
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("writer", ["prepare", "zarr-python"])
-def test_a_store_of_longcrawl64s_layout_trains_at_its_length(tmp_path, rng, writer):
+def test_a_store_of_longcrawl64s_layout_trains_and_evaluates_at_its_length(tmp_path, rng, writer, monkeypatch, capsys):
     # one whole row of chunks and a ragged one; few ids, so that the model's output layer stays small
     tokens = np.resize(random_tokens(rng, (1_000_003,)), (2051, LENGTH))
     path = tmp_path / "train.zarr"
@@ -34,22 +35,26 @@ def test_a_store_of_longcrawl64s_layout_trains_at_its_length(tmp_path, rng, writ
         array.attrs.update({"vocab_size": 257, "bos_id": 256, "tokenizer": {"kind": "byte"}})
     np.testing.assert_array_equal(zarr.open_array(path, mode="r", zarr_format=2)[2040:], tokens[2040:])
     assert open_store(str(path)).num_documents == 2051
-    batches = open_batches(str(path), "train", seq_len=LENGTH, batch_size=1)
-    np.testing.assert_array_equal(batches[2050]["targets"], tokens[2050:])
-    c = default.get_config("conformal_sympow")
-    c.model.num_layers, c.model.embed_dim, c.model.mlp_dim, c.model.num_heads, c.model.head_dim = 1, 8, 8, 1, 8
-    c.data.seq_len = LENGTH
-    model = Model(resolve_implementation(resolve(c)), vocab_size=257)
-
-    @jax.jit
-    def step(params, inputs, targets):
-        loss, gradient = jax.value_and_grad(lambda p: model.nll(p, inputs, targets)[0].mean())(params)
-        return jax.tree.map(lambda p, g: p - 0.5 * g, params, gradient), loss
-
-    params = model.init(jax.random.key(0))
-    losses = []
-    for number in range(2):
-        batch = batches[0 if number == 1 else 2050]
-        params, loss = step(params, jnp.asarray(batch["inputs"]), jnp.asarray(batch["targets"]))
-        losses.append(float(loss))
+    monkeypatch.setattr(commands, "use_compilation_cache", lambda: None)
+    workdir = f"--workdir={tmp_path / 'run'}"
+    flags = {
+        "model.num_layers": 1, "model.embed_dim": 8, "model.mlp_dim": 8, "model.num_heads": 1, "model.head_dim": 8,
+        "data.train": path, "data.heldout": path, "data.seq_len": LENGTH, "data.batch_size": 1, "num_train_steps": 2,
+        "optimizer.warmup_steps": 0, "evaluation.num_batches": 1, "logging.every_steps": 1, "logging.peak_flops": 1e12,
+    }  # fmt: skip
+    config = [f"--config={ROOT}/configs/quickstart.py", *(f"--config.{name}={value}" for name, value in flags.items())]
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        assert commands.train_main([workdir, *config]) == 0
+        options = [f"--lengths=16384,{LENGTH}", "--num_documents=2"]
+        assert commands.eval_main([workdir, *options]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
     assert abs(losses[0] - np.log(257)) < 0.5 and losses[1] < losses[0]
+    result = json.loads((tmp_path / "run" / "eval" / "length_generalisation.json").read_text())
+    assert [row["length"] for row in result["lengths"]] == [16384, LENGTH]
+    assert all(0 < row["nll"] < np.log(257) + 0.5 for row in result["same_target"])
+    capsys.readouterr()
+    inspect.print_batch(str(tmp_path / "run"), 1)
+    described = json.loads(capsys.readouterr().out)
+    assert (described["row"], described["columns"], described["documents"]) == (1, [0, LENGTH], [1])
+    assert described["text"] == bytes(tokens[1].tolist()).decode("utf-8", "replace")

@@ -31,8 +31,8 @@ def tokens(rng):
 @pytest.mark.parametrize("compressor", ["blosc", "zstd", "none"])
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
 def test_written_stores_read_back_and_zarr_agrees(tmp_path, tokens, compressor, dtype):
-    tokens = tokens.astype(dtype)
-    path = write_store(tmp_path / "a.zarr", tokens, chunks=CHUNKS, compressor=compressor)
+    tokens = tokens.astype(dtype) + np.array(70_000 if dtype == "<u4" else 0, dtype)
+    path = write_store(tmp_path / "a.zarr", tokens, chunks=CHUNKS, compressor=compressor, vocab_size=80_000)
     store = open_store(str(path))
     assert (store.num_documents, store.document_length) == SHAPE
     for rows, columns in [(slice(0, 21), slice(0, 70)), (slice(5, 18), slice(31, 33)), (slice(20, 21), slice(69, 70))]:
@@ -141,6 +141,14 @@ def test_tokens_over_the_vocabulary_are_named(tmp_path, tokens):
     with pytest.raises(StoreError, match=r"chunk 2\.1 holds token 999 at \[17, 40\], but vocab_size = 257"):
         store.read(slice(10, 20), slice(0, 70))
     assert len(verify(str(path))) == 1
+
+
+def test_verify_compares_the_shape_with_the_manifest(tmp_path, tokens):
+    path = write_store(tmp_path / "a.zarr", tokens, chunks=CHUNKS)
+    zarray = json.loads((path / ".zarray").read_text())
+    (path / ".zarray").write_text(json.dumps({**zarray, "shape": [16, 70]}))
+    assert len(verify(str(path))) == 1
+    assert "manifest lists 9 chunks, .zarray with shape [16, 70] and chunks [8, 32] needs 6" in verify(str(path))[0]
 
 
 @pytest.mark.parametrize(

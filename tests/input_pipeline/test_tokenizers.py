@@ -4,7 +4,10 @@ import json
 import numpy as np
 import pytest
 
+from sympow_jax.input_pipeline import open_store
 from sympow_jax.input_pipeline import tokenizers as tk
+from sympow_jax.input_pipeline.views import BinStore
+from tests.input_pipeline.stores import write_store
 
 TEXT = 'def f():\n\treturn "naïve 😀 \\ / end"\r\n'
 
@@ -53,6 +56,20 @@ def test_json_escape_is_that_of_longcrawl64(gpt2_folder):
     # a window may cut an escape, or a surrogate pair, in two
     assert escaped.decode(escaped.encode("x\né")[:-2]) == "x\n\\u00"
     assert escaped.decode(plain.encode("\\ud83d")) == "�"
+
+
+def test_two_files_in_a_store_of_longcrawl64_are_its_tokenizer(gpt2_folder, tmp_path):
+    """Without a network: vocab.bpe and encoder.json in tokenizer/, in a store or beside a .bin."""
+    tokens = np.array([[256, 10, 256, 11]], "<u2")
+    path = write_store(tmp_path / "a.zarr", tokens, chunks=(1, 4), manifest=False)
+    (path / ".zattrs").unlink()  # LongCrawl64's own say nothing that is needed
+    tokens.tofile(tmp_path / "a.bin")
+    for folder in (path / "tokenizer", tmp_path / "tokenizer"):
+        folder.mkdir()
+        for name in tk.GPT2_HASHES:
+            (folder / name).write_bytes((gpt2_folder / name).read_bytes())
+    assert open_store(str(path)).tokenizer.spec == {"kind": "gpt2", "json_escape": True}
+    assert BinStore(str(tmp_path / "a.bin")).tokenizer.spec == {"kind": "gpt2", "json_escape": False}
 
 
 def test_gpt2_vocabulary_is_checked(gpt2_folder):
