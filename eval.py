@@ -6,9 +6,7 @@ python eval.py --workdir=DIR [--lengths=512,1024,...] [--step=latest|best|N] [--
 Model, data and lengths come from the config saved in the workdir; results go to DIR/eval/NAME.{json,npz,png}.
 """
 
-import sys
-
-from sympow_jax.commands import eval_main
+from sympow_jax.commands import eval_main, run_program
 
 if __name__ == "__main__":
-    sys.exit(eval_main(sys.argv[1:]))
+    run_program(eval_main)

@@ -6,9 +6,7 @@ The same command on the same workdir continues where the run stopped. Other flag
   --allow_learning_rate_change    continue a run with other learning-rate settings
 """
 
-import sys
-
-from sympow_jax.commands import train_main
+from sympow_jax.commands import run_program, train_main
 
 if __name__ == "__main__":
-    sys.exit(train_main(sys.argv[1:]))
+    run_program(train_main)

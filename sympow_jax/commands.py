@@ -1,10 +1,12 @@
 """What train.py and eval.py do: flags -> config -> one library call, and errors as one line."""
 
+import gc
 import logging
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -39,8 +41,18 @@ def one_line_errors(run: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
     except USER_ERRORS as error:
         if os.environ.get("SYMPOW_JAX_TRACEBACK"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        message = " ".join(str(error).split())
+    gc.collect()  # what the failed parts have still to say comes before the line that counts
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return 1
+
+
+def run_program(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Exits with the code of `main`; after an error nothing that ends with the process prints past its one line."""
+    code = main(sys.argv[1:])
+    if code == 1 and not os.environ.get("SYMPOW_JAX_TRACEBACK"):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    sys.exit(code)
 
 
 def split_flags(

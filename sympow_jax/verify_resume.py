@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sympow_jax.commands import one_line_errors, split_flags, use_compilation_cache
+from sympow_jax.commands import one_line_errors, run_program, split_flags, use_compilation_cache
 from sympow_jax.config import Config, ConfigError, override, parse_flags, resolve
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.loop import train
@@ -164,4 +164,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -19,6 +19,7 @@ import pathlib
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -357,11 +358,16 @@ class Checkpointer:
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname and "/orbax/" not in record.getMessage()
+    frames = traceback.walk_tb(record.exc_info[2] if record.exc_info else None)
+    files = [record.pathname, *(frame.f_code.co_filename for frame, _ in frames)]
+    return not any("/orbax/" in text for text in (*files, record.getMessage()))
 
 
 def _quieten_orbax() -> None:
-    """Hides the dozen tracebacks that Orbax prints about one failure, which `save` and `restore` report in a line."""
+    """Hides the dozen tracebacks about one failure of Orbax, which `save` and `restore` report in a line.
+
+    Orbax logs some; others come from asyncio, which reports each write of an abandoned save when it is collected.
+    """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_not_from_orbax)  # adding it again changes nothing
     previous = sys.unraisablehook

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -90,8 +91,6 @@ def test_round_trip(tmp_path, asynchronous):
 
 
 def test_orbax_alone_can_read_the_arrays(sound):
-    import orbax.checkpoint as ocp
-
     target = unflatten(flatten(jax.tree.map(jnp.asarray, make_tree(2))))  # empty dicts are not stored
     with ocp.StandardCheckpointer() as plain:
         got = plain.restore(sound / "2" / "state", like(target))
@@ -370,6 +369,27 @@ def test_a_failed_save_is_reported_and_training_goes_on(damaged, caplog):
         restored = checkpointer.restore(like=like(big_tree()))
     assert restored.step == 4
     assert_equal(restored.tree, big_tree())
+
+
+def test_one_failure_is_one_report_however_many_arrays_fail(tmp_path, caplog):
+    tree = {f"array {number}": big_tree()["x"] for number in range(16)}
+    with Checkpointer(tmp_path, max_failures=9) as checkpointer:
+        with full_disk():
+            for step in range(4):
+                checkpointer.save(step, tree, metadata={})
+            checkpointer.wait()
+        gc.collect()
+    assert [record.name for record in caplog.records] == ["sympow_jax.training.checkpoint"] * 4
+
+
+def test_late_reports_of_orbax_failures_are_dropped_and_others_are_not(caplog):
+    Checkpointer("unused", read_only=True)
+    for fail in (lambda: ocp.AsyncCheckpointer(ocp.JsonCheckpointHandler(), timeout_secs=-1), lambda: 1 / 0):
+        try:
+            fail()
+        except (ValueError, ZeroDivisionError) as error:  # as asyncio does for the other writes of a failed save
+            logging.getLogger("asyncio").error("exception was never retrieved", exc_info=error)
+    assert [str(record.exc_info[1]) for record in caplog.records] == ["division by zero"]
 
 
 def test_failures_in_a_row_stop_the_run(damaged):
