@@ -30,7 +30,7 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     m.init_std = 0.02  # normal(0, init_std); projections into the residual stream are divided by sqrt(2 num_layers)
     m.dtype = "float32"  # compute dtype of matrix products: float32 | bfloat16; parameters stay float32
     m.scan_layers = True  # one compiled layer body for a run of equal layers; False unrolls (same parameters)
-    m.remat = "none"  # none | block: recompute each layer in the backward pass
+    m.remat = "none"  # none | dots | attention | block | offload: what layers keep for backward (models/remat.py)
     m.loss_block = 8_192  # tokens whose logits exist at once
 
     c.attention = a = ConfigDict()
@@ -73,16 +73,18 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     d.num_threads = 2
 
     c.optimizer = o = ConfigDict()
-    o.name = "adamw"  # adamw | adam (no weight decay)
+    o.name = "adamw"  # adamw | adam (no weight decay) | muon (matrices; everything else by adamw)
     o.learning_rate = 3e-3
-    o.schedule = "cosine"  # cosine | constant
+    o.schedule = "cosine"  # cosine | linear | constant | wsd (warm-up, stable, decay)
     o.warmup_steps = 50
-    o.final_fraction = 0.1  # the cosine ends at this fraction of learning_rate
+    o.final_fraction = 0.1  # cosine, linear and wsd end at this fraction of learning_rate
+    o.decay_fraction = 0.2  # wsd: share of all steps, the last ones, in which the learning rate falls
     o.b1 = 0.9
     o.b2 = 0.95
     o.eps = 1e-8
     o.weight_decay = 0.1  # on matrices only: never on biases, norms or gates
     o.clip_norm = 1.0  # global gradient norm; 0 = no clipping
+    o.z_loss = 0.0  # weight of mean log^2(sum exp logits), added to what is minimised; PaLM used 1e-4
     o.accumulation_steps = 1  # microbatches in a step; divides batch_size
     o.max_skipped_steps = 10  # non-finite steps in a row that stop the run
 
@@ -102,5 +104,7 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     c.logging = g = ConfigDict()
     g.every_steps = 10  # a row of metrics.jsonl and of TensorBoard
     g.tensorboard = True
+    g.wandb_project = ""  # Weights & Biases project that also gets the metrics; "" = none
+    g.profile_steps = (0,)  # steps traced by the profiler into workdir/profile; 0 = none
     g.peak_flops = 0.0  # FLOP/s of one device for MFU; 0 = known accelerator, else measured by a matrix product
     return c

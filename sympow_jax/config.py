@@ -104,11 +104,13 @@ class OptimizerConfig:
     schedule: str
     warmup_steps: int
     final_fraction: float
+    decay_fraction: float
     b1: float
     b2: float
     eps: float
     weight_decay: float
     clip_norm: float
+    z_loss: float
     accumulation_steps: int
     max_skipped_steps: int
 
@@ -140,6 +142,8 @@ class LoggingConfig:
 
     every_steps: int
     tensorboard: bool
+    wandb_project: str
+    profile_steps: tuple[int, ...]
     peak_flops: float
 
 
@@ -165,7 +169,7 @@ _CHOICES = {
     "model.mlp": ("gelu", "swiglu", "none"),
     "model.norm": ("layernorm", "rmsnorm"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "block"),
+    "model.remat": ("none", "block", "dots", "attention", "offload"),
     "attention.kernel": variants.KERNELS,
     "attention.position": variants.POSITIONS,
     "attention.gate": variants.GATES,
@@ -177,15 +181,15 @@ _CHOICES = {
     "position.scaling": ("none", "linear", "ntk", "dynamic_ntk", "yarn", "llama3"),
     "data.order": ("rectangle", "shuffled_chunks"),
     "data.missing_chunks": ("refuse", "exclude"),
-    "optimizer.name": ("adamw", "adam"),
-    "optimizer.schedule": ("cosine", "constant"),
+    "optimizer.name": ("adamw", "adam", "muon"),
+    "optimizer.schedule": ("cosine", "linear", "constant", "wsd"),
 }
 
 _MAY_BE_ZERO = {
     "seed", "model.num_kv_heads", "attention.chunk_size", "position.original_length",
     "position.max_length", "optimizer.warmup_steps", "optimizer.final_fraction", "optimizer.b1", "optimizer.b2",
-    "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.max_skipped_steps", "evaluation.every_steps",
-    "checkpoint.keep_every", "logging.peak_flops", "position.alibi_slope_scale",
+    "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.z_loss", "optimizer.max_skipped_steps",
+    "evaluation.every_steps", "checkpoint.keep_every", "logging.peak_flops", "position.alibi_slope_scale",
 }  # fmt: skip
 
 
@@ -327,6 +331,19 @@ def _check_combinations(config: Config, head_dim: int) -> None:
     _require(
         d.batch_size % o.accumulation_steps == 0,
         f"optimizer.accumulation_steps = {o.accumulation_steps}: must divide data.batch_size = {d.batch_size}",
+    )
+    for name in ("decay_fraction", "final_fraction"):
+        value = getattr(o, name)
+        _require(value <= 1, f"optimizer.{name} = {value}: a fraction is at most 1")
+    stable = config.num_train_steps - o.warmup_steps - round(o.decay_fraction * config.num_train_steps)
+    _require(
+        o.schedule != "wsd" or stable >= 0,
+        f"optimizer.decay_fraction = {o.decay_fraction}: with optimizer.warmup_steps = {o.warmup_steps} the decay of "
+        f"wsd does not fit into num_train_steps = {config.num_train_steps}; lower one of the two",
+    )
+    _require(
+        all(step >= 0 for step in config.logging.profile_steps),
+        f"logging.profile_steps = {config.logging.profile_steps}: steps count from 1, and 0 means none",
     )
     _require(
         a.position != "learned_absolute" or max(d.seq_len, *e.lengths) <= p.max_length,

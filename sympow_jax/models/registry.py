@@ -125,4 +125,17 @@ class Model:
     ) -> tuple[Float[Array, "B T"], PyTree | None]:
         """Loss of each target, nats, float32; other arguments as in `logits`."""
         hidden, kernel, state = self._hidden(params, inputs, segment_ids, positions, state, length)
-        return token_nll(hidden, kernel, targets, block=self.config.model.loss_block), state
+        return token_nll(hidden, kernel, targets, block=self.config.model.loss_block)[0], state
+
+    def losses(
+        self,
+        params: PyTree,
+        inputs: Int[Array, "B T"],
+        targets: Int[Array, "B T"],
+        *,
+        segment_ids: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+        """(nll, log Z) of each target, float32; Z is the softmax's normaliser, which z-loss keeps near 1."""
+        hidden, kernel, _ = self._hidden(params, inputs, segment_ids, positions, None, 0)
+        return token_nll(hidden, kernel, targets, block=self.config.model.loss_block)

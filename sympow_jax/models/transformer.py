@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from sympow_jax import ops
 from sympow_jax.config import Config
@@ -13,6 +14,7 @@ from sympow_jax.layers.block import Block
 from sympow_jax.layers.context import Context
 from sympow_jax.layers.norm import make_norm
 from sympow_jax.layers.position_bias import BiasParameters
+from sympow_jax.models.remat import BLOCK_INPUT, rematerialise
 from sympow_jax.typing import Array, Float, Int, PyTree
 
 
@@ -115,9 +117,8 @@ class Transformer(nnx.Module):
 
         def body(x, layer):
             layer_parameters, layer_state = layer
-            return nnx.merge(graph, layer_parameters)(x, context, layer_state)
+            return nnx.merge(graph, layer_parameters)(checkpoint_name(x, BLOCK_INPUT), context, layer_state)
 
-        if self.config.model.remat == "block":
-            body = jax.checkpoint(body)
+        body = rematerialise(body, self.config.model.remat)
         depth = jax.tree.leaves(parameters)[0].shape[0]
         return jax.lax.scan(body, x, (parameters, state), unroll=1 if self.config.model.scan_layers else depth)

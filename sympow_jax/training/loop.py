@@ -81,7 +81,11 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
                 tensorboard=config.logging.tensorboard,
             ) as writer:
                 step_fn = make_train_step(
-                    model, optimizer, schedule, accumulation_steps=config.optimizer.accumulation_steps
+                    model,
+                    optimizer,
+                    schedule,
+                    accumulation_steps=config.optimizer.accumulation_steps,
+                    z_loss=config.optimizer.z_loss,
                 )
                 run = Run(
                     config, model, data, step_fn, make_eval_step(model), checkpointer, writer, stop,

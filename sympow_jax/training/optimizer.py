@@ -6,37 +6,85 @@ import optax
 from sympow_jax.config import OptimizerConfig
 from sympow_jax.typing import PyTree
 
-_DECAYED = ("kernel", "embedding", "output")
-_NEVER_DECAYED = (("mixer", "gate"), ("mixer", "beta"))
+_TABLES = ("embedding", "output")
+_NARROW = (("mixer", "gate"), ("mixer", "beta"))  # projections to one number a head
+_MUON_RMS = 0.2  # updates as large as AdamW's, so that its learning rate and weight decay fit Muon too
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_train_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then constant, or a cosine that ends at final_fraction * learning_rate."""
-    if config.schedule == "constant":
-        after = optax.constant_schedule(config.learning_rate)
-    else:
-        steps = max(num_train_steps - config.warmup_steps, 1)
-        after = optax.cosine_decay_schedule(config.learning_rate, steps, alpha=config.final_fraction)
-    warmup = optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1))
+    """Linear warm-up from 0, then one of
+
+    constant: learning_rate. linear, cosine: down to final_fraction * learning_rate at the last step.
+    wsd (warm-up, stable, decay; Hu et al. 2024, arXiv 2404.06395): constant, then linear over the last decay_fraction
+    of all steps.
+    """
+    peak, steps = config.learning_rate, max(num_train_steps - config.warmup_steps, 1)
+    decay_steps = min(max(round(config.decay_fraction * num_train_steps), 1), steps)
+
+    def linear(steps: int) -> optax.Schedule:
+        return optax.linear_schedule(peak, config.final_fraction * peak, steps)
+
+    stable = optax.constant_schedule(peak)
+    after = {
+        "constant": stable,
+        "cosine": optax.cosine_decay_schedule(peak, steps, alpha=config.final_fraction),
+        "linear": linear(steps),
+        "wsd": optax.join_schedules([stable, linear(decay_steps)], [steps - decay_steps]),
+    }[config.schedule]
+    warmup = optax.linear_schedule(0.0, peak, max(config.warmup_steps, 1))
     return optax.join_schedules([warmup, after], [config.warmup_steps]) if config.warmup_steps else after
 
 
-def weight_decay_mask(params: PyTree) -> PyTree:
-    """True for matrices; False for biases, norms, and the projections to gates and rotary steps."""
+def parameter_groups(params: PyTree) -> PyTree:
+    """The group of each parameter, by its path: "matrix", "table" or "other".
 
-    def decayed(path, _) -> bool:
+    matrix: projections of attention, convolution layers and MLP, a stack of matrices each. table: embeddings and the
+    output projection. other: biases, norms, position biases, convolution taps, projections to gates and rotary steps.
+    """
+
+    def group(path, _) -> str:
         names = tuple(key.key for key in path)
-        return names[-1] in _DECAYED and not any(names[-3:-1] == pair for pair in _NEVER_DECAYED)
+        if names[-1] in _TABLES:
+            return "table"
+        narrow = any(names[-3:-1] == pair for pair in _NARROW) or names[-2:] == ("mixer", "kernel")
+        return "matrix" if names[-1] == "kernel" and not narrow else "other"
 
-    return jax.tree_util.tree_map_with_path(decayed, params)
+    return jax.tree_util.tree_map_with_path(group, params)
+
+
+def weight_decay_mask(params: PyTree) -> PyTree:
+    """True for matrices and tables."""
+    return jax.tree.map(lambda group: group != "other", parameter_groups(params))
 
 
 def make_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.GradientTransformation:
-    """Global-norm clipping (if clip_norm > 0), then AdamW, or Adam without weight decay."""
+    """Global-norm clipping (if clip_norm > 0), then AdamW, Adam without weight decay, or Muon."""
     schedule = learning_rate_schedule(config, num_train_steps)
     b1, b2, eps, decay = config.b1, config.b2, config.eps, config.weight_decay
     if config.name == "adam":
         update = optax.adam(schedule, b1, b2, eps)
     else:
         update = optax.adamw(schedule, b1, b2, eps, weight_decay=decay, mask=weight_decay_mask)
+    if config.name == "muon":
+        groups = {"matrix": _muon(schedule, decay), "table": update, "other": update}
+        update = optax.partition(groups, parameter_groups)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update
+
+
+def _muon(schedule: optax.Schedule, decay: float) -> optax.GradientTransformation:
+    """Momentum 0.95 orthogonalised by Newton-Schulz, matrix by matrix of a stack (Jordan 2024; Liu et al. 2025)."""
+
+    def dims(updates: PyTree) -> PyTree:
+        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(-2, -1), updates)
+
+    return optax.chain(
+        optax.contrib.scale_by_muon(weight_dimension_numbers=dims),
+        _scale_by_shape(),
+        optax.add_decayed_weights(decay),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _scale_by_shape() -> optax.GradientTransformation:
+    """Times 0.2 sqrt(max(rows, columns)): the root mean square of AdamW's updates (arXiv 2502.16982)."""
+    return optax.stateless_with_tree_map(lambda update, _: update * _MUON_RMS * max(update.shape[-2:]) ** 0.5)

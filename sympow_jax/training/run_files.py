@@ -13,7 +13,10 @@ MAY_CHANGE = (
     "num_train_steps", "logging.*", "evaluation.*", "checkpoint.*", "model.remat", "optimizer.accumulation_steps",
     "optimizer.max_skipped_steps", "data.prefetch_batches", "data.num_threads",
 )  # fmt: skip
-LEARNING_RATE = ("optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.final_fraction")
+LEARNING_RATE = (
+    "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.final_fraction",
+    "optimizer.decay_fraction",
+)  # fmt: skip
 
 
 def load_config(workdir: str) -> Config:

@@ -11,9 +11,9 @@ from sympow_jax.training.train_state import TrainState
 from sympow_jax.typing import Array, PyTree
 
 
-def masked_nll(model: Model, params: PyTree, batch: PyTree) -> tuple[Array, Array]:
-    """Summed loss of the batch's targets, and how many there are; float32 scalars."""
-    nll, _ = model.nll(
+def masked_sums(model: Model, params: PyTree, batch: PyTree) -> tuple[Array, Array, Array]:
+    """Sums over the batch's targets of their loss, of log^2 Z, and of ones; float32 scalars."""
+    nll, log_z = model.losses(
         params,
         batch["inputs"],
         batch["targets"],
@@ -21,33 +21,44 @@ def masked_nll(model: Model, params: PyTree, batch: PyTree) -> tuple[Array, Arra
         positions=batch.get("positions"),
     )
     mask = batch["loss_mask"].astype(jnp.float32) if "loss_mask" in batch else jnp.ones_like(nll)
-    return jnp.sum(nll * mask), jnp.sum(mask)
+    return jnp.sum(nll * mask), jnp.sum(log_z**2 * mask), jnp.sum(mask)
 
 
 def make_train_step(
-    model: Model, optimizer: optax.GradientTransformation, schedule: optax.Schedule, *, accumulation_steps: int = 1
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    accumulation_steps: int = 1,
+    z_loss: float = 0.0,
 ) -> Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Array]]]:
     """(state, batch) -> (state, metrics): the gradient of the mean loss over the batch, and one update.
 
+    What is minimised is the mean of nll + z_loss log^2 Z (Chowdhery et al. 2022, arXiv 2204.02311); the metric `loss`
+    is the mean of nll alone.
     With accumulation the batch is cut into equal microbatches whose gradients are added; the mean is over the
     tokens of the whole batch. A step whose loss or gradient norm is not finite changes nothing but the counters.
     The state's buffers are donated.
     """
 
+    def objective(params: PyTree, batch: PyTree) -> tuple[Array, tuple[Array, Array]]:
+        total, log_z_squared, count = masked_sums(model, params, batch)
+        return total + z_loss * log_z_squared if z_loss else total, (total, count)
+
     def gradients(params: PyTree, batch: PyTree) -> tuple[Array, PyTree]:
-        value_and_grad = jax.value_and_grad(lambda p, b: masked_nll(model, p, b), has_aux=True)
+        value_and_grad = jax.value_and_grad(objective, has_aux=True)
         if accumulation_steps == 1:
-            (total, count), grads = value_and_grad(params, batch)
+            (_, sums), grads = value_and_grad(params, batch)
         else:
             micro = jax.tree.map(lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), batch)
 
             def accumulate(carry, microbatch):
-                (total, count), grads = value_and_grad(params, microbatch)
-                return jax.tree.map(jnp.add, carry, (total, count, grads)), None
+                (_, sums), grads = value_and_grad(params, microbatch)
+                return jax.tree.map(jnp.add, carry, (sums, grads)), None
 
-            zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-            (total, count, grads), _ = jax.lax.scan(accumulate, zeros, micro)
-        count = jnp.maximum(count, 1.0)
+            zeros = (jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
+            (sums, grads), _ = jax.lax.scan(accumulate, zeros, micro)
+        total, count = sums[0], jnp.maximum(sums[1], 1.0)
         return total / count, jax.tree.map(lambda g: g / count, grads)
 
     def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
@@ -80,4 +91,9 @@ def make_train_step(
 
 def make_eval_step(model: Model) -> Callable[[PyTree, PyTree], tuple[Array, Array]]:
     """(params, batch) -> summed loss and number of targets."""
-    return jax.jit(lambda params, batch: masked_nll(model, params, batch))
+
+    def eval_step(params: PyTree, batch: PyTree) -> tuple[Array, Array]:
+        total, _, count = masked_sums(model, params, batch)
+        return total, count
+
+    return jax.jit(eval_step)

@@ -14,6 +14,7 @@ from sympow_jax.ops.linear_attention.decay import gate_gradient, whole_and_rest
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values, pad_time
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.ops.position_bias import PositionBias
+from sympow_jax.ops.residuals import kept
 from sympow_jax.typing import Array, Float, Int
 
 
@@ -93,7 +94,7 @@ def _forward(kernel, function, q, k, v, gates, params, runs, positions):
 
         return jax.lax.fori_loop(0, i + 1, add, jnp.zeros((B, K, G, C, v.shape[-1]), dtype))
 
-    out = jax.lax.map(one_query_block, jnp.arange(N))
+    out = kept(jax.lax.map(one_query_block, jnp.arange(N)))
     return out, (q, k, v, gates, params, runs, positions, out)
 
 

@@ -17,6 +17,7 @@ from sympow_jax.ops.linear_attention.dispatch import CACHED_FEATURES
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values, normalise, pad_time
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.ops.platform import target_platform
+from sympow_jax.ops.residuals import kept
 from sympow_jax.typing import Array, Float
 
 
@@ -109,7 +110,7 @@ def _forward(kernel: Kernel, tokens: tuple[Array, Array, Array], log_gates: Arra
         return after, (out, before)
 
     xs = (*tokens, chunk_decay(log_gates, runs))
-    final, (out, checkpoints) = jax.lax.scan(one_segment, state, xs)
+    final, (out, checkpoints) = kept(jax.lax.scan(one_segment, state, xs))
     return (out, final), (tokens, log_gates, runs, out, checkpoints, final)
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sympow_jax.ops.position_bias import PositionBias
+from sympow_jax.ops.residuals import kept
 from sympow_jax.ops.softmax_attention.inputs import Inputs, visible
 from sympow_jax.ops.softmax_attention.tiles import Rows, cut, ranges, transposed_ranges
 from sympow_jax.typing import accumulation_dtype
@@ -88,7 +89,8 @@ def _forward(scale, window, function, q, k, v, gates, params, q_rows, k_rows):
         # A row that sees nothing gets a log-sum-exp that makes every weight 0 when the backward recomputes them.
         return None, (out, jnp.where(seen, row_max + jnp.log(jnp.where(seen, total, 1.0)), -_MASKED))
 
-    _, (out, lse) = jax.lax.scan(query_tile, None, (q, q_rows, *ranges(q_rows, k_rows, window)))
+    _, tiles = jax.lax.scan(query_tile, None, (q, q_rows, *ranges(q_rows, k_rows, window)))
+    out, lse = kept(tiles)
     # The backward needs the unrounded output: bfloat16 gradients of gates are sums that cancel.
     return out.astype(v.dtype), (q, k, v, params, q_rows, k_rows, out, lse)
 

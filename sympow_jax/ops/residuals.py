@@ -1,0 +1,12 @@
+"""The name of what a backward pass of attention needs of its forward pass, which a remat policy may keep."""
+
+from jax.ad_checkpoint import checkpoint_name
+
+from sympow_jax.typing import PyTree
+
+ATTENTION = "attention"
+
+
+def kept(tree: PyTree) -> PyTree:
+    """`tree` with every array named: outputs, normalisers and chunk states, not the inputs."""
+    return checkpoint_name(tree, ATTENTION)
