@@ -1,7 +1,10 @@
 import contextlib
 import functools
 import http.server
+import json
+import pathlib
 import threading
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -34,13 +37,36 @@ def test_other_addresses_are_refused(address):
         kvstore_spec(address)
 
 
-@contextlib.contextmanager
-def serve(folder):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """The files of a folder, over http."""
 
-    handler = functools.partial(Quiet, directory=str(folder))
+    def log_message(self, *args):
+        pass
+
+
+class Bucket(Quiet):
+    """The part of Google Cloud Storage's JSON interface that reading needs: media of an object, and a listing."""
+
+    def do_GET(self):
+        parts = urllib.parse.urlsplit(self.path)
+        place = parts.path.removeprefix("/storage/v1/b/bucket/o")
+        path = pathlib.Path(self.directory, urllib.parse.unquote(place).removeprefix("/"))
+        if parts.path.startswith("/storage/") and not place:
+            first, last = (urllib.parse.parse_qs(parts.query)[name][0] for name in ("startOffset", "endOffset"))
+            names = (file.relative_to(self.directory).as_posix() for file in path.rglob("*") if file.is_file())
+            content = json.dumps({"items": [{"name": name} for name in names if first <= name < last]}).encode()
+        else:  # also what asks for the credentials of a cloud machine, of which there are none
+            content = path.read_bytes() if place and path.is_file() else None
+        self.send_response(404 if content is None else 200)
+        self.send_header("x-goog-generation", "1")
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+        self.wfile.write(content or b"")
+
+
+@contextlib.contextmanager
+def serve(folder, kind=Quiet):
+    handler = functools.partial(kind, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -65,3 +91,17 @@ def test_a_store_over_http(tmp_path, rng):
         np.testing.assert_array_equal(part.read(slice(0, 6), slice(0, 40)), np.delete(tokens, range(4, 8), axis=0))
         with pytest.raises(StoreError, match="no zarr v2 array there"):
             open_store(f"{url}/nothing.zarr")
+
+
+def test_a_store_in_a_bucket(tmp_path, rng, monkeypatch):
+    tokens = random_tokens(rng, (10, 40))
+    path = write_store(tmp_path / "a.zarr", tokens, chunks=(4, 16))
+    (path / "1.0").unlink()
+    with serve(tmp_path, Bucket) as url:
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
+        monkeypatch.setenv("GCE_METADATA_ROOT", url.removeprefix("http://"))
+        with pytest.raises(StoreError, match=r"1 of 9 chunks are missing \(1\.0\)"):
+            open_store("gs://bucket/a.zarr")
+        store = open_store("gs://bucket/a.zarr", missing_chunks="exclude")
+        np.testing.assert_array_equal(store.read(slice(0, 6), slice(0, 40)), np.delete(tokens, range(4, 8), axis=0))
+        assert store.tokenizer.vocab_size == 257
