@@ -5,7 +5,8 @@
 27 layers of width 1,024 with 16 heads and feature_dim 16: Taylor linear attention in layers 1, 6, 11, 16, 21, sliding
 windows in layers 2, 7, 12, 17, 22, gated short convolutions elsewhere; SwiGLU of twice the width, RMSNorm, context
 2,048. AdamW 8e-4 (0.9, 0.95), weight decay 0.1, warm-up 200, cosine to a tenth, 20,000 steps for 10 billion tokens.
-The window is 256 in the code's configuration (the paper's text says 64). The paper trains on the Pile.
+The window is 256 in the code's configuration (the paper's text says 64). The paper trains on the Pile. What its
+configuration was not seen to say is marked "unverified" below.
 """
 
 from ml_collections import ConfigDict
@@ -27,6 +28,7 @@ def get_config(variant: str = "based") -> ConfigDict:
     c.model.mlp_dim = 2_048
     c.model.norm = "rmsnorm"
     c.model.embedding_norm = False
+    c.model.tied_embeddings = True  # unverified
     c.model.dtype = "bfloat16"
     c.model.remat = "block"
     c.attention.window = 256
@@ -36,8 +38,9 @@ def get_config(variant: str = "based") -> ConfigDict:
     c.data.train = "pile/train.zarr"
     c.data.heldout = "pile/heldout.zarr"
     c.data.seq_len = 2_048
-    c.data.batch_size = 256  # 10 billion tokens in 20,000 steps
+    c.data.batch_size = 256  # unverified: half a million tokens a step, 10 billion in 20,000 steps
     c.optimizer.learning_rate = 8e-4
-    c.optimizer.warmup_steps = 200
+    c.optimizer.warmup_steps = 200  # from 0; the original starts at 1e-6
+    c.optimizer.clip_norm = 1.0  # unverified
     c.evaluation.lengths = (2_048, 4_096, 8_192, 16_384)
     return c

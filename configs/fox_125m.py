@@ -5,7 +5,7 @@
 12 layers of 768, 12 heads of 64, context 16,384, 524,288 tokens a step, AdamW (0.9, 0.95), weight decay 0.1, clip 1,
 warm-up over 256 Mi tokens, cosine to 0 over 2.68 billion tokens, learning rate 2e-3, bfloat16; RMSNorm and SwiGLU as
 in LLaMA. FoX-Pro adds QK-norm and an output gate: --config.attention.qk_norm=true --config.attention.output_gate=true
-(its token shift and per-head output norm are not implemented). RoPE baselines use base 500,000.
+(its token shift and per-head output norm are not implemented; its MLP has ratio 3.5). RoPE baselines use base 500,000.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ def get_config(variant: str = "fox") -> ConfigDict:
     c.model.mlp_dim = 2_048  # unverified: 8/3 of the width
     c.model.norm = "rmsnorm"
     c.model.embedding_norm = False
-    c.model.tied_embeddings = False
+    c.model.tied_embeddings = False  # unverified
     c.model.dtype = "bfloat16"
     c.model.remat = "block"
     c.attention.chunk_size = 1_024

@@ -6,7 +6,9 @@
 The argument is VARIANT[,CONTEXT]. From Manifest AI 2024 (Symmetric Power Transformers; Improving Symmetric Power
 Transformers with Conformal Transformations): 12 layers of 768, 12 heads of 64, rotary positions, an extra LayerNorm
 after the embeddings, 524,288 tokens a step at every context, bfloat16 compute, Adam at 6e-4 without a schedule,
-100,000 updates. Not stated there, so chosen here: betas, no weight decay, no clipping, seed. Data: data/README.md.
+100,000 updates; degrees 2 and 4 (--config.attention.degree=4). What those articles leave open, or what was not checked
+against them, is marked "unverified" below; so is the gate's start at 0.999, which is that of their released code.
+Data: data/README.md.
 """
 
 from ml_collections import ConfigDict
@@ -24,19 +26,20 @@ def get_config(arg: str = "conformal_sympow,4096") -> ConfigDict:
     c.model.dtype = "bfloat16"
     c.model.remat = "block"
     c.attention.chunk_size = 1_024
-    c.position.base = 10_000.0
+    c.position.base = 10_000.0  # unverified; the authors' own convention: --config.position.convention=manifest
     c.data.train = "longcrawl64/train.zarr"
     c.data.heldout = "longcrawl64/heldout.zarr"
     c.data.seq_len = int(context or 4_096)
     c.data.batch_size = max(TOKENS_PER_STEP // c.data.seq_len, 1)
     c.data.missing_chunks = "exclude"  # the public mirror is partial
     c.optimizer.name = "adam"
-    c.optimizer.learning_rate = 6e-4
+    c.optimizer.learning_rate = 6e-4  # unverified at contexts other than 4,096
     c.optimizer.schedule = "constant"
     c.optimizer.warmup_steps = 0
-    c.optimizer.b2 = 0.999  # unverified: optax's and PyTorch's default
-    c.optimizer.weight_decay = 0.0
-    c.optimizer.clip_norm = 0.0
+    c.optimizer.b1 = 0.9  # unverified: optax's and PyTorch's default
+    c.optimizer.b2 = 0.999  # unverified, likewise
+    c.optimizer.weight_decay = 0.0  # unverified
+    c.optimizer.clip_norm = 0.0  # unverified
     c.evaluation.every_steps = 1_000
     c.evaluation.lengths = (1_024, 4_096, 16_384, 65_536)
     c.evaluation.chunk_size = 4_096

@@ -160,6 +160,11 @@ def evaluate(
 ) -> int:
     """Length generalisation of one model: the table on the screen, and the files under workdir/eval."""
     store = open_data(data, "heldout", seq_len=max(lengths))
+    if store.segmented:
+        raise ValueError(
+            f"data {data!r}: its rows are packed or padded documents, which hold no long context to score; name a "
+            "store of whole rows with --data"
+        )
     if max(lengths) > store.document_length:
         print(f"documents hold {store.document_length:,} tokens: they are joined into rows of {max(lengths):,}")
         store = concat_view(store, max(lengths))

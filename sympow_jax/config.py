@@ -350,6 +350,19 @@ def _check_combinations(config: Config, head_dim: int) -> None:
         f"position.max_length = {p.max_length}: learned_absolute needs a row for each position of data.seq_len and "
         f"evaluation.lengths; use at least {max(d.seq_len, *e.lengths)}",
     )
+    _require(
+        not (a.kernel == "rebased" and a.qk_norm),
+        "attention.qk_norm = True: rebased normalises queries and keys itself; use false",
+    )
+    _require(
+        p.alibi_slope_scale == 1 or a.position == "alibi",
+        f"position.alibi_slope_scale = {p.alibi_slope_scale}: attention.position is {a.position!r}, which has no "
+        "slopes; use 1.0, or a variant with alibi",
+    )
+    _require(
+        a.position != "sinusoidal" or m.embed_dim % 2 == 0,
+        f"model.embed_dim = {m.embed_dim}: sinusoidal positions are pairs of a sine and a cosine, so it must be even",
+    )
     _require(a.conv_width >= 2, f"attention.conv_width = {a.conv_width}: a convolution needs at least 2 taps")
     _require(
         a.gate_min_timescale <= a.gate_max_timescale,

@@ -13,6 +13,7 @@ from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.run_files import load_config
 from sympow_jax.training.workdir import read_json
 from sympow_jax.typing import PyTree
+from sympow_jax.variants import ROTARY_POSITIONS
 
 AT_EVALUATION = (
     "position.base", "position.scaling", "position.factor", "position.original_length", "position.alibi_slope_scale",
@@ -54,4 +55,14 @@ def evaluation_config(config: Config, overrides: Mapping[str, Any]) -> Config:
     for path in overrides:
         if path not in AT_EVALUATION:
             raise ConfigError(f"--{path}: cannot change after training; these can: {', '.join(AT_EVALUATION)}")
-    return override(config, overrides)
+    changed = override(config, overrides)
+    rotary, scaled = config.attention.position in ROTARY_POSITIONS, changed.position.scaling != "none"
+    has_effect = {"position.base": rotary, "position.factor": scaled, "position.original_length": scaled}
+    for path in overrides:
+        if not has_effect.get(path, True):
+            raise ConfigError(
+                f"--{path}: has no effect with attention.position = {config.attention.position!r} and "
+                f"position.scaling = {changed.position.scaling!r}; "
+                + ("set --position.scaling too" if rotary else "leave it out")
+            )
+    return changed

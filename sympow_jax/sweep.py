@@ -18,6 +18,7 @@ from sympow_jax import config as config_lib
 from sympow_jax.config import ConfigError, nearest
 from sympow_jax.plots import style
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
+from sympow_jax.training import run_files
 from sympow_jax.training.loop import train
 from sympow_jax.training.workdir import write_json_atomic, write_text_atomic
 from sympow_jax.variants import VARIANTS
@@ -41,6 +42,7 @@ def run_one(config: config_lib.Config, workdir: pathlib.Path, lengths: Sequence[
     """Trains to the end and evaluates, or does what of it is missing."""
     result = workdir / "eval" / f"{EVALUATION}.json"
     if result.exists() and _is_of(result, config, lengths):
+        run_files.check_resume(run_files.resolve_for(config, str(workdir)), str(workdir))
         return 0
     code = train(config, str(workdir))
     if code:

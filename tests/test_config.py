@@ -7,6 +7,7 @@ import pytest
 
 from sympow_jax import config as config_lib
 from sympow_jax.config import ConfigError, parse_flags
+from sympow_jax.loading import evaluation_config
 from sympow_jax.variants import VARIANTS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -68,6 +69,12 @@ def test_a_saved_config_resolves_to_itself():
         ),
         ([QUICKSTART, "--config.position.scaling=yarn"], ["yarn", "learned_rope", "rope"]),
         ([f"{QUICKSTART}:sympow", "--config.position.scaling=dynamic_ntk"], ["dynamic_ntk", "softmax"]),
+        ([f"{QUICKSTART}:rebased", "--config.attention.qk_norm=true"], ["qk_norm", "rebased", "use false"]),
+        ([f"{QUICKSTART}:fox", "--config.position.alibi_slope_scale=2"], ["alibi_slope_scale", "'none'", "use 1.0"]),
+        (
+            [QUICKSTART, "--config.attention.position=sinusoidal", "--config.model.embed_dim=33"],
+            ["embed_dim = 33", "even"],
+        ),
         ([QUICKSTART, "--config.attention.layer_pattern=conv"], ["layer_pattern", "gated_conv"]),
         ([QUICKSTART, "--confg.seed=1"], ["--confg.seed", "no such flag"]),
         ([QUICKSTART, "--config.seed"], ["--config.seed", "VALUE"]),
@@ -81,6 +88,27 @@ def test_mistakes_are_one_line_that_helps(flags, words):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("variant", "overrides", "message"),
+    [
+        ("softmax_rope", {"position.scaling": "yarn", "position.factor": "8"}, ""),
+        ("conformal_sympow", {"position.base": "500000"}, ""),
+        ("softmax_alibi", {"position.alibi_slope_scale": "0.5"}, ""),
+        ("softmax_rope", {"position.factor": "8"}, r"--position.factor: has no effect .* set --position.scaling too"),
+        ("fox", {"position.base": "500000"}, r"--position.base: has no effect with attention.position = 'none'"),
+        ("fox", {"position.alibi_slope_scale": "2"}, "attention.position is 'none', which has no slopes"),
+        ("fox", {"model.num_layers": "2"}, "cannot change after training"),
+    ],
+)
+def test_position_settings_change_at_evaluation_only_where_they_act(variant, overrides, message):
+    config = resolve(variant=variant)
+    if not message:
+        assert set(config_lib.diff(config, evaluation_config(config, overrides))) == set(overrides)
+        return
+    with pytest.raises(ConfigError, match=message):
+        evaluation_config(config, overrides)
 
 
 def test_an_unknown_key_in_a_saved_config_is_named():

@@ -1,16 +1,18 @@
-"""The registry of linear kernels: one line per kernel, the four functions that a layer calls."""
+"""The registry of linear kernels: one line per kernel, its features and the four functions that a layer calls."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
 
 from sympow_jax import ops
+from sympow_jax.ops.linear_attention.kernels import Kernel, PowerKernel, TaylorKernel
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearKernel:
-    """The op of a kernel in its three forms, and its empty state."""
+    """A kernel and its feature expansion, the op in its three forms, and its empty state."""
 
+    kernel: Kernel
     attention: Callable
     attention_with_state: Callable
     step: Callable
@@ -18,16 +20,15 @@ class LinearKernel:
 
 
 def linear_kernel(name: str, *, degree: int) -> LinearKernel:
-    """The functions of kernel `name`; degree is used by `power` only. ReBased is degree 2 on transformed q and k."""
-    degrees = {"power": degree, "rebased": 2}
-    if name in degrees:
-        partial = functools.partial(functools.partial, degree=degrees[name])
-        return LinearKernel(
-            partial(ops.power_attention),
-            partial(ops.power_attention_with_state),
-            partial(ops.power_step),
-            partial(ops.power_initial_state),
-        )
-    return {"taylor": LinearKernel(
-        ops.taylor_attention, ops.taylor_attention_with_state, ops.taylor_step, ops.taylor_initial_state
-    )}[name]  # fmt: skip
+    """What `name` computes; degree is used by `power` only. ReBased is degree 2 on transformed q and k."""
+    return {"power": lambda: _power(degree), "rebased": lambda: _power(2), "taylor": _taylor}[name]()
+
+
+def _power(degree: int) -> LinearKernel:
+    functions = (ops.power_attention, ops.power_attention_with_state, ops.power_step, ops.power_initial_state)
+    return LinearKernel(PowerKernel(degree), *(functools.partial(function, degree=degree) for function in functions))
+
+
+def _taylor() -> LinearKernel:
+    functions = (ops.taylor_attention, ops.taylor_attention_with_state, ops.taylor_step, ops.taylor_initial_state)
+    return LinearKernel(TaylorKernel(), *functions)

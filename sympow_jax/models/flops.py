@@ -3,15 +3,16 @@
 from sympow_jax import variants
 from sympow_jax.config import Config
 from sympow_jax.layers.attention import qk_head_dim
+from sympow_jax.layers.kernels import linear_kernel
 from sympow_jax.models.transformer import layer_runs
-from sympow_jax.ops.linear_attention.kernels import Kernel, PowerKernel, TaylorKernel
+from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.typing import PyTree
 
 
 def expansion(config: Config) -> tuple[Kernel, int]:
     """The config's linear kernel, and P, the exact size of its expanded key."""
     a = config.attention
-    kernel = {"power": PowerKernel(a.degree), "rebased": PowerKernel(2), "taylor": TaylorKernel()}[a.kernel]
+    kernel = linear_kernel(a.kernel, degree=a.degree).kernel
     return kernel, kernel.num_features(qk_head_dim(a.kernel, config.model, a))
 
 

@@ -100,12 +100,21 @@ class Transformer(nnx.Module):
                 x, _ = block(x, context)
                 number += 1
 
+    def _check_length(self, length: int) -> None:
+        rows = self.config.position.max_length
+        if length > rows:
+            raise ValueError(
+                f"length {length}: learned_absolute has positions for {rows} tokens; use at most {rows}, or train with "
+                "a larger --config.position.max_length"
+            )
+
     def _embed(self, tokens: Array, context: Context) -> Array:
         x = self.embedding(tokens)
         kind = self.config.attention.position
         if kind in ("learned_absolute", "sinusoidal"):
             positions = context.token_positions(tokens.shape[1])
             if kind == "learned_absolute":
+                self._check_length(tokens.shape[1])
                 x = x + self.position_embedding(positions)
             else:
                 table = ops.positions.sinusoidal(positions, self.config.model.embed_dim)

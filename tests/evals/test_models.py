@@ -13,6 +13,7 @@ from sympow_jax.input_pipeline.mqar import MQAR
 from sympow_jax.models.registry import Model, resolve_implementation
 from tests.evals.toy import make_store
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SHAPE = {"num_layers": 2, "embed_dim": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "mlp_dim": 64}
 
 

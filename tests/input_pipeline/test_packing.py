@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import default
+from sympow_jax import commands
 from sympow_jax.config import resolve
 from sympow_jax.input_pipeline import make_batches, open_packed_store
 from sympow_jax.input_pipeline.build import Request, build
@@ -14,6 +15,8 @@ from sympow_jax.input_pipeline.packing import pack
 from sympow_jax.input_pipeline.sources import Document
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
 from sympow_jax.models.registry import Model, resolve_implementation
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 class Texts:
@@ -96,6 +99,14 @@ def test_hosts_share_a_packed_batch(packed):
 def test_windows_of_another_length_are_refused(packed):
     with pytest.raises(ValueError, match=r"data.seq_len = 8: .* was opened for windows of 16"):
         make_batches(packed[0], seq_len=8, batch_size=1)
+
+
+def test_packed_rows_are_not_evaluated_as_long_documents(packed, tmp_path):
+    arguments = {"lengths": (16,), "num_documents": 1, "window": 0, "stride": 0, "name": "x", "run": {}}
+    with pytest.raises(ValueError, match="its rows are packed or padded documents"):
+        commands.evaluate(
+            resolve(default.get_config()), None, None, workdir=str(tmp_path), data=packed[0].address, **arguments
+        )
 
 
 def test_broken_offsets_are_refused(packed):

@@ -1,5 +1,7 @@
 """Sizes by hand, every config at full size, and the switches that must not change a result."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ from sympow_jax.models import flops
 from sympow_jax.models.loss import token_nll
 from sympow_jax.models.registry import Model, resolve_implementation
 from tests.models.small import ROOT, VOCAB, tiny_config
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(autouse=True)
@@ -60,11 +64,11 @@ def test_based_360m_has_the_size_of_its_name():
     assert 355e6 < count(config, 50_257) < 370e6
 
 
+CONFIGS = sorted(str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.py") if p.stem[0] != "_")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "argument",
-    ["default.py", "quickstart.py", "lc64_124m.py:sympow,65536", "fox_125m.py", "based_360m.py", "small.py:30m,fox"],
-)
+@pytest.mark.parametrize("argument", [*CONFIGS, "lc64_124m.py:sympow,65536", "small.py:30m,fox"])
 def test_every_config_builds_at_full_size(argument):
     """Shapes of the loss and its gradient, without memory for either."""
     config = resolve_implementation(parse_flags([f"--config={ROOT}/configs/{argument}"]))
@@ -75,11 +79,12 @@ def test_every_config_builds_at_full_size(argument):
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, params)
 
 
-def batch():
+def batch() -> dict[str, np.ndarray]:
     x = np.random.default_rng(0).integers(0, VOCAB, (4, 24)).astype(np.int32)
     return {"inputs": x, "targets": np.roll(x, -1, 1)}
 
 
+@functools.cache
 def loss_and_grads(config):
     model = Model(config, VOCAB)
     params = model.init(jax.random.key(0))

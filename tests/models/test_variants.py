@@ -1,6 +1,8 @@
 """Every variant: causal, streamable, the same in every form, trainable, and of the size that its formulas say."""
 
 import functools
+import pathlib
+import sysconfig
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +10,18 @@ import numpy as np
 import pytest
 
 from sympow_jax.config import override
+from sympow_jax.evals.length_generalisation import length_generalisation
 from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sympow_jax.training.step import make_train_step
-from sympow_jax.training.train_state import create_train_state
+from sympow_jax.training.train_state import create_train_state, from_tree, to_tree
 from sympow_jax.variants import LINEAR_KERNELS, VARIANTS
+from tests.evals.toy import make_store
 from tests.models.small import VOCAB, tiny_config
 
 T = 24
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def variants(*quick: str):
@@ -94,20 +100,48 @@ def test_forms_agree_with_the_reference(variant):
             assert error < 2e-3, f"{form} {jax.tree_util.keystr(path)}: {error}"
 
 
-@pytest.mark.parametrize("variant", variants("conformal_sympow", "rebased"))
-def test_training_lowers_the_loss(variant):
-    """Ten steps on one batch: the loss falls and every parameter moves."""
-    model = Model(resolve_implementation(tiny_config(variant, "optimizer.warmup_steps=0")), VOCAB)
+def corpus_batch() -> dict[str, np.ndarray]:
+    """The start of two modules of the quickstart's corpus, after BOS."""
+    folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    text = [list((folder / name).read_bytes()[:T]) for name in ("argparse.py", "heapq.py")]
+    targets = np.array(text, np.int32)
+    return {"inputs": np.concatenate([np.full((2, 1), 256, np.int32), targets[:, :-1]], 1), "targets": targets}
+
+
+@pytest.mark.parametrize("variant", variants("conformal_sympow"))
+def test_one_step_lowers_the_loss_and_a_resumed_run_goes_on_alike(variant, tmp_path):
+    """The loss falls at once and every parameter moves; saved and restored, the next step is the same to the bit."""
+    model = Model(resolve_implementation(tiny_config(variant, "optimizer.warmup_steps=0")), 257)
     optimizer = make_optimizer(model.config.optimizer, 100)
     state = create_train_state(model, optimizer, seed=0)
     first = jax.tree.map(np.asarray, state.params)
     step = make_train_step(model, optimizer, learning_rate_schedule(model.config.optimizer, 100))
-    batch = {"inputs": tokens(), "targets": tokens() * 7 % VOCAB}
     losses = []
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
-        for _ in range(10):
-            state, metrics = step(state, batch)
+    with jax.numpy_dtype_promotion("standard"), Checkpointer(tmp_path) as checkpointer:  # optax mixes dtypes
+        for number in range(1, 5):
+            if number == 4:
+                checkpointer.save(3, to_tree(state), metadata={}, metrics={}, force=True)
+                restored = checkpointer.restore("latest", like=jax.eval_shape(to_tree, state))
+                resumed = from_tree(jax.tree.map(jnp.asarray, restored.tree), state)
+            state, metrics = step(state, corpus_batch())
             losses.append(float(metrics["loss"]))
-    assert losses[-1] < losses[0] - 0.1
+        resumed, metrics = step(resumed, corpus_batch())
+    assert losses[1] < losses[0]
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(first), strict=True):
         assert np.any(np.asarray(a) != b), f"{jax.tree_util.keystr(path)} did not move"
+    assert float(metrics["loss"]) == losses[-1]
+    jax.tree.map(np.testing.assert_array_equal, to_tree(resumed), to_tree(state))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_evaluates_at_eight_times_its_length(variant):
+    """By the evaluation itself, and its last prefix is the mean loss of one whole pass."""
+    model, params = model_and_params(variant, f"evaluation.lengths={T},{8 * T}")
+    store = make_store(num_documents=2, length=8 * T, vocab=VOCAB - 1)
+    options = {"train_length": T, "num_documents": 2, "batch_size": 2, "chunk_size": 2 * T}
+    result, _ = length_generalisation(model, params, store, lengths=[T, 8 * T], **options)
+    targets = store.read(slice(0, 2), slice(0, 8 * T)).astype(np.int32)
+    inputs = np.concatenate([np.full((2, 1), store.bos_id, np.int32), targets[:, :-1]], 1)
+    whole, _ = jax.jit(model.nll)(params, inputs, targets)
+    np.testing.assert_allclose(result["lengths"][1]["nll"], np.asarray(whole).mean(), rtol=1e-4)

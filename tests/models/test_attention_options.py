@@ -1,0 +1,104 @@
+"""Gates, norms and encodings on kernels that no named variant combines, and where their parameters start."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sympow_jax import ops
+from sympow_jax.config import override
+from sympow_jax.models.registry import Model, resolve_implementation
+from tests.models.small import VOCAB, tiny_config
+
+T = 24
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+OPTIONS = {
+    "power-alibi-grouped": ("sympow", "attention.position=alibi", "model.num_heads=4", "model.num_kv_heads=2"),
+    "power-learned-gate": ("sympow", "attention.gate=learned", "attention.gate_init=timescales"),
+    "power-qk_norm-output_gate": ("sympow_gated", "attention.qk_norm=true", "attention.output_gate=true"),
+    "taylor-fixed-gate": ("based", "attention.gate=fixed"),
+    "rebased-concatenated": ("rebased", "attention.rebased_norm=concatenated", "attention.gate=data"),
+    "softmax-learned-gate": ("softmax_rope", "attention.gate=learned"),
+    "softmax-qk_norm-output_gate": ("fox", "attention.qk_norm=true", "attention.output_gate=true"),
+    "softmax-manifest": ("softmax_rope", "position.convention=manifest"),
+    "power-fire": ("sympow", "attention.position=fire"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_agree_with_the_reference_and_stream(name):
+    """Loss and all gradients in the fast form, and the logits of a stream, are those of one dense pass."""
+    config = resolve_implementation(tiny_config(*OPTIONS[name], "attention.chunk_size=10", f"position.max_length={T}"))
+    form = "chunked" if config.attention.kernel != "softmax" and name != "power-fire" else "blockwise"
+    x = np.random.default_rng(3).integers(0, VOCAB, (2, T)).astype(np.int32)
+    params = None
+
+    def run(implementation):
+        nonlocal params
+        model = Model(override(config, {"attention.implementation": implementation}), VOCAB)
+        if params is None:
+            params = jax.tree.map(lambda p: p + 0.05 * np.cos(np.arange(p.size, dtype=np.float32)).reshape(p.shape),
+                                  model.init(jax.random.key(1)))  # fmt: skip
+
+        def loss(p):
+            logits, _ = model.logits(p, x)
+            return jnp.mean(jnp.square(logits)), logits
+
+        (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return model, value, logits, grads
+
+    _, want_loss, want_logits, want = run("reference")
+    model, loss, _, grads = run(form)
+    np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(want), strict=True):
+        error = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3)
+        assert error < 2e-3, f"{jax.tree_util.keystr(path)}: {error}"
+    if name == "power-fire":
+        with pytest.raises(ValueError, match="no finite state"):
+            model.initial_state(2, T)
+        return
+    state, parts = model.initial_state(2, T), []
+    stream = jax.jit(model.logits)
+    for start, stop in ((0, 12), (12, 13), (13, 14), (14, 24)):
+        part, state = stream(params, x[:, start:stop], state=state)
+        parts.append(part)
+    np.testing.assert_allclose(np.concatenate(parts, 1), want_logits, rtol=2e-4, atol=2e-4)
+
+
+def test_alibi_on_a_linear_kernel_is_a_gate(rng):
+    """The chunked form with ALiBi's gates is the dense form with ALiBi's bias."""
+    q, k, v = jnp.asarray(rng.normal(size=(3, 1, T, 2, 8)), jnp.float32)
+    bias = ops.positions.alibi_bias(jnp.asarray(ops.positions.alibi_slopes(2), jnp.float32))
+    want = ops.power_attention(q, k, v, bias=bias, implementation="reference")
+    found = ops.power_attention(
+        q, k, v, log_gates=ops.gates.fixed_log_gates(2, 1, T), implementation="chunked", chunk_size=7
+    )
+    np.testing.assert_allclose(found, want, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("variant", "flags", "gate"),
+    [
+        ("fox", (), [0.5, 0.5]),
+        ("conformal_sympow", (), [0.999, 0.999]),
+        ("sympow", ("attention.gate=learned",), [0.999, 0.999]),
+        ("fox", ("attention.gate_init=timescales",), [np.exp(-1 / 16), np.exp(-1 / 4096)]),
+        ("softmax_nope", ("attention.gate=fixed",), [np.exp(-1 / 16), np.exp(-1 / 4096)]),
+    ],
+)
+def test_gates_start_where_the_config_says(variant, flags, gate):
+    """At an input of zero, where a data-dependent gate is its bias."""
+    model = Model(resolve_implementation(tiny_config(variant, *flags)), VOCAB)
+    bound = model.bind(model.init(jax.random.key(0)))
+    _, mixer, x, _ = next(bound.layer_inputs(jnp.zeros((1, 3), jnp.int32)))
+    np.testing.assert_allclose(np.exp(mixer.log_gates(jnp.zeros_like(x)))[0], [gate] * 3, rtol=1e-5)
+
+
+def test_learned_positions_end_where_their_table_does():
+    """A longer context is one line, not the rows of another position."""
+    model = Model(resolve_implementation(tiny_config("softmax_absolute")), VOCAB)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    with pytest.raises(ValueError, match="length 49: learned_absolute has positions for 48 tokens; use at most 48"):
+        jax.eval_shape(model.logits, params, jax.ShapeDtypeStruct((1, 49), jnp.int32))
