@@ -114,15 +114,18 @@ class ChunkedArray:
         if self._digests:
             total.update(json.dumps(self._digests, sort_keys=True).encode())
             return f"sha256:{total.hexdigest()}"
-        keys = kv.present_keys(self.address, self.kvstore, self.metadata.keys())
-        total.update("\n".join(sorted(keys)).encode())
+        total.update("\n".join(sorted(self._present)).encode())
         return f"listing:{total.hexdigest()}"
+
+    @functools.cached_property
+    def _present(self) -> set[str]:
+        """The chunk files that exist, listed once: over http a listing is a request for each chunk."""
+        return kv.present_keys(self.address, self.kvstore, self.metadata.keys())
 
     def missing(self) -> np.ndarray:
         """Boolean [grid]: True where a chunk is absent, found by listing."""
         keys = self.metadata.keys()
-        present = kv.present_keys(self.address, self.kvstore, keys)
-        return np.array([key not in present for key in keys]).reshape(self.metadata.grid)
+        return np.array([key not in self._present for key in keys]).reshape(self.metadata.grid)
 
     def read(self, *region: slice) -> np.ndarray:
         """Tokens of `region`, one slice for each dimension."""

@@ -14,7 +14,15 @@ from sympow_jax.models.registry import Model, resolve_implementation
 from tests.evals.toy import make_store
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-SHAPE = {"num_layers": 2, "embed_dim": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "mlp_dim": 64}
+SHAPE = {
+    "num_layers": 2,
+    "embed_dim": 32,
+    "num_heads": 2,
+    "num_kv_heads": 2,
+    "head_dim": 16,
+    "mlp_dim": 64,
+    "scan_layers": True,
+}
 
 
 def tiny_model(variant):
