@@ -1,6 +1,7 @@
 """Every form of power and Taylor attention against the dense reference in float64: values, states, gradients."""
 
 import functools
+import itertools
 import pathlib
 
 import jax
@@ -13,10 +14,10 @@ from sympow_jax.ops.linear_attention.dispatch import IMPLEMENTATIONS
 from sympow_jax.ops.linear_attention.specs import ArgSpec
 from sympow_jax.ops.power_attention.arg_specs import TEST_SPECS as POWER_SPECS
 from sympow_jax.ops.taylor_attention.arg_specs import TEST_SPECS as TAYLOR_SPECS
-from tests.ops.linear_attention_cases import FAST_COMPILE, evaluate
+from tests.fast_compile import fast_jit
+from tests.ops.linear_attention_cases import evaluate
 from tests.tolerances import assert_bfloat16, assert_close
 
-fast_jit = functools.partial(jax.jit, compiler_options=FAST_COMPILE)
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 SPECS = [*POWER_SPECS, *TAYLOR_SPECS]
 QUICK = [spec for spec in SPECS if spec.T == 37]
@@ -25,6 +26,18 @@ QUICK = [spec for spec in SPECS if spec.T == 37]
 @functools.cache
 def oracle(spec: ArgSpec) -> dict[str, np.ndarray]:
     return evaluate(spec, "reference", "float64")
+
+
+def test_specs_hold_every_pair_of_choices():
+    required = {
+        "kernel": {0, 2, 4, 6},  # 0 is Taylor
+        "gates": {"none", "mild", "strong", "extreme"},
+        "T": {1, 37, 63, 64, 1000},
+        **{name: {False, True} for name in ("odd head_dim", "grouped queries", "segments", "initial state")},
+    }
+    chosen = [(s.degree, s.gates, s.T, s.D % 2 == 1, s.H != s.K, s.segments, s.initial_state) for s in SPECS]
+    for (a, first), (b, second) in itertools.combinations(enumerate(required.values()), 2):
+        assert {(spec[a], spec[b]) for spec in chosen} == set(itertools.product(first, second))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -2,9 +2,10 @@
 
 import jax.numpy as jnp
 
+from sympow_jax.ops.linear_attention.blockwise import blockwise
 from sympow_jax.ops.linear_attention.inputs import group_inputs
-from sympow_jax.ops.linear_attention.reference import visible_pairs
-from sympow_jax.typing import Array, Float, Int
+from sympow_jax.ops.linear_attention.kernels import PowerKernel
+from sympow_jax.typing import Array, Float, Int, accumulation_dtype
 
 
 def power_condition(
@@ -22,20 +23,16 @@ def power_condition(
     phi(q_i) . phi(k_j) adds up terms as large as |q_i|^p |k_j|^p, so a form that goes through the expansion (chunked,
     recurrent) has relative errors of about this number times the rounding of the dtype, where the quadratic forms
     have p times the rounding of a score. Rows whose keys all are nearly orthogonal to the query are ill-conditioned,
-    the more the higher the degree; rows without any weight give inf. Dense: quadratic in T.
+    the more the higher the degree; rows without any weight give inf. Quadratic in time, linear in memory.
     """
-    inputs = group_inputs(q, k, k, log_gates=log_gates, segment_ids=segment_ids, scale=1.0, state=None)
-    visible, log_decay = visible_pairs(inputs)
-    visible &= inputs.valid[:, None, :]
-    decay = jnp.exp(jnp.where(visible[:, None], log_decay, -jnp.inf))
-    dtype = inputs.log_gates.dtype
-    queries, keys = (
-        x.astype(dtype) / jnp.maximum(jnp.linalg.norm(x.astype(dtype), axis=-1, keepdims=True), 1e-30)
-        for x in (inputs.q, inputs.k)
-    )
-    sizes = jnp.sum(inputs.k.astype(dtype) ** 2, axis=-1) ** (degree // 2)
-    bound = jnp.einsum("bkts,bsk->btk", decay, sizes)[..., None]
-    scores = jnp.einsum("btkgd,bskd->bkgts", queries, keys) ** degree
-    total = jnp.einsum("bkgts,bkts,bsk->btkg", scores, decay, sizes)
-    condition = jnp.where(total > 0, bound / jnp.where(total > 0, total, 1.0), jnp.inf)
-    return condition.reshape(q.shape[:3])
+    dtype = accumulation_dtype(q, k)
+    norms = [jnp.linalg.norm(x.astype(dtype), axis=-1, keepdims=True) for x in (q, k)]
+    unit = q.astype(dtype) / jnp.maximum(norms[0], 1e-30)  # the length of a query cancels
+
+    def row_sums(q, k):
+        inputs = group_inputs(q, k, k[..., :0], log_gates=log_gates, segment_ids=segment_ids, scale=1.0, state=None)
+        sums = blockwise(PowerKernel(degree), inputs, None, inputs.runs, min(128, q.shape[1]))
+        return sums.reshape(q.shape[:3])  # of no value but the normaliser
+
+    bound, total = row_sums(jnp.ones_like(norms[0]), norms[1]), row_sums(unit, k.astype(dtype))
+    return jnp.where(total > 0, bound / jnp.where(total > 0, total, 1.0), jnp.inf)

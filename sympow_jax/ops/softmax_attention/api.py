@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from sympow_jax.ops.gates import cumulative_log_gates
+from sympow_jax.ops.platform import target_platform
 from sympow_jax.ops.position_bias import PositionBias
+from sympow_jax.ops.softmax_attention import accelerators
 from sympow_jax.ops.softmax_attention.blockwise import blockwise
 from sympow_jax.ops.softmax_attention.inputs import Inputs, repeat_heads
 from sympow_jax.ops.softmax_attention.reference import reference
 from sympow_jax.typing import Array, Float, Int, accumulation_dtype
 
-IMPLEMENTATIONS = ("reference", "blockwise")
+IMPLEMENTATIONS = ("reference", "blockwise", "cudnn", "pallas")
 # Measured on 2 CPU cores, float32, forward and backward: up to 128 x 128 pairs the dense form is as fast as tiles and
 # compiles sooner; above, tiles of 128 win by 2-3x at T = 256..512, and tiles of 512 from T = 2048 on.
 DENSE_PAIRS = 1 << 14
@@ -53,7 +55,8 @@ def softmax_attention(
       positions: absolute positions of the queries; None is 0..T-1.
       key_positions: absolute positions of the keys; None is `positions`.
       window: a query sees the last `window` positions, itself included; None is all.
-      implementation: "reference" or "blockwise"; None picks by size.
+      implementation: "reference", "blockwise", "cudnn" (GPU) or "pallas" (TPU's splash attention), both without gates,
+        bias and key_positions; None is the kernel of the accelerator where it can do the call, else goes by size.
       block_size: tile of "blockwise"; None picks by size.
 
     Returns:
@@ -71,13 +74,31 @@ def softmax_attention(
         raise ValueError(f"block_size={block_size}: legal are None or integers >= 1")
     scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
     x = _inputs(q, k, v, log_gates, bias, segment_ids, positions, key_positions)
-    T, S = q.shape[1], k.shape[1]
-    if implementation is None:
-        dense = T <= DENSE_QUERIES or T * S <= DENSE_PAIRS
-        implementation = "reference" if dense and block_size is None else "blockwise"
+    implementation = _choose(implementation, x, block_size, cached=key_positions is not None)
+    if implementation == "cudnn":
+        return accelerators.cudnn(x, scale=scale, window=window)
+    if implementation == "pallas":
+        return accelerators.splash(x, scale=scale, window=window)
     if implementation == "reference":
         return reference(x, scale=scale, window=window)
+    T, S = q.shape[1], k.shape[1]
     return blockwise(x, scale=scale, window=window, block_size=block_size or _default_block_size(T, S, window))
+
+
+def _choose(implementation: str | None, x: Inputs, block_size: int | None, *, cached: bool) -> str:
+    """The implementation that was named, or the kernel of the accelerator if there is one, or the measured choice."""
+    if implementation in accelerators.KERNELS.values():
+        reason = accelerators.obstacle(implementation, x, cached=cached)
+        if reason:
+            raise ValueError(f"implementation={implementation!r}: {reason}; use 'blockwise', or None")
+    if implementation is not None:
+        return implementation
+    kernel = accelerators.KERNELS.get(target_platform())
+    if kernel and block_size is None and accelerators.obstacle(kernel, x, cached=cached) is None:
+        return kernel
+    T, S = x.q.shape[1], x.k.shape[1]
+    dense = T <= DENSE_QUERIES or T * S <= DENSE_PAIRS
+    return "reference" if dense and block_size is None else "blockwise"
 
 
 def _default_block_size(T: int, S: int, window: int | None) -> int:

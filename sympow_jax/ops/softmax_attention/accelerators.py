@@ -1,0 +1,81 @@
+"""The attention kernels that JAX ships for accelerators: cuDNN's on GPUs, splash attention (Pallas) on TPUs.
+
+They compute plain causal attention, with grouped queries and a window, and splash attention packed documents too;
+neither takes gates or additive biases without a T x T array, which is what `blockwise` is for.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sympow_jax.ops.platform import target_platform
+from sympow_jax.ops.softmax_attention.inputs import Inputs
+
+KERNELS = {"gpu": "cudnn", "tpu": "pallas"}
+LANES = 128  # of a TPU: tiles of splash attention are multiples of it
+LARGEST_TILE = 512
+
+
+def obstacle(name: str, x: Inputs, *, cached: bool) -> str | None:
+    """What keeps the kernel `name` from computing this call here, or None."""
+    if x.bias is not None or x.gates is not None:
+        return "it takes no bias and no log_gates"
+    if cached:
+        return "it takes no key_positions"
+    if name == "cudnn":
+        return _obstacle_to_cudnn(x)
+    if target_platform() != "tpu":
+        return "it needs a TPU"
+    if x.q.shape[1] % LANES:
+        return f"T={x.q.shape[1]} is not a multiple of {LANES}"
+    if not _unsplit():
+        return "XLA cannot split it over devices; call it inside shard_map"
+    return None
+
+
+def _unsplit() -> bool:
+    """Whether the program is surely that of one device: inside shard_map, or in a process that has only one."""
+    kinds = jax.sharding.get_abstract_mesh().axis_types
+    return all(kind == jax.sharding.AxisType.Manual for kind in kinds) if kinds else jax.device_count() == 1
+
+
+def _obstacle_to_cudnn(x: Inputs) -> str | None:
+    if target_platform() != "gpu" or jax.default_backend() != "gpu":
+        return "it needs a GPU in this process"  # which JAX asks for its compute capability
+    if x.segments is not None:
+        return "it takes no segment_ids"
+    if x.q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"q is {x.q.dtype}, not bfloat16 or float16"
+    D, Dv = x.q.shape[-1], x.v.shape[-1]
+    return None if Dv == D and D % 8 == 0 and D <= LANES else f"D={D}, Dv={Dv} are not equal multiples of 8 up to 128"
+
+
+def cudnn(x: Inputs, *, scale: float, window: int | None, implementation="cudnn") -> jax.Array:
+    """`jax.nn.dot_product_attention`; its window counts the tokens before the query."""
+    local = None if window is None else (window - 1, 0)
+    return jax.nn.dot_product_attention(
+        x.q, x.k, x.v, scale=scale, is_causal=True, local_window_size=local, implementation=implementation
+    )
+
+
+def splash(x: Inputs, *, scale: float, window: int | None, interpret: bool = False) -> jax.Array:
+    """Splash attention, which visits only tiles that the mask, causal or a window of it, does not rule out."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    _, T, H, _ = x.q.shape
+    shape = (T, T)
+    mask = splash_attention_mask.CausalMask(shape)
+    if window is not None:
+        mask = splash_attention_mask.LocalMask(shape, window_size=(window - 1, 0), offset=0)
+    tile = next(size for size in (LARGEST_TILE, 256, LANES) if T % size == 0)
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    kernel = splash_attention_kernel.make_splash_mha_single_device(
+        splash_attention_mask.MultiHeadMask([mask] * H),
+        block_sizes=splash_attention_kernel.BlockSizes(**{f"block_{name}": tile for name in names}),
+        interpret=interpret,
+    )
+    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (x.q * jnp.asarray(scale, x.q.dtype), x.k, x.v))
+    if x.segments is None:
+        return jnp.swapaxes(jax.vmap(kernel)(q, k, v), 1, 2)
+    ids = splash_attention_kernel.SegmentIds(*x.segments)
+    out = jnp.swapaxes(jax.vmap(kernel)(q, k, v, segment_ids=ids), 1, 2)
+    return jnp.where((x.segments[0] != 0)[:, :, None, None], out, jnp.zeros((), out.dtype))  # padding sees padding
