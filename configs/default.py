@@ -86,7 +86,8 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     o.clip_norm = 1.0  # global gradient norm; 0 = no clipping
     o.z_loss = 0.0  # weight of mean log^2(sum exp logits), added to what is minimised; PaLM used 1e-4
     o.accumulation_steps = 1  # microbatches in a step; divides batch_size
-    o.max_skipped_steps = 10  # non-finite steps in a row that stop the run
+    o.max_skipped_steps = 10  # steps in a row not applied (not finite, or outliers) before the run stops
+    o.outlier_ratio = 0.0  # a gradient norm beyond this many times its running mean is not applied; 0 = no bound
 
     c.evaluation = e = ConfigDict()
     e.every_steps = 250  # held-out loss during training; 0 = only at the end

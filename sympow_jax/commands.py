@@ -24,13 +24,14 @@ from sympow_jax.plots import style
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
 from sympow_jax.plots.position_bias import position_bias_figure
 from sympow_jax.plots.tables import length_table, verdict
+from sympow_jax.training.bad_steps import BadStepsError
 from sympow_jax.training.checkpoint import CheckpointError
-from sympow_jax.training.loop import NonFiniteError, train
+from sympow_jax.training.loop import train
 from sympow_jax.training.run_files import load_config
 from sympow_jax.training.workdir import WorkdirError
 from sympow_jax.variants import VARIANTS
 
-USER_ERRORS = (ConfigError, WorkdirError, CheckpointError, NonFiniteError, ValueError, OSError)
+USER_ERRORS = (ConfigError, WorkdirError, CheckpointError, BadStepsError, ValueError, OSError)
 
 
 def one_line_errors(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:

@@ -113,6 +113,7 @@ class OptimizerConfig:
     z_loss: float
     accumulation_steps: int
     max_skipped_steps: int
+    outlier_ratio: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +190,8 @@ _MAY_BE_ZERO = {
     "seed", "model.num_kv_heads", "attention.chunk_size", "position.original_length",
     "position.max_length", "optimizer.warmup_steps", "optimizer.final_fraction", "optimizer.b1", "optimizer.b2",
     "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.z_loss", "optimizer.max_skipped_steps",
-    "evaluation.every_steps", "checkpoint.keep_every", "logging.peak_flops", "position.alibi_slope_scale",
+    "optimizer.outlier_ratio", "evaluation.every_steps", "checkpoint.keep_every", "logging.peak_flops",
+    "position.alibi_slope_scale",
 }  # fmt: skip
 
 

@@ -28,10 +28,12 @@ from sympow_jax.config import Config, ConfigError, override, parse_flags, resolv
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.loop import train
 from sympow_jax.training.manifest import flatten, unflatten
-from sympow_jax.training.metrics import METRICS_NAME, read_metrics
+from sympow_jax.training.metrics import METRICS_NAME, last_logged_step, read_metrics
 from sympow_jax.training.workdir import read_json, write_json_atomic
 
-TIMINGS = frozenset(("tokens_per_sec", "mfu", "data_wait_fraction", "save_stall_seconds", "restore_seconds"))
+TIMINGS = frozenset(
+    ("tokens_per_sec", "mfu", "data_wait_fraction", "save_stall_seconds", "restore_seconds", "lost_steps")
+)
 OPTIONS = {"steps": 20, "kills": 1, "every": 5, "seed": 0}
 _TRAIN = "--train-from-json"
 
@@ -109,9 +111,9 @@ def _finish(process: subprocess.Popen, workdir: pathlib.Path) -> None:
 def _run_and_kill(root: pathlib.Path, workdir: pathlib.Path, target: int, rng: random.Random) -> Kill:
     """Starts training, and kills it a random moment after `target` is logged (or after its start, if it was before)."""
     with _start(root, workdir) as process:
-        begun, delay, seen, reached = time.monotonic(), rng.uniform(0.0, 0.3), _last_step(workdir), None
+        begun, delay, seen, reached = time.monotonic(), rng.uniform(0.0, 0.3), last_logged_step(workdir), None
         while process.poll() is None:
-            seen = _last_step(workdir)
+            seen = last_logged_step(workdir)
             if seen >= target:
                 reached = reached or time.monotonic()
                 if time.monotonic() - reached > delay:
@@ -124,11 +126,6 @@ def _run_and_kill(root: pathlib.Path, workdir: pathlib.Path, target: int, rng: r
         _finish(process, workdir)  # it was done before the kill
     checkpoints = Checkpointer(workdir / "checkpoints", read_only=True)
     return Kill(seen, max(checkpoints.steps(), default=0))
-
-
-def _last_step(workdir: pathlib.Path) -> int:
-    path = workdir / METRICS_NAME
-    return max((row["step"] for row in read_metrics(path)), default=0) if path.exists() else 0
 
 
 def _verify(argv: Sequence[str]) -> int:

@@ -69,7 +69,7 @@ class Attention(nnx.Module):
         a, heads = self.attention, self.num_kv_heads if self.linear else self.num_heads
         initial = {
             "zero": jnp.zeros(heads),
-            "long": jnp.full(heads, ops.gates.POWER_GATE_BIAS),
+            "long": jnp.full(heads, ops.gates.POWER_GATE_BIAS, jnp.float32),
             "timescales": jnp.asarray(
                 ops.gates.time_scale_logits(heads, a.gate_min_timescale, a.gate_max_timescale), jnp.float32
             ),

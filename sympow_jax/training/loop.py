@@ -10,19 +10,17 @@ from sympow_jax.config import Config
 from sympow_jax.models import flops
 from sympow_jax.models.registry import Model
 from sympow_jax.training import peak, run_files
+from sympow_jax.training.bad_steps import BadSteps
 from sympow_jax.training.checkpoint import Checkpointer, CheckpointError
 from sympow_jax.training.data import RunData, open_run_data
-from sympow_jax.training.metrics import MetricsWriter
+from sympow_jax.training.goodput import Goodput
+from sympow_jax.training.metrics import MetricsWriter, last_logged_step
 from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sympow_jax.training.screen import print_first_screen
 from sympow_jax.training.signals import StopRequest
 from sympow_jax.training.step import make_eval_step, make_train_step
 from sympow_jax.training.train_state import TrainState, create_train_state, from_tree, to_tree
 from sympow_jax.training.workdir import WorkdirLock
-
-
-class NonFiniteError(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
 
 
 @dataclasses.dataclass
@@ -37,6 +35,8 @@ class Run:
     checkpointer: Checkpointer
     writer: MetricsWriter
     stop: StopRequest
+    bad_steps: BadSteps
+    goodput: Goodput
     evaluated_step: int = -1
     heldout_loss: float | None = None
 
@@ -51,8 +51,9 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
       allow_learning_rate_change: accept changed learning-rate fields on resume.
 
     Raises:
-      ConfigError, WorkdirError, CheckpointError, NonFiniteError: one line each.
+      ConfigError, WorkdirError, CheckpointError, BadStepsError: one line each.
     """
+    goodput = Goodput()
     config = run_files.resolve_for(config, workdir)
     run_files.check_resume(config, workdir, allow_learning_rate_change=allow_learning_rate_change)
     data = open_run_data(config)
@@ -74,6 +75,9 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
                 )
                 return 0
             print_first_screen(config, state.params, data, first_step, workdir)
+            if first_step:
+                lost = max(0, last_logged_step(workdir) - first_step)
+                print(goodput.restored(checkpointer.restore_seconds, lost))
             with MetricsWriter(
                 workdir,
                 resume_step=first_step,
@@ -86,13 +90,17 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
                     schedule,
                     accumulation_steps=config.optimizer.accumulation_steps,
                     z_loss=config.optimizer.z_loss,
+                    outlier_ratio=config.optimizer.outlier_ratio,
                 )
+                bad_steps = BadSteps(state.params, data, writer, max_in_a_row=config.optimizer.max_skipped_steps)
                 run = Run(
-                    config, model, data, step_fn, make_eval_step(model), checkpointer, writer, stop,
+                    config, model, data, step_fn, make_eval_step(model), checkpointer, writer, stop, bad_steps, goodput,
                     evaluated_step=metadata.get("evaluated_step", -1),
                     heldout_loss=metadata.get("heldout_loss"),
                 )  # fmt: skip
-                return _run_steps(run, state, first_step)
+                code, last_step = _run_steps(run, state, first_step)
+                print(goodput.summary(last_step - first_step))
+                return code
 
 
 def _restore(checkpointer: Checkpointer, state: TrainState, *, strict: bool) -> tuple[TrainState, dict[str, Any]]:
@@ -108,7 +116,8 @@ def _restore(checkpointer: Checkpointer, state: TrainState, *, strict: bool) -> 
     return from_tree(restored.tree, state), restored.metadata
 
 
-def _run_steps(run: Run, state: TrainState, first_step: int) -> int:
+def _run_steps(run: Run, state: TrainState, first_step: int) -> tuple[int, int]:
+    """Exit code, and the last step."""
     config, stop = run.config, run.stop
     last = config.num_train_steps
     if first_step and _evaluation_due(run, first_step) and not _evaluate(run, state, first_step):
@@ -118,9 +127,12 @@ def _run_steps(run: Run, state: TrainState, first_step: int) -> int:
     for index, batch in batches:
         step = index + 1
         state, metrics = run.train_step(state, batch)
+        run.bad_steps.see(step, metrics)
         if step % config.logging.every_steps == 0 or step == last:
             row = {name: value.item() for name, value in jax.device_get(metrics).items()}
-            _log(run, step, row | meter.rates(step, batches.wait_fraction()))
+            tokens = step * config.data.batch_size * config.data.seq_len
+            timings = meter.rates(step, batches.wait_fraction()) | run.goodput.row()
+            run.writer.write(step, row | timings | {"tokens": tokens})
         if _evaluation_due(run, step):
             evaluated = _evaluate(run, state, step)
             meter.pause_until_now()
@@ -131,19 +143,7 @@ def _run_steps(run: Run, state: TrainState, first_step: int) -> int:
         if stop.poll() and step < last:
             return _save_and_stop(run, state, step)
     batches.close()
-    return 0
-
-
-def _log(run: Run, step: int, row: dict[str, float]) -> None:
-    d = run.config.data
-    run.writer.write(step, row | {"tokens": step * d.batch_size * d.seq_len})
-    limit = run.config.optimizer.max_skipped_steps
-    if row["skipped_in_a_row"] > limit:
-        raise NonFiniteError(
-            f"optimizer.max_skipped_steps = {limit}: {row['skipped_in_a_row']} steps in a row up to step {step} had a "
-            "loss or gradient that is not finite and were not applied; lower optimizer.learning_rate, or look at the "
-            f"batch with python -m sympow_jax.inspect --batch={step - 1}"
-        )
+    return 0, last
 
 
 def _evaluation_due(run: Run, step: int) -> bool:
@@ -155,11 +155,12 @@ def _evaluation_due(run: Run, step: int) -> bool:
 def _evaluate(run: Run, state: TrainState, step: int) -> bool:
     """Held-out loss, in float64 over the batches; False when a stop request came in between."""
     total, count = 0.0, 0.0
-    for batch in run.data.heldout_batches():
-        batch_total, batch_count = run.eval_step(state.params, batch)
-        total, count = total + float(batch_total), count + float(batch_count)
-        if run.stop.poll():
-            return False
+    with run.goodput.evaluating():
+        for batch in run.data.heldout_batches():
+            batch_total, batch_count = run.eval_step(state.params, batch)
+            total, count = total + float(batch_total), count + float(batch_count)
+            if run.stop.poll():
+                return False
     run.evaluated_step, run.heldout_loss = step, total / count
     run.writer.write(step, {"heldout_loss": run.heldout_loss})
     return True
@@ -169,13 +170,15 @@ def _save(run: Run, state: TrainState, step: int, *, force: bool) -> None:
     metadata = {"evaluated_step": run.evaluated_step, "heldout_loss": run.heldout_loss}
     fresh = run.heldout_loss if run.evaluated_step == step else None
     metrics = None if fresh is None else {"heldout_loss": fresh}
-    run.checkpointer.save(step, to_tree(state), metadata=metadata, metrics=metrics, force=force)
+    run.bad_steps.flush()  # its row must be on disk before a checkpoint that makes it final
+    if run.checkpointer.save(step, to_tree(state), metadata=metadata, metrics=metrics, force=force):
+        run.goodput.saved(run.checkpointer.save_stall_seconds)
 
 
-def _save_and_stop(run: Run, state: TrainState, step: int) -> int:
+def _save_and_stop(run: Run, state: TrainState, step: int) -> tuple[int, int]:
     _save(run, state, step, force=True)
     print(f"stopped at step {step}; the checkpoint is saved, and the same command continues from it")
-    return run.stop.exit_code
+    return run.stop.exit_code, step
 
 
 class _Meter:

@@ -111,6 +111,12 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
+def last_logged_step(workdir: str | os.PathLike) -> int:
+    """The highest step in a workdir's metrics.jsonl; 0 when there is none."""
+    path = pathlib.Path(workdir) / METRICS_NAME
+    return max((row["step"] for row in read_metrics(path)), default=0) if path.exists() else 0
+
+
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)

@@ -10,6 +10,9 @@ from sympow_jax.models.registry import Model
 from sympow_jax.training.train_state import TrainState
 from sympow_jax.typing import Array, PyTree
 
+_MEAN_OVER = 100
+_OUTLIERS_AFTER = 20
+
 
 def masked_sums(model: Model, params: PyTree, batch: PyTree) -> tuple[Array, Array, Array]:
     """Sums over the batch's targets of their loss, of log^2 Z, and of ones; float32 scalars."""
@@ -31,13 +34,17 @@ def make_train_step(
     *,
     accumulation_steps: int = 1,
     z_loss: float = 0.0,
+    outlier_ratio: float = 0.0,
 ) -> Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Array]]]:
     """(state, batch) -> (state, metrics): the gradient of the mean loss over the batch, and one update.
 
     What is minimised is the mean of nll + z_loss log^2 Z (Chowdhery et al. 2022, arXiv 2204.02311); the metric `loss`
     is the mean of nll alone.
     With accumulation the batch is cut into equal microbatches whose gradients are added; the mean is over the
-    tokens of the whole batch. A step whose loss or gradient norm is not finite changes nothing but the counters.
+    tokens of the whole batch. A step whose loss or gradient norm is not finite changes nothing but the counters; nor
+    does one whose gradient norm is beyond `outlier_ratio` (0: no bound) times its running mean over about the last
+    _MEAN_OVER steps applied, once there were _OUTLIERS_AFTER of them. `bad_gradient` is the number of the first leaf
+    of the gradients that is not finite, -1 for none.
     The state's buffers are donated.
     """
 
@@ -64,18 +71,23 @@ def make_train_step(
     def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
         loss, grads = gradients(state.params, batch)
         grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        applied, mean = state.step - state.skipped, state.grad_norm_mean
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        if outlier_ratio:
+            good &= (applied < _OUTLIERS_AFTER) | (grad_norm <= outlier_ratio * mean)
+        bad_leaves = jnp.stack([~jnp.isfinite(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(grads)])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
-        skipped = 1 - finite.astype(jnp.int32)
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)  # noqa: E731
+        skipped = 1 - good.astype(jnp.int32)
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
             "param_norm": optax.tree.norm(state.params),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "skipped": state.skipped + skipped,
-            "skipped_in_a_row": jnp.where(finite, 0, state.skipped_in_a_row + 1),
+            "skipped_in_a_row": jnp.where(good, 0, state.skipped_in_a_row + 1),
+            "bad_gradient": jnp.where(jnp.any(bad_leaves), jnp.argmax(bad_leaves).astype(jnp.int32), -1),
         }
         state = TrainState(
             state.step + 1,
@@ -83,6 +95,7 @@ def make_train_step(
             keep(opt_state, state.opt_state),
             metrics["skipped"],
             metrics["skipped_in_a_row"],
+            keep(mean + (grad_norm - mean) / jnp.minimum(applied + 1, _MEAN_OVER).astype(jnp.float32), mean),
         )
         return state, metrics
 

@@ -9,7 +9,7 @@ import optax
 from flax import serialization
 
 from sympow_jax.models.registry import Model
-from sympow_jax.typing import Array, Int, PyTree
+from sympow_jax.typing import Array, Float, Int, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -21,8 +21,9 @@ class TrainState:
       step: optimizer steps taken, int32; also the number of batches consumed.
       params: nested dict, float32.
       opt_state: optax's.
-      skipped: steps not applied because loss or gradient was not finite, int32.
+      skipped: steps not applied because loss or gradient was not finite or an outlier, int32.
       skipped_in_a_row: of those, the ones since the last good step, int32.
+      grad_norm_mean: running mean of the gradient norms of the steps applied, float32.
     """
 
     step: Int[Array, ""]
@@ -30,13 +31,14 @@ class TrainState:
     opt_state: PyTree
     skipped: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
+    grad_norm_mean: Float[Array, ""]
 
 
 def create_train_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """Step 0 of a run."""
     params = model.init(jax.random.key(seed))
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, jax.jit(optimizer.init)(params), zero + 0, zero + 0)
+    return TrainState(zero, params, jax.jit(optimizer.init)(params), zero + 0, zero + 0, jnp.float32(0))
 
 
 def to_tree(state: TrainState) -> dict[str, Any]:

@@ -272,8 +272,11 @@ def test_config_json_is_data_and_never_run(workdir, tmp_path, capsys):
 def test_steps_that_are_not_finite_are_not_applied_and_stop_the_run(tmp_path):
     workdir = tmp_path / "run"
     flags = {"optimizer.learning_rate": 1e38, "optimizer.warmup_steps": 1, "optimizer.max_skipped_steps": 3}
-    assert_error(train(workdir, **flags), "optimizer.max_skipped_steps = 3", "not finite")
+    assert_error(train(workdir, **flags), "optimizer.max_skipped_steps = 3", "is not finite, and neither")
     rows = [row for row in read_metrics(workdir / METRICS_NAME) if "loss" in row]
     assert rows[-1]["skipped_in_a_row"] == 4 and rows[-1]["step"] < STEPS
+    bad = [row for row in read_metrics(workdir / METRICS_NAME) if "not_applied" in row]
+    assert [row["step"] for row in bad] == [row["step"] for row in rows if row["skipped_in_a_row"]]
+    assert all(row["tensor"].startswith("gradients/") and row["documents"] and len(row["rows"]) == 2 for row in bad)
     norms = {row["param_norm"] for row in rows if row["skipped_in_a_row"] > 0}
     assert len(norms) == 1  # the parameters of the last good step

@@ -124,7 +124,7 @@ class OneLayer:
 def sgd_step(params, batch, **options):
     optimizer = optax.sgd(1.0)
     zero = jnp.int32(0)
-    state = TrainState(zero, jax.tree.map(jnp.copy, params), optimizer.init(params), zero + 0, zero + 0)
+    state = TrainState(zero, jax.tree.map(jnp.copy, params), optimizer.init(params), zero + 0, zero + 0, jnp.float32(0))
     return make_train_step(OneLayer(), optimizer, optax.constant_schedule(1.0), **options)(state, batch)
 
 

@@ -1,0 +1,72 @@
+"""Steps that were not applied: which tensor, which rows of the data, and when to give up."""
+
+import math
+from typing import Any
+
+import jax
+
+from sympow_jax.training.data import RunData
+from sympow_jax.training.metrics import MetricsWriter
+from sympow_jax.typing import Array, PyTree
+
+
+class BadStepsError(RuntimeError):
+    """Too many steps in a row were not applied."""
+
+
+class BadSteps:
+    """Follows the metrics of each step, one step behind, so that the host never waits for the step under way.
+
+    A step that was not applied is printed and gets a row of its own in metrics.jsonl: why, the first tensor that is
+    not finite, and where this process's sequences of the batch came from.
+    """
+
+    def __init__(self, params: PyTree, data: RunData, writer: MetricsWriter, *, max_in_a_row: int):
+        paths = jax.tree_util.tree_leaves_with_path(params)
+        self._names = ["/".join(str(key.key) for key in path) for path, _ in paths]
+        self._data, self._writer, self._limit = data, writer, max_in_a_row
+        self._pending: tuple[int, dict[str, Array]] | None = None
+        self.seen = 0  # by this process
+
+    def see(self, step: int, metrics: dict[str, Array]) -> None:
+        """Judges the step before `step`; removes "bad_gradient", which is of no use elsewhere, from `metrics`."""
+        self.flush()
+        names = ("skipped_in_a_row", "loss", "grad_norm")
+        self._pending = step, {name: metrics[name] for name in names} | {"bad": metrics.pop("bad_gradient")}
+
+    def flush(self) -> None:
+        """Judges the last step seen; raises BadStepsError when it is one too many."""
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        in_a_row = int(metrics["skipped_in_a_row"])
+        if in_a_row == 0:
+            return
+        values = jax.device_get(metrics)
+        self.seen += 1
+        row = self._describe(step, values)
+        self._writer.write(step, row)
+        self._writer.message(f"step {step} was not applied: {row['not_applied']}, documents {row['documents']}")
+        if in_a_row > self._limit:
+            raise BadStepsError(
+                f"optimizer.max_skipped_steps = {self._limit}: {in_a_row} steps in a row up to step {step} were not "
+                f"applied ({row['not_applied']}); lower optimizer.learning_rate, or look at the batch with "
+                f"python -m sympow_jax.inspect --batch={step - 1}"
+            )
+
+    def _describe(self, step: int, values: dict[str, Any]) -> dict[str, Any]:
+        loss, bad = float(values["loss"]), int(values["bad"])
+        if bad >= 0:
+            tensor = f"gradients/{self._names[bad]}"
+            reason = f"{tensor} is not finite" + ("" if math.isfinite(loss) else ", and neither is the loss")
+        elif not math.isfinite(loss):
+            tensor, reason = "loss", "the loss is not finite"
+        else:
+            tensor, reason = "", f"gradient norm {float(values['grad_norm']):.4g} beyond optimizer.outlier_ratio"
+        sequences = self._data.train.describe(step - 1)
+        return {
+            "not_applied": reason,
+            "tensor": tensor,
+            "rows": [[sequence["store"], sequence["row"], *sequence["columns"]] for sequence in sequences],
+            "documents": [document for sequence in sequences for document in sequence["documents"]],
+        }
