@@ -1,5 +1,7 @@
 """Gates, norms and encodings on kernels that no named variant combines, and where their parameters start."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,13 +10,15 @@ import pytest
 from sympow_jax import ops
 from sympow_jax.config import override
 from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.variants import GATES, KERNELS, POSITIONS
 from tests.models.small import VOCAB, tiny_config
 
 T = 24
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+GROUPED = ("model.num_heads=4", "model.num_kv_heads=2")
 OPTIONS = {
-    "power-alibi-grouped": ("sympow", "attention.position=alibi", "model.num_heads=4", "model.num_kv_heads=2"),
+    "power-alibi-grouped": ("sympow", "attention.position=alibi", *GROUPED),
     "power-learned-gate": ("sympow", "attention.gate=learned", "attention.gate_init=timescales"),
     "power-qk_norm-output_gate": ("sympow_gated", "attention.qk_norm=true", "attention.output_gate=true"),
     "taylor-fixed-gate": ("based", "attention.gate=fixed"),
@@ -23,6 +27,9 @@ OPTIONS = {
     "softmax-qk_norm-output_gate": ("fox", "attention.qk_norm=true", "attention.output_gate=true"),
     "softmax-manifest": ("softmax_rope", "position.convention=manifest"),
     "power-fire": ("sympow", "attention.position=fire"),
+    "power-conformal-grouped": ("conformal_sympow", *GROUPED),
+    "softmax-conformal-grouped": ("conformal_softmax", *GROUPED),
+    "based-grouped": ("based", *GROUPED),
 }
 
 
@@ -65,6 +72,21 @@ def test_options_agree_with_the_reference_and_stream(name):
         part, state = stream(params, x[:, start:stop], state=state)
         parts.append(part)
     np.testing.assert_allclose(np.concatenate(parts, 1), want_logits, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_kernel_takes_every_position_with_every_gate(kernel):
+    """The loss can be traced with grouped queries and packed documents."""
+    for (number, position), gate in itertools.product(enumerate(POSITIONS), GATES):
+        if number % len(GATES) != GATES.index(gate) and position != "alibi":
+            continue  # each position with one gate, in turn
+        flags = (f"attention.kernel={kernel}", f"attention.position={position}", f"attention.gate={gate}")
+        model = Model(resolve_implementation(tiny_config("softmax_nope", *flags, *GROUPED)), VOCAB)
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        x = jax.ShapeDtypeStruct((2, T), jnp.int32)
+        nll, _ = jax.eval_shape(lambda p, x, m=model: m.nll(p, x, x, segment_ids=x, positions=x), params, x)
+        assert nll.shape == x.shape, (position, gate)
 
 
 def test_alibi_on_a_linear_kernel_is_a_gate(rng):
