@@ -81,9 +81,7 @@ def torch_steps(H: int, B: int, T: int) -> dict[str, Callable[[], object]]:
             self.up, self.down = nn.Linear(WIDTH, MLP), nn.Linear(MLP, WIDTH)
 
         def forward(self, x):
-            q, k, v = (
-                y.view(*x.shape[:2], H, -1).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(WIDTH, dim=2)
-            )
+            q, k, v = (y.view(*x.shape[:2], H, -1).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(WIDTH, dim=2))
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(x.shape)
             x = x + self.out(mixed)
             return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))

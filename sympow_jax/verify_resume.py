@@ -32,7 +32,17 @@ from sympow_jax.training.metrics import METRICS_NAME, last_logged_step, read_met
 from sympow_jax.training.workdir import read_json, write_json_atomic
 
 TIMINGS = frozenset(
-    ("tokens_per_sec", "mfu", "data_wait_fraction", "save_stall_seconds", "restore_seconds", "lost_steps")
+    (
+        "tokens_per_sec",
+        "tokens_per_sec_per_device",
+        "mfu",
+        "data_wait_fraction",
+        "checkpoint_fraction",
+        "compute_fraction",
+        "save_stall_seconds",
+        "restore_seconds",
+        "lost_steps",
+    )
 )
 OPTIONS = {"steps": 20, "kills": 1, "every": 5, "seed": 0}
 _TRAIN = "--train-from-json"

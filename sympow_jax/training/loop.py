@@ -1,26 +1,29 @@
 """The training run: resume or start, step, log, evaluate, save, stop."""
 
 import dataclasses
-import time
+import pathlib
 from typing import Any
 
 import jax
 
 from sympow_jax.config import Config
-from sympow_jax.models import flops
+from sympow_jax.input_pipeline.prefetch import Prefetch
+from sympow_jax.models import flops, remat
 from sympow_jax.models.registry import Model
 from sympow_jax.training import peak, run_files
 from sympow_jax.training.bad_steps import BadSteps
 from sympow_jax.training.checkpoint import Checkpointer, CheckpointError
 from sympow_jax.training.data import RunData, open_run_data
 from sympow_jax.training.goodput import Goodput
-from sympow_jax.training.metrics import MetricsWriter, last_logged_step
+from sympow_jax.training.meter import Meter
+from sympow_jax.training.metrics import MetricsWriter, check_wandb, last_logged_step
 from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sympow_jax.training.screen import print_first_screen
 from sympow_jax.training.signals import StopRequest
 from sympow_jax.training.step import make_eval_step, make_train_step
 from sympow_jax.training.train_state import TrainState, create_train_state, from_tree, to_tree
 from sympow_jax.training.workdir import WorkdirLock
+from sympow_jax.typing import PyTree
 
 
 @dataclasses.dataclass
@@ -28,6 +31,7 @@ class Run:
     """The parts of a run in progress."""
 
     config: Config
+    workdir: pathlib.Path
     model: Model
     data: RunData
     train_step: Any
@@ -54,6 +58,8 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
       ConfigError, WorkdirError, CheckpointError, BadStepsError: one line each.
     """
     goodput = Goodput()
+    remat.check_backend(config.model.remat)
+    check_wandb(config.logging.wandb_project)
     config = run_files.resolve_for(config, workdir)
     run_files.check_resume(config, workdir, allow_learning_rate_change=allow_learning_rate_change)
     data = open_run_data(config)
@@ -83,6 +89,8 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
                 resume_step=first_step,
                 total_steps=config.num_train_steps,
                 tensorboard=config.logging.tensorboard,
+                wandb_project=config.logging.wandb_project,
+                config=dataclasses.asdict(config),
             ) as writer:
                 step_fn = make_train_step(
                     model,
@@ -94,7 +102,8 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
                 )
                 bad_steps = BadSteps(state.params, data, writer, max_in_a_row=config.optimizer.max_skipped_steps)
                 run = Run(
-                    config, model, data, step_fn, make_eval_step(model), checkpointer, writer, stop, bad_steps, goodput,
+                    config, pathlib.Path(workdir), model, data, step_fn, make_eval_step(model), checkpointer, writer,
+                    stop, bad_steps, goodput,
                     evaluated_step=metadata.get("evaluated_step", -1),
                     heldout_loss=metadata.get("heldout_loss"),
                 )  # fmt: skip
@@ -122,28 +131,36 @@ def _run_steps(run: Run, state: TrainState, first_step: int) -> tuple[int, int]:
     last = config.num_train_steps
     if first_step and _evaluation_due(run, first_step) and not _evaluate(run, state, first_step):
         return _save_and_stop(run, state, first_step)
-    meter = _Meter(run, state, first_step)
     batches = run.data.prefetch(first_step, last)
+    meter = _meter(run, batches, state.params, first_step)
     for index, batch in batches:
         step = index + 1
-        state, metrics = run.train_step(state, batch)
+        state, metrics = _step(run, state, batch, step)
         run.bad_steps.see(step, metrics)
         if step % config.logging.every_steps == 0 or step == last:
             row = {name: value.item() for name, value in jax.device_get(metrics).items()}
             tokens = step * config.data.batch_size * config.data.seq_len
-            timings = meter.rates(step, batches.wait_fraction()) | run.goodput.row()
-            run.writer.write(step, row | timings | {"tokens": tokens})
+            run.writer.write(step, row | meter.row(step) | run.goodput.row() | {"tokens": tokens})
         if _evaluation_due(run, step):
             evaluated = _evaluate(run, state, step)
-            meter.pause_until_now()
+            meter.restart(step)
             if not evaluated:
                 return _save_and_stop(run, state, step)
         if step % config.checkpoint.every_steps == 0 or step == last:
-            _save(run, state, step, force=step == last)
+            with meter.saving():
+                _save(run, state, step, force=step == last)
         if stop.poll() and step < last:
             return _save_and_stop(run, state, step)
     batches.close()
     return 0, last
+
+
+def _step(run: Run, state: TrainState, batch: PyTree, step: int) -> tuple[TrainState, dict[str, Any]]:
+    """One optimizer step; the chosen ones are traced into workdir/profile/STEP, for xprof or Perfetto."""
+    if step not in run.config.logging.profile_steps:
+        return run.train_step(state, batch)
+    with jax.profiler.trace(run.workdir / "profile" / str(step)):
+        return jax.block_until_ready(run.train_step(state, batch))
 
 
 def _evaluation_due(run: Run, step: int) -> bool:
@@ -181,28 +198,13 @@ def _save_and_stop(run: Run, state: TrainState, step: int) -> tuple[int, int]:
     return run.stop.exit_code, step
 
 
-class _Meter:
-    """Throughput between two logged steps, evaluation time left out."""
-
-    def __init__(self, run: Run, state: TrainState, first_step: int):
-        config = run.config
-        self._tokens_per_step = config.data.batch_size * config.data.seq_len
-        attention, rest = flops.train_flops_per_token(config, state.params, config.data.seq_len)
-        self._flops_per_token = attention + rest
-        self._peak = peak.peak_flops(config.logging.peak_flops, config.model.dtype) * jax.device_count()
-        self._step, self._since = first_step, time.perf_counter()
-
-    def pause_until_now(self) -> None:
-        """Leaves the time since the last logged step out of the rates."""
-        self._since = time.perf_counter()
-
-    def rates(self, step: int, data_wait_fraction: float) -> dict[str, float]:
-        """Timings for the row of `step`."""
-        now = time.perf_counter()
-        rate = (step - self._step) * self._tokens_per_step / max(now - self._since, 1e-9)
-        self._step, self._since = step, now
-        return {
-            "tokens_per_sec": rate,
-            "mfu": rate * self._flops_per_token / self._peak,
-            "data_wait_fraction": data_wait_fraction,
-        }
+def _meter(run: Run, batches: Prefetch, params: PyTree, first_step: int) -> Meter:
+    c = run.config
+    return Meter(
+        batches,
+        tokens_per_step=c.data.batch_size * c.data.seq_len,
+        flops_per_token=sum(flops.train_flops_per_token(c, params, c.data.seq_len)),
+        peak_flops=peak.peak_flops(c.logging.peak_flops, c.model.dtype),
+        num_devices=jax.device_count(),
+        first_step=first_step,
+    )

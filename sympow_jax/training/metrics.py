@@ -3,6 +3,7 @@
 A sink that fails is reported once and never stops training. Only process 0 of a multi-process run writes.
 """
 
+import importlib.util
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ from typing import Any, TextIO
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from sympow_jax.config import ConfigError
 from sympow_jax.training.workdir import write_text_atomic
 
 METRICS_NAME = "metrics.jsonl"
@@ -99,6 +101,15 @@ class MetricsWriter:
                     "%s cannot be written (%s: %s); training continues without it", name, type(error).__name__, error
                 )
             return None
+
+
+def check_wandb(project: str) -> None:
+    """Raises ConfigError when a Weights & Biases project is named and the package is missing."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            f"logging.wandb_project = {project!r}: the wandb package is not installed; pip install "
+            "'sympow_jax[wandb]', or leave the key empty"
+        )
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
