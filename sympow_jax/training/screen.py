@@ -1,17 +1,24 @@
 """The first screen of a run: what is about to be trained, on what, from where."""
 
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
 import jax
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 
+from sympow_jax import config as config_lib
 from sympow_jax.config import Config
 from sympow_jax.models import flops
 from sympow_jax.training.data import RunData
 from sympow_jax.typing import PyTree
 
+DEFAULTS = pathlib.Path(__file__).resolve().parents[2] / "configs" / "default.py"
+
 
 def parameter_table(params: PyTree) -> Table:
-    """Parameters by module, with shapes and counts."""
+    """Parameters one by one, with shapes and counts."""
     table = Table(title="Parameters", title_justify="left")
     for column in ("name", "shape", "dtype"):
         table.add_column(column)
@@ -23,28 +30,55 @@ def parameter_table(params: PyTree) -> Table:
     return table
 
 
+def module_table(params: PyTree) -> Table:
+    """Parameters by module: the parts of a layer (times its layers), embeddings, norms."""
+    total, modules = num_parameters(params), {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [key.key for key in path[:-1]] or [path[0].key]
+        stacked = names[0].startswith("blocks_")
+        module = "/".join(names[:3] if stacked and names[1:2] == ["mixer"] else names[:2])
+        count, _ = modules.get(module, (0, ""))
+        modules[module] = (count + leaf.size, f"{leaf.shape[0]} x" if stacked else "")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("module", "layers", "parameters", "share"):
+        table.add_column(column, justify="left" if column == "module" else "right")
+    for module, (count, layers) in modules.items():
+        table.add_row(module, layers, f"{count:,}", f"{count / total:.1%}")
+    table.add_row("total", "", f"{total:,}", "")
+    return table
+
+
 def num_parameters(params: PyTree) -> int:
     """All numbers in the tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
+def config_changes(config: Config) -> Iterable[str]:
+    """`key = value (default)` for each key that differs from configs/default.py with the same variant."""
+    if not DEFAULTS.is_file():  # an installed package has no configs
+        return [f"{DEFAULTS} is not there to compare with"]
+    defaults = config_lib.resolve(config_lib.load_file(str(DEFAULTS)).get_config(config.variant))
+    changes: dict[str, tuple[Any, Any]] = config_lib.diff(defaults, config)
+    return [f"{path} = {new!r} ({old!r})" for path, (old, new) in changes.items()]
+
+
 def print_first_screen(config: Config, params: PyTree, data: RunData, first_step: int, workdir: str) -> None:
-    """One block: model, data, work per step, device, and where the run starts."""
+    """One block: what differs from the defaults, model, data, work per step, devices, and where the run starts."""
     d, a = config.data, config.attention
     attention, rest = flops.train_flops_per_token(config, params, d.seq_len)
     tokens = d.batch_size * d.seq_len
-    start = f"continues from step {first_step}" if first_step else "new run"
     lines = {
-        "run": f"{workdir} ({start}), {config.num_train_steps:,} steps, seed {config.seed}",
+        "run": f"{workdir}, {config.num_train_steps:,} steps, seed {config.seed}",
+        "checkpoint": f"step {first_step:,} found, continues from it" if first_step else "none, a new run",
+        "config": "\n".join(config_changes(config)) or "as configs/default.py",
         "variant": f"{config.variant}: kernel {a.kernel}, position {a.position}, gate {a.gate}, {a.implementation}",
-        "model": f"{num_parameters(params):,} parameters, {config.model.num_layers} layers of {config.model.embed_dim}",
         "tokens": f"{tokens:,} a step, {tokens * config.num_train_steps:,} in all, "
         f"{data.train.epoch(config.num_train_steps):.2f} epochs of {d.train}",
         "training FLOPs": f"{attention + rest:.3g} a token: {attention:.3g} attention, {rest:.3g} the rest",
         "corpus": data.describe()["train_digest"],
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {config.model.dtype}",
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {config.model.dtype}",
     }
     table = Table(show_header=False, box=None)
     for name, text in lines.items():
         table.add_row(name, text)
-    Console().print(table)
+    Console(highlight=False).print(Group(table, module_table(params)))
