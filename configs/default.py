@@ -62,7 +62,7 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     p.alibi_slope_scale = 1.0  # multiplies ALiBi's slopes
 
     c.data = d = ConfigDict()
-    d.train = "python-stdlib"  # the built-in corpus, a folder or URL of a store, a nanoGPT .bin file, or tfds:NAME
+    d.train = "python-stdlib"  # the built-in corpus, a folder or URL of a store, a nanoGPT .bin file, tfds:NAME, or a task
     d.heldout = "python-stdlib"  # likewise, for held-out loss and evaluation
     d.seq_len = 512
     d.batch_size = 4  # sequences in an optimizer step, over all devices and accumulation steps
@@ -71,6 +71,14 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     d.cache_bytes = 256 << 20  # bound on decoded chunks kept in memory
     d.prefetch_batches = 8
     d.num_threads = 2
+
+    c.task = t = ConfigDict()  # of data.train = mqar | copy | selective_copy | passkey, and of eval.py --task
+    t.vocab_size = 8_192  # mqar, copy, selective_copy
+    t.num_pairs = 8  # mqar: key-value pairs; selective_copy: tokens to remember
+    t.num_passes = 1  # mqar: how often the pairs are written
+    t.power = 0.01  # mqar: a of the gaps between a pair and its query, slot r with weight r^(a - 1); 1 is uniform
+    t.random_filler = True  # mqar: tokens between queries are random (Based), not 0 (Zoology, ReBased)
+    t.tokenizer = "byte"  # passkey: byte, gpt2:FOLDER, ...; eval.py takes the run's
 
     c.optimizer = o = ConfigDict()
     o.name = "adamw"  # adamw | adam (no weight decay) | muon (matrices; everything else by adamw)
@@ -95,6 +103,7 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     e.lengths = (512, 1024, 2048, 4096)  # contexts of eval.py
     e.num_documents = 48  # held-out documents of eval.py
     e.chunk_size = 512  # tokens that eval.py streams at a time
+    e.contextwise_length = 0  # at every held-out loss also the loss by position up to here, in octaves; 0 = no
 
     c.checkpoint = k = ConfigDict()
     k.every_steps = 250

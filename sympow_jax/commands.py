@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sympow_jax import config as config_lib
-from sympow_jax.config import Config, ConfigError, nearest
+from sympow_jax import retrieval
+from sympow_jax.config import TASKS, Config, ConfigError, nearest
 from sympow_jax.evals.files import write_json, write_result
 from sympow_jax.evals.length_generalisation import length_generalisation, read_documents
 from sympow_jax.evals.position_bias import distance_curves
@@ -31,6 +32,7 @@ from sympow_jax.training.run_files import load_config
 from sympow_jax.training.workdir import WorkdirError
 from sympow_jax.variants import VARIANTS
 
+LENGTH_GENERALISATION = "length_generalisation"
 USER_ERRORS = (ConfigError, WorkdirError, CheckpointError, BadStepsError, ValueError, OSError)
 
 
@@ -125,31 +127,54 @@ def eval_main(argv: Sequence[str]) -> int:
 
 
 def _eval(argv: Sequence[str]) -> int:
-    known = ("workdir", "lengths", "step", "data", "name", "num_documents", "window", "stride")
-    own, rest = split_flags(argv, [*known, *AT_EVALUATION])
+    known = ("workdir", "lengths", "step", "data", "name", "num_documents", "window", "stride", "task")
+    own, rest = split_flags(argv, [*known, *retrieval.FLAGS, *AT_EVALUATION])
     del rest
     if "workdir" not in own:
         raise ConfigError("--workdir is missing: the folder of a trained run")
     use_compilation_cache()
+    task = _task(own, load_config(own["workdir"]))
     overrides = {name: own[name] for name in AT_EVALUATION if name in own}
     step = own.get("step", "latest")
     if step not in ("latest", "best") and not step.isdigit():
         raise ConfigError(f"--step = {step!r}: choose latest, best or a step number{nearest(step, ('latest', 'best'))}")
     model, params, step = load_step(own["workdir"], int(step) if step.isdigit() else step, overrides=overrides)
-    name = own.get("name", "length_generalisation")
+    config = model.config
+    run = {"step": step, "variant": config.variant, "seed": config.seed, "dtype": config.model.dtype}
+    run["position_overrides"] = {key: value for key, value in overrides.items() if key.startswith("position.")}
+    places = {"workdir": own["workdir"], "data": own.get("data", config.data.heldout), "run": run}
+    lengths = _integers(own, "lengths", config.evaluation.lengths)
+    if task != LENGTH_GENERALISATION:
+        flags = {flag: own[flag] for flag in retrieval.FLAGS if flag in own}
+        name = own.get("name", task)
+        return retrieval.evaluate_task(task, model, params, lengths=lengths, name=name, flags=flags, **places)
     return evaluate(
-        model.config,
+        config,
         model,
         params,
-        workdir=own["workdir"],
-        data=own.get("data", load_config(own["workdir"]).data.heldout),
-        lengths=_integers(own, "lengths", model.config.evaluation.lengths),
-        num_documents=_integers(own, "num_documents", (model.config.evaluation.num_documents,))[0],
+        lengths=lengths,
+        num_documents=_integers(own, "num_documents", (config.evaluation.num_documents,))[0],
         window=_integers(own, "window", (0,))[0],
         stride=_integers(own, "stride", (0,))[0],
-        name=name,
-        run={"step": step, "position_overrides": {k: v for k, v in overrides.items() if k.startswith("position.")}},
+        name=own.get("name", LENGTH_GENERALISATION),
+        **places,
     )
+
+
+def _task(flags: dict[str, str], saved: Config) -> str:
+    """What to evaluate: --task, else the task that the run was trained on, else length generalisation."""
+    task = flags.get("task", saved.data.heldout if saved.data.heldout in TASKS else LENGTH_GENERALISATION)
+    if task != LENGTH_GENERALISATION:
+        retrieval.check_task(task)
+        foreign = ("num_documents", "window", "stride")
+    else:
+        foreign = retrieval.FLAGS
+        if flags.get("data", saved.data.heldout) in TASKS:
+            raise ConfigError("--task = length_generalisation: needs text; name a store with --data=STORE")
+    for flag in foreign:
+        if flag in flags:
+            raise ConfigError(f"--{flag}: does not belong to --task={task}")
+    return task
 
 
 def _integers(flags: dict[str, str], name: str, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -169,7 +194,6 @@ def evaluate(
     if max(lengths) > store.document_length:
         print(f"documents hold {store.document_length:,} tokens: they are joined into rows of {max(lengths):,}")
         store = concat_view(store, max(lengths))
-    run = run | {"variant": config.variant, "seed": config.seed, "dtype": config.model.dtype}
     result, arrays = length_generalisation(
         model,
         params,

@@ -95,6 +95,21 @@ class DataConfig:
     num_threads: int
 
 
+TASKS = ("mqar", "copy", "selective_copy", "passkey")  # data.train and data.heldout may name one
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """Settings of the synthetic tasks."""
+
+    vocab_size: int
+    num_pairs: int
+    num_passes: int
+    power: float
+    random_filler: bool
+    tokenizer: str
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """Optimizer, schedule, clipping and accumulation."""
@@ -125,6 +140,7 @@ class EvaluationConfig:
     lengths: tuple[int, ...]
     num_documents: int
     chunk_size: int
+    contextwise_length: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +175,7 @@ class Config:
     attention: AttentionConfig
     position: PositionConfig
     data: DataConfig
+    task: TaskConfig
     optimizer: OptimizerConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
@@ -190,8 +207,8 @@ _MAY_BE_ZERO = {
     "seed", "model.num_kv_heads", "attention.chunk_size", "position.original_length",
     "position.max_length", "optimizer.warmup_steps", "optimizer.final_fraction", "optimizer.b1", "optimizer.b2",
     "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.z_loss", "optimizer.max_skipped_steps",
-    "optimizer.outlier_ratio", "evaluation.every_steps", "checkpoint.keep_every", "logging.peak_flops",
-    "position.alibi_slope_scale",
+    "optimizer.outlier_ratio", "evaluation.every_steps", "evaluation.contextwise_length", "checkpoint.keep_every",
+    "logging.peak_flops", "position.alibi_slope_scale",
 }  # fmt: skip
 
 
@@ -279,12 +296,16 @@ def resolve(values: Mapping[str, Any]) -> Config:
         position=dataclasses.replace(
             p,
             original_length=p.original_length or d.seq_len,
-            max_length=p.max_length or (max(d.seq_len, *e.lengths) if uses_max_length else 0),
+            max_length=p.max_length or (_longest(d, e) if uses_max_length else 0),
         ),
     )
     _check_values(flatten(config))
     _check_combinations(config, head_dim)
     return config
+
+
+def _longest(data: DataConfig, evaluation: EvaluationConfig) -> int:
+    return max(data.seq_len, evaluation.contextwise_length, *evaluation.lengths)
 
 
 def _check_combinations(config: Config, head_dim: int) -> None:
@@ -295,6 +316,7 @@ def _check_combinations(config: Config, head_dim: int) -> None:
         m.num_heads % m.num_kv_heads == 0,
         f"model.num_kv_heads = {m.num_kv_heads}: must divide model.num_heads = {m.num_heads}",
     )
+    longest = _longest(d, e)
     for kind in a.layer_pattern:
         legal = ", ".join(variants.LAYER_KINDS)
         hint = nearest(kind, variants.LAYER_KINDS)
@@ -348,9 +370,18 @@ def _check_combinations(config: Config, head_dim: int) -> None:
         f"logging.profile_steps = {config.logging.profile_steps}: steps count from 1, and 0 means none",
     )
     _require(
-        a.position != "learned_absolute" or max(d.seq_len, *e.lengths) <= p.max_length,
+        a.position != "learned_absolute" or longest <= p.max_length,
         f"position.max_length = {p.max_length}: learned_absolute needs a row for each position of data.seq_len and "
-        f"evaluation.lengths; use at least {max(d.seq_len, *e.lengths)}",
+        f"evaluation.lengths; use at least {longest}",
+    )
+    _require(
+        d.train == d.heldout or not {d.train, d.heldout} & {*TASKS},
+        f"data.heldout = {d.heldout!r}: must equal data.train = {d.train!r} when one of them is a synthetic task, whose "
+        "held-out examples are its own",
+    )
+    _require(
+        not (d.train in TASKS and e.contextwise_length),
+        f"evaluation.contextwise_length = {e.contextwise_length}: {d.train!r} has no loss by position; use 0",
     )
     _require(
         not (a.kernel == "rebased" and a.qk_norm),

@@ -92,6 +92,9 @@ class Matcher:
         return np.concatenate(right)[:num_examples], np.concatenate(asked)[:num_examples]
 
 
+Grid = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
 def accuracy_grid(
     matcher: Matcher,
     make: Callable[[Any, Any], Task | None],
@@ -101,33 +104,41 @@ def accuracy_grid(
     num_examples: int,
     train_length: int = 0,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Grid:
     """Accuracies of the tasks `make(column, row)` over a grid; None is a cell without a task.
 
     Returns:
-      {"columns": {"name", "values"}, "rows": {"name", "values"}, "accuracy": [rows][columns], mean over answer
-      tokens, "ci95": bootstrap over examples, "solved": fraction of examples with every token right,
-      "num_examples", "train_length"}, None in cells without a task.
+      What goes into eval/<name>.json: {"columns": {"name", "values"}, "rows": {"name", "values"}, "accuracy":
+      [rows][columns], mean over answer tokens, "ci95": bootstrap over examples, "solved": fraction of examples with
+      every token right, "num_examples", "train_length"}, None in cells without a task; and into eval/<name>.npz: right
+      answers and questions of each example, [rows, columns, num_examples], 0 in cells without a task.
     """
     grid: dict[str, list] = {"accuracy": [], "ci95": [], "solved": []}
-    for row in rows[1]:
-        cells = [_cell(matcher, make(column, row), num_examples, seed) for column in columns[1]]
-        for name, line in grid.items():
-            line.append([cell and cell[name] for cell in cells])
-    return {
+    shape = (len(rows[1]), len(columns[1]), num_examples)
+    arrays = {"right": np.zeros(shape, np.int32), "asked": np.zeros(shape, np.int32)}
+    for i, row in enumerate(rows[1]):
+        for line in grid.values():
+            line.append([None] * len(columns[1]))
+        for j, column in enumerate(columns[1]):
+            task = make(column, row)
+            if task is None:
+                continue
+            right, asked = matcher.counts(task, num_examples=num_examples, seed=seed)
+            arrays["right"][i, j], arrays["asked"][i, j] = right, asked
+            for name, value in _summary(right, asked, seed).items():
+                grid[name][i][j] = value
+    result = {
         "columns": {"name": columns[0], "values": list(columns[1])},
         "rows": {"name": rows[0], "values": list(rows[1])},
         **grid,
         "num_examples": num_examples,
         "train_length": train_length,
     }
+    return result, arrays
 
 
-def _cell(matcher: Matcher, task: Task | None, num_examples: int, seed: int) -> dict[str, Any] | None:
-    if task is None:
-        return None
-    right, asked = matcher.counts(task, num_examples=num_examples, seed=seed)
-    mean, ci95 = bootstrap.mean_and_interval(right[:, None], asked[:, None], np.arange(num_examples), seed=seed)
+def _summary(right: np.ndarray, asked: np.ndarray, seed: int) -> dict[str, Any]:
+    mean, ci95 = bootstrap.mean_and_interval(right[:, None], asked[:, None], np.arange(len(right)), seed=seed)
     return {"accuracy": float(mean[0]), "ci95": ci95[0].tolist(), "solved": float((right == asked).mean())}
 
 
@@ -138,19 +149,22 @@ def mqar_grid(
     pairs: Sequence[int],
     vocab_size: int,
     num_examples: int = 256,
+    power: float = 0.01,
     random_filler: bool = True,
+    num_passes: int = 1,
     train_length: int = 0,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Grid:
     """MQAR accuracy over length x number of pairs; cells that cannot hold their pairs have no task."""
+    options = {"vocab_size": vocab_size, "power": power, "random_filler": random_filler, "num_passes": num_passes}
 
     def make(length: int, num_pairs: int) -> Task | None:
-        if 4 * num_pairs > length:
+        if 2 * num_pairs * (num_passes + 1) > length:
             return None
-        return MQAR(length, num_pairs=num_pairs, vocab_size=vocab_size, random_filler=random_filler)
+        return MQAR(length, num_pairs=num_pairs, **options)
 
     columns, rows = ("length (tokens)", lengths), ("pairs", pairs)
-    return {"task": "mqar"} | accuracy_grid(
+    return accuracy_grid(
         matcher, make, columns=columns, rows=rows, num_examples=num_examples, train_length=train_length, seed=seed
     )
 
@@ -165,7 +179,7 @@ def depth_grid(
     num_examples: int = 32,
     train_length: int = 0,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Grid:
     """Passkey accuracy over length x depth, or needle accuracy when `haystack` gives documents to hide it in."""
 
     def make(length: int, depth: float) -> Task:
@@ -174,7 +188,7 @@ def depth_grid(
         return Passkey(length, tokenizer=tokenizer, depth=depth)
 
     columns, rows = ("length (tokens)", lengths), ("depth", depths)
-    return {"task": "passkey" if haystack is None else "needle"} | accuracy_grid(
+    return accuracy_grid(
         matcher, make, columns=columns, rows=rows, num_examples=num_examples, train_length=train_length, seed=seed
     )
 
@@ -188,7 +202,7 @@ def copy_grid(
     num_examples: int = 64,
     train_length: int = 0,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Grid:
     """Copy accuracy over length, or selective-copy accuracy over length x number of tokens to remember."""
 
     def make(length: int, count: int) -> Task | None:
@@ -197,6 +211,6 @@ def copy_grid(
         return SelectiveCopy(length, num_content=count, vocab_size=vocab_size) if 2 * count <= length else None
 
     columns, rows = ("length (tokens)", lengths), ("tokens to remember", num_content or ("half",))
-    return {"task": "selective_copy" if num_content else "copy"} | accuracy_grid(
+    return accuracy_grid(
         matcher, make, columns=columns, rows=rows, num_examples=num_examples, train_length=train_length, seed=seed
     )

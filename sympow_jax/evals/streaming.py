@@ -41,6 +41,7 @@ class Scorer:
     """Scores windows of tokens with one model.
 
     Attributes:
+      params: the model's parameters; may be replaced by others of the same shapes.
       chunk_size: tokens read at a time by streaming models.
       batch_size: windows read side by side, padded up to it; models that do not stream get fewer, so that a call
         holds about batch_size * chunk_size tokens, and at least one window.
@@ -50,7 +51,7 @@ class Scorer:
         if chunk_size < 1 or batch_size < 1:
             raise ValueError(f"chunk_size {chunk_size}, batch_size {batch_size}: both must be at least 1")
         self.chunk_size, self.batch_size = chunk_size, batch_size
-        self._model, self._params, self._bos_id = model, params, bos_id
+        self.params, self._model, self._bos_id = params, model, bos_id
 
         @functools.partial(jax.jit, static_argnames="length")
         def step(params, tokens, state, length):
@@ -74,7 +75,7 @@ class Scorer:
             state = self._model.initial_state(batch, padded) if streams else None
             for start in range(0, padded, chunk):
                 tokens = jnp.asarray(window[:, start : start + chunk + 1], jnp.int32)
-                nll, state = self._step(self._params, tokens, state, length=context)
+                nll, state = self._step(self.params, tokens, state, length=context)
                 yield rows, start, np.asarray(nll)[: rows.stop - first, : min(chunk, length - start)]
 
     def cumulative(self, targets: np.ndarray, points: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -3,11 +3,13 @@
 import logging
 import pathlib
 
+from sympow_jax.config import TASKS, TaskConfig
 from sympow_jax.input_pipeline import chunked_array, tfds
 from sympow_jax.input_pipeline.batches import StoreBatches, make_batches
 from sympow_jax.input_pipeline.corpus import STDLIB_NAME, default_corpus
 from sympow_jax.input_pipeline.packing import PackedStore, open_packed_store
 from sympow_jax.input_pipeline.store import Store, open_store
+from sympow_jax.input_pipeline.task_store import task_store
 from sympow_jax.input_pipeline.views import BinStore
 
 _log = logging.getLogger(__name__)
@@ -71,11 +73,18 @@ def open_batches(
     cache_bytes: int = chunked_array.DEFAULT_CACHE_BYTES,
     process_index: int = 0,
     process_count: int = 1,
+    task: TaskConfig | None = None,
 ) -> StoreBatches:
-    """Batches of the store or mixture (`A@3,B@1`) that `spec` names; see open_data and make_batches."""
+    """Batches of the store or mixture (`A@3,B@1`) that `spec` names; see open_data and make_batches.
+
+    With `task`, settings of the synthetic tasks, `spec` may be the name of one.
+    """
     names, weights = parse_mixture(spec)
     limits = {"missing_chunks": missing_chunks, "cache_bytes": cache_bytes}
-    stores = [open_data(name, split, seq_len=seq_len, **limits) for name in names]
+    if task is not None and spec in TASKS:
+        stores = [task_store(spec, split, seq_len=seq_len, settings=task, seed=seed)]
+    else:
+        stores = [open_data(name, split, seq_len=seq_len, **limits) for name in names]
     for store in stores:
         unused = 0 if isinstance(store, PackedStore) else store.document_length % seq_len
         if unused:

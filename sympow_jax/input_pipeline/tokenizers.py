@@ -94,6 +94,28 @@ class ByteTokenizer(Tokenizer):
         return bytes(i for i in np.asarray(ids, np.int64).tolist() if i < 256).decode("utf-8", "replace")
 
 
+class IdTokenizer(Tokenizer):
+    """Token ids as decimal numbers with spaces between them, for synthetic tasks; BOS = 0."""
+
+    bos_id = 0
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.spec = {"kind": "ids", "vocab_size": vocab_size}
+
+    def encode(self, text: str) -> np.ndarray:
+        """The numbers in `text`."""
+        words = text.split()
+        for word in words:
+            if not (word.isdecimal() and int(word) < self.vocab_size):
+                raise TokenizerError(f"{word!r}: the text must be numbers of 0..{self.vocab_size - 1} and spaces")
+        return np.asarray([int(word) for word in words], token_dtype(self.vocab_size))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The ids as numbers."""
+        return " ".join(str(int(i)) for i in np.asarray(ids, np.int64).tolist())
+
+
 class GPT2Tokenizer(Tokenizer):
     """GPT-2's byte-level BPE, 50,257 ids, BOS = 50256 (`<|endoftext|>`).
 
@@ -202,6 +224,8 @@ def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
     kind = spec.get("kind")
     if kind == "byte":
         return ByteTokenizer()
+    if kind == "ids":
+        return IdTokenizer(int(spec["vocab_size"]))
     if kind == "gpt2":
         return GPT2Tokenizer(files, json_escape=bool(spec["json_escape"]))
     if kind == "huggingface":
@@ -211,7 +235,7 @@ def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
                 f"tokenizer.json: sha256 {tokenizer.spec['sha256']} is not the {spec['sha256']} of {SPEC_FILE}"
             )
         return tokenizer
-    raise TokenizerError(f"tokenizer kind = {kind!r}: legal are byte, gpt2, huggingface")
+    raise TokenizerError(f"tokenizer kind = {kind!r}: legal are byte, ids, gpt2, huggingface")
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int) -> HuggingFaceTokenizer:

@@ -88,3 +88,24 @@ def _beyond(result: Mapping[str, Any]) -> dict[int, str]:
             else:
                 kinds[context] = "higher" if low > 0 else "lower" if high < 0 else "level"
     return kinds
+
+
+def accuracy_table(result: Mapping[str, Any]) -> Table:
+    """Percent of answer tokens that are right, with intervals over examples: rows of the grid against its columns."""
+    columns, rows = result["columns"], result["rows"]
+    title = (
+        f"{run_labels([result])[0]}, {result['task']}: percent of answer tokens right, 95% intervals over "
+        f"{result['num_examples']} examples a cell; trained at {result['train_length']:,} tokens"
+    )
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(f"{rows['name']} \\ {columns['name']}", justify="right")
+    for value in columns["values"]:
+        table.add_column(f"{value:,}", justify="right")
+    for value, accuracies, intervals in zip(rows["values"], result["accuracy"], result["ci95"], strict=True):
+        cells = zip(accuracies, intervals, strict=True)
+        table.add_row(str(value), *["-" if a is None else f"{100 * a:.1f} {_percent(ci)}" for a, ci in cells])
+    return table
+
+
+def _percent(pair: Sequence[float | None]) -> str:
+    return _interval([None if end is None else 100 * end for end in pair], ".1f")

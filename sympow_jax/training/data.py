@@ -64,6 +64,7 @@ def open_run_data(config: Config) -> RunData:
         "cache_bytes": d.cache_bytes,
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
+        "task": config.task,
     }
     return RunData(
         config,

@@ -15,12 +15,13 @@ from sympow_jax.training.bad_steps import BadSteps
 from sympow_jax.training.checkpoint import Checkpointer, CheckpointError
 from sympow_jax.training.data import RunData, open_run_data
 from sympow_jax.training.goodput import Goodput
+from sympow_jax.training.heldout import Heldout
 from sympow_jax.training.meter import Meter
 from sympow_jax.training.metrics import MetricsWriter, check_wandb, last_logged_step
 from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sympow_jax.training.screen import print_first_screen
 from sympow_jax.training.signals import StopRequest
-from sympow_jax.training.step import make_eval_step, make_train_step
+from sympow_jax.training.step import make_train_step
 from sympow_jax.training.train_state import TrainState, create_train_state, from_tree, to_tree
 from sympow_jax.training.workdir import WorkdirLock
 from sympow_jax.typing import PyTree
@@ -35,7 +36,7 @@ class Run:
     model: Model
     data: RunData
     train_step: Any
-    eval_step: Any
+    heldout: Heldout
     checkpointer: Checkpointer
     writer: MetricsWriter
     stop: StopRequest
@@ -67,6 +68,7 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
         run_files.save_run_files(config, workdir, data)
         k = config.checkpoint
         model = Model(config, data.vocab_size)
+        heldout = Heldout(config, model, data, stop.poll)
         optimizer = make_optimizer(config.optimizer, config.num_train_steps)
         schedule = learning_rate_schedule(config.optimizer, config.num_train_steps)
         state = create_train_state(model, optimizer, config.seed)
@@ -102,8 +104,8 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
                 )
                 bad_steps = BadSteps(state.params, data, writer, max_in_a_row=config.optimizer.max_skipped_steps)
                 run = Run(
-                    config, pathlib.Path(workdir), model, data, step_fn, make_eval_step(model), checkpointer, writer,
-                    stop, bad_steps, goodput,
+                    config, pathlib.Path(workdir), model, data, step_fn, heldout, checkpointer, writer, stop,
+                    bad_steps, goodput,
                     evaluated_step=metadata.get("evaluated_step", -1),
                     heldout_loss=metadata.get("heldout_loss"),
                 )  # fmt: skip
@@ -170,16 +172,13 @@ def _evaluation_due(run: Run, step: int) -> bool:
 
 
 def _evaluate(run: Run, state: TrainState, step: int) -> bool:
-    """Held-out loss, in float64 over the batches; False when a stop request came in between."""
-    total, count = 0.0, 0.0
+    """Writes what is measured on held-out data; False when a stop request came in between."""
     with run.goodput.evaluating():
-        for batch in run.data.heldout_batches():
-            batch_total, batch_count = run.eval_step(state.params, batch)
-            total, count = total + float(batch_total), count + float(batch_count)
-            if run.stop.poll():
-                return False
-    run.evaluated_step, run.heldout_loss = step, total / count
-    run.writer.write(step, {"heldout_loss": run.heldout_loss})
+        row = run.heldout.measure(state.params)
+    if row is None:
+        return False
+    run.evaluated_step, run.heldout_loss = step, row["heldout_loss"]
+    run.writer.write(step, row)
     return True
 
 

@@ -204,7 +204,10 @@ class _Wandb:
 class _ProgressLine:
     """A live bar on a terminal; elsewhere one plain line a row."""
 
-    _UNITS = {"tokens_per_sec": "tok/s", "mfu": "MFU", "loss": "loss", "heldout_loss": "heldout", "grad_norm": "grad"}
+    _UNITS = {
+        "tokens_per_sec": "tok/s", "mfu": "MFU", "loss": "loss", "heldout_loss": "heldout",
+        "heldout_accuracy": "accuracy", "grad_norm": "grad",
+    }  # fmt: skip
 
     def __init__(self, total_steps: int, stream: TextIO):
         self._total, self._stream, self._bar = total_steps, stream, None

@@ -110,3 +110,15 @@ def make_eval_step(model: Model) -> Callable[[PyTree, PyTree], tuple[Array, Arra
         return total, count
 
     return jax.jit(eval_step)
+
+
+def make_accuracy_step(model: Model) -> Callable[[PyTree, PyTree], tuple[Array, Array]]:
+    """(params, batch) -> how many of the targets that loss_mask asks for are the most likely token, and their number."""
+
+    def accuracy_step(params: PyTree, batch: PyTree) -> tuple[Array, Array]:
+        logits, _ = model.logits(params, batch["inputs"])
+        mask = batch["loss_mask"].astype(jnp.float32)
+        right = (jnp.argmax(logits, axis=-1).astype(batch["targets"].dtype) == batch["targets"]).astype(jnp.float32)
+        return jnp.sum(right * mask), jnp.sum(mask)
+
+    return jax.jit(accuracy_step)

@@ -1,0 +1,85 @@
+"""What is measured on held-out data during training: the loss, the accuracy of tasks, and the loss by position."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from sympow_jax.config import TASKS, Config, ConfigError
+from sympow_jax.evals.length_generalisation import bin_edges, choose_documents, read_documents
+from sympow_jax.evals.streaming import Scorer
+from sympow_jax.models.registry import Model
+from sympow_jax.training.data import RunData
+from sympow_jax.training.step import make_accuracy_step, make_eval_step
+from sympow_jax.typing import PyTree
+
+_DOCUMENTS_AT_ONCE = 8
+
+
+class Heldout:
+    """Measures a model on the run's held-out data; every measurement polls `stopped` and gives up when it is true.
+
+    Raises:
+      ConfigError: evaluation.contextwise_length does not fit the held-out documents, or there are several processes.
+    """
+
+    def __init__(self, config: Config, model: Model, data: RunData, stopped: Callable[[], bool]):
+        self._config, self._model, self._data, self._stopped = config, model, data, stopped
+        self._loss_step = make_eval_step(model)
+        self._accuracy_step = make_accuracy_step(model) if config.data.heldout in TASKS else None
+        self._scorer: Scorer | None = None
+        if config.evaluation.contextwise_length:
+            self._check_documents(config.evaluation.contextwise_length)
+
+    def measure(self, params: PyTree) -> dict[str, float] | None:
+        """{"heldout_loss", "heldout_accuracy" of a task, "contextwise/<position>" if asked for}; None when stopped."""
+        totals = np.zeros(4)  # in float64 over the batches
+        for batch in self._data.heldout_batches():
+            sums = self._loss_step(params, batch)
+            hits = self._accuracy_step(params, batch) if self._accuracy_step else (0.0, 0.0)
+            totals += [float(value) for value in (*sums, *hits)]
+            if self._stopped():
+                return None
+        row = {"heldout_loss": totals[0] / totals[1]}
+        if self._accuracy_step:
+            row["heldout_accuracy"] = totals[2] / totals[3]
+        if not self._config.evaluation.contextwise_length:
+            return row
+        by_position = self._contextwise(params)
+        return None if by_position is None else row | by_position
+
+    def _contextwise(self, params: PyTree) -> dict[str, float] | None:
+        """Mean loss of the targets of each octave of positions; the key names the last position of the octave.
+
+        The documents are those that eval.py scores; linear kernels stream them in constant memory.
+        """
+        e, store = self._config.evaluation, self._data.heldout.stores[0]
+        rows = choose_documents(store.num_documents, e.num_documents, seed=0)
+        edges = bin_edges(self._config.data.seq_len, e.contextwise_length, bins_per_octave=1)
+        size = min(_DOCUMENTS_AT_ONCE, len(rows))
+        if self._scorer is None:  # it compiles once
+            options = {"bos_id": store.bos_id, "chunk_size": e.chunk_size, "batch_size": size}
+            self._scorer = Scorer(self._model, params, **options)
+        self._scorer.params = params
+        sums = np.zeros(len(edges) - 1)
+        for first in range(0, len(rows), size):
+            targets = read_documents(store, rows[first : first + size], e.contextwise_length)
+            sums += np.diff(self._scorer.cumulative(targets, edges), axis=1).sum(axis=0)
+            if self._stopped():
+                return None
+        means = sums / (np.diff(edges) * len(rows))
+        return {f"contextwise/{edge}": float(mean) for edge, mean in zip(edges[1:].tolist(), means, strict=True)}
+
+    def _check_documents(self, length: int) -> None:
+        store: Any = self._data.heldout.stores[0]
+        if length > store.document_length:
+            raise ConfigError(
+                f"evaluation.contextwise_length = {length}: the held-out documents of {store.address!r} have "
+                f"{store.document_length} tokens; use at most that"
+            )
+        if jax.process_count() > 1:
+            raise ConfigError(
+                f"evaluation.contextwise_length = {length}: the loss by position is measured by one process; use 0, "
+                "and eval.py on the checkpoints"
+            )
