@@ -376,8 +376,8 @@ def _check_combinations(config: Config, head_dim: int) -> None:
     )
     _require(
         d.train == d.heldout or not {d.train, d.heldout} & {*TASKS},
-        f"data.heldout = {d.heldout!r}: must equal data.train = {d.train!r} when one of them is a synthetic task, whose "
-        "held-out examples are its own",
+        f"data.heldout = {d.heldout!r}: must equal data.train = {d.train!r} when one of them is a synthetic task, "
+        "which has held-out examples of its own",
     )
     _require(
         not (d.train in TASKS and e.contextwise_length),

@@ -113,7 +113,7 @@ def make_eval_step(model: Model) -> Callable[[PyTree, PyTree], tuple[Array, Arra
 
 
 def make_accuracy_step(model: Model) -> Callable[[PyTree, PyTree], tuple[Array, Array]]:
-    """(params, batch) -> how many of the targets that loss_mask asks for are the most likely token, and their number."""
+    """(params, batch) -> right answers among the targets that loss_mask asks for, and their number."""
 
     def accuracy_step(params: PyTree, batch: PyTree) -> tuple[Array, Array]:
         logits, _ = model.logits(params, batch["inputs"])

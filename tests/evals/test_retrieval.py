@@ -45,9 +45,10 @@ class Recaller:
 
 def test_mqar_grid_scores_a_model_that_remembers():
     matcher = Matcher(Recaller(128), {}, chunk_size=64)
-    result = mqar_grid(
+    result, arrays = mqar_grid(
         matcher, lengths=[32, 64], pairs=[4, 16], vocab_size=128, num_examples=20, random_filler=False, train_length=32
     )
+    assert arrays["asked"].shape == (2, 2, 20) and arrays["asked"][1].max(axis=1).tolist() == [0, 16]
     assert result["accuracy"][0] == [1.0, 1.0] and result["solved"][0] == [1.0, 1.0]
     assert result["accuracy"][1] == [None, 1.0]  # 16 pairs do not fit in 32 tokens
     style.svg(accuracy_heatmap(result, title="MQAR"))
@@ -98,7 +99,7 @@ def test_depth_grids_for_passkey_and_needle():
     tokens = np.full((3, 512), ord("x"), np.uint16)
     store = ArrayStore(tokens, np.arange(3), bos_id=tokenizer.bos_id, tokenizer=tokenizer)
     for haystack in (None, store):
-        result = depth_grid(matcher, lengths=[400, 512], depths=[0.0, 1.0], haystack=haystack, num_examples=3)
+        result, _ = depth_grid(matcher, lengths=[400, 512], depths=[0.0, 1.0], haystack=haystack, num_examples=3)
         np.testing.assert_allclose(result["accuracy"], 1 / 6)
         assert result["solved"] == [[0.0, 0.0], [0.0, 0.0]]
     style.svg(accuracy_heatmap(result))
@@ -106,8 +107,8 @@ def test_depth_grids_for_passkey_and_needle():
 
 def test_copy_grids():
     matcher = Matcher(Always(2, 4), {}, chunk_size=64)
-    plain = copy_grid(matcher, lengths=[16, 64], vocab_size=4, num_examples=50)
-    selective = copy_grid(matcher, lengths=[16, 64], num_content=[4, 16], vocab_size=4, num_examples=50)
+    plain, _ = copy_grid(matcher, lengths=[16, 64], vocab_size=4, num_examples=50)
+    selective, _ = copy_grid(matcher, lengths=[16, 64], num_content=[4, 16], vocab_size=4, num_examples=50)
     np.testing.assert_allclose(plain["accuracy"], 0.5, atol=0.12)  # two content tokens, one of them always said
     assert selective["accuracy"][1][0] is None
     style.svg(accuracy_heatmap(plain))

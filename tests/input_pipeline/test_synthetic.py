@@ -45,16 +45,6 @@ def test_uniform_is_pinned():
     assert abs(many.mean() - 0.5) < 0.005 and abs(many.std() - 12**-0.5) < 0.005
 
 
-def test_hosts_share_out_the_global_batch():
-    task = TASKS[0]
-    whole = synthetic.SyntheticBatches(task, seed=1, batch_size=6)[9]
-    parts = [synthetic.SyntheticBatches(task, 1, 6, index, 3)[9] for index in range(3)]
-    for name, array in whole.items():
-        np.testing.assert_array_equal(array, np.concatenate([part[name] for part in parts]))
-    with pytest.raises(ValueError, match="multiple of the 4 processes"):
-        synthetic.SyntheticBatches(task, 1, 6, 0, 4)
-
-
 @pytest.mark.parametrize("random_filler", [True, False])
 def test_mqar_examples_follow_their_definition(random_filler):
     task = MQAR(64, num_pairs=6, vocab_size=300, random_filler=random_filler)
@@ -99,6 +89,35 @@ def test_mqar_keys_values_and_filler_are_uniform():
         assert counts[:low].sum() == counts[high:].sum() == 0
         expected = 8000 / (high - low)
         assert np.abs(counts[low:high] - expected).max() < 5.5 * np.sqrt(expected)
+
+
+def test_mqar_passes_repeat_the_pairs_before_the_queries():
+    """Zoology's num_passes: the same pairs in the same order, and every key still asked for once, after all passes."""
+    batch = MQAR(64, num_pairs=5, vocab_size=128, num_passes=3, random_filler=False).batch(0, 0, 50)
+    inputs, asked = batch["inputs"], batch["loss_mask"] > 0
+    for start in (10, 20):
+        np.testing.assert_array_equal(inputs[:, start : start + 10], inputs[:, :10])
+    assert (asked.sum(axis=1) == 5).all() and not asked[:, :30].any()
+    for row in range(50):
+        assert set(inputs[row][asked[row]]) == set(inputs[row, :10:2])
+        assert set(batch["targets"][row][asked[row]]) == set(inputs[row, 1:10:2])
+    np.testing.assert_array_equal(
+        MQAR(64, num_pairs=5, num_passes=1, vocab_size=128).batch(0, 0, 9)["inputs"],
+        MQAR(64, num_pairs=5, vocab_size=128).batch(0, 0, 9)["inputs"],
+    )
+
+
+def test_mqar_gaps_have_the_moments_of_the_power_law():
+    """Mean and variance of the slot of a lone query, against those of p_r = (r + 1)^(a - 1)."""
+    slots, examples = 31, 20_000
+    batch = MQAR(64, num_pairs=1, vocab_size=128, random_filler=False).batch(1, 0, examples)
+    slot = (np.argmax(batch["loss_mask"], axis=1) - 2) // 2
+    p = np.arange(1, slots + 1) ** (0.01 - 1.0)
+    p /= p.sum()
+    mean = (p * np.arange(slots)).sum()
+    variance = (p * (np.arange(slots) - mean) ** 2).sum()
+    np.testing.assert_allclose(slot.mean(), mean, atol=4 * np.sqrt(variance / examples))
+    np.testing.assert_allclose(slot.var(), variance, rtol=0.05)
 
 
 def test_mqar_full_grid_uses_every_slot():
@@ -158,19 +177,17 @@ def test_needle_hides_a_sentence_in_real_documents():
         assert any(bytes(document[:50].astype(np.uint8)) == start for document in store.tokens)
 
 
-def test_named_tasks_and_their_errors():
-    assert synthetic.make_task("mqar:num_pairs=4,vocab_size=99,random_filler=false", 32) == MQAR(32, 4, 99, 0.01, False)
-    assert synthetic.make_task("selective_copy", 64) == SelectiveCopy(64)
-    for spec, message in (
-        ("mqra", "task 'mqra': give one of mqar.*did you mean mqar"),
-        ("mqar:pairs=3", "field of mqar 'pairs'.*did you mean num_pairs"),
-        ("mqar:num_pairs=x", "num_pairs = 'x': must be int"),
-        ("mqar:num_pairs=9", "seq_len 32, num_pairs 9"),
-        ("copy:vocab_size=3", "vocab_size 3: must be at least 4"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            synthetic.make_task(spec, 32)
-    with pytest.raises(ValueError, match="too short for the text around the fact"):
-        Passkey(100).batch(0, 0, 1)
-    with pytest.raises(ValueError, match="exceeds the 500 tokens"):
-        Needle(501, byte_store()).batch(0, 0, 1)
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: MQAR(32, num_pairs=9, vocab_size=99), "seq_len 32, num_pairs 9"),
+        (lambda: MQAR(32, num_pairs=6, num_passes=2, vocab_size=99), "at least 36, 2 num_pairs .num_passes . 1."),
+        (lambda: MQAR(32, num_pairs=4, vocab_size=32), "vocab_size 32: must exceed seq_len 32"),
+        (lambda: Copy(32, vocab_size=3), "vocab_size 3: must be at least 4"),
+        (lambda: Passkey(100).batch(0, 0, 1), "too short for the text around the fact"),
+        (lambda: Needle(501, byte_store()).batch(0, 0, 1), "exceeds the 500 tokens"),
+    ],
+)
+def test_errors_name_the_field(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,109 @@
+"""Held-out measurements during training: the loss by position equals its definition, and reaches metrics.jsonl."""
+
+import jax
+import numpy as np
+import pytest
+
+from sympow_jax.commands import eval_main, train_main
+from sympow_jax.config import ConfigError
+from sympow_jax.evals.length_generalisation import bin_edges, choose_documents, read_documents
+from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.training.data import open_run_data
+from sympow_jax.training.heldout import Heldout
+from sympow_jax.training.metrics import read_metrics
+from tests.input_pipeline.stores import write_store
+from tests.models.small import TINY, tiny_config
+
+
+def store_flags(folder) -> tuple[str, ...]:
+    tokens = np.random.default_rng(0).integers(0, 61, (6, 128)).astype(np.uint16)
+    write_store(folder, tokens, chunks=(2, 64), vocab_size=61, bos_id=60)
+    return f"data.train={folder}", f"data.heldout={folder}"
+
+
+def test_loss_by_position_equals_its_definition(tmp_path):
+    flags = (*store_flags(tmp_path / "store"), "evaluation.contextwise_length=96", "evaluation.num_documents=4")
+    flags = (*flags, "evaluation.chunk_size=32", "evaluation.num_batches=1", "model.num_layers=1")
+    config = resolve_implementation(tiny_config("conformal_sympow", *flags))
+    data = open_run_data(config)
+    model = Model(config, data.vocab_size)
+    heldout = Heldout(config, model, data, lambda: False)
+    store = data.heldout.stores[0]
+    targets = read_documents(store, choose_documents(6, 4, seed=0), 96).astype(np.int32)
+    inputs = np.concatenate([np.full((4, 1), 60, np.int32), targets[:, :-1]], axis=1)
+    edges = bin_edges(24, 96, bins_per_octave=1)
+    nll = jax.jit(model.nll)
+    for seed in (0, 1):  # the second measurement uses the new parameters
+        params = model.init(jax.random.key(seed))
+        row = heldout.measure(params)
+        assert row is not None
+        losses = np.asarray(nll(params, inputs, targets)[0], np.float64)
+        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+            np.testing.assert_allclose(row[f"contextwise/{stop}"], losses[:, start:stop].mean(), rtol=1e-5)
+    assert [name for name in row if name.startswith("contextwise/")] == [f"contextwise/{edge}" for edge in edges[1:]]
+    assert Heldout(config, model, data, lambda: True).measure(params) is None  # a stop request
+
+
+def test_documents_must_be_long_enough(tmp_path):
+    flags = (*store_flags(tmp_path / "store"), "evaluation.contextwise_length=256")
+    config = resolve_implementation(tiny_config("conformal_sympow", *flags))
+    data = open_run_data(config)
+    with pytest.raises(ConfigError, match="contextwise_length = 256: .* have 128 tokens"):
+        Heldout(config, Model(config, data.vocab_size), data, lambda: False)
+
+
+def flags_of(workdir, *more: str) -> list[str]:
+    own = ("num_train_steps=4", "evaluation.every_steps=2", "checkpoint.every_steps=2", "logging.every_steps=2",
+           "evaluation.num_batches=1", "logging.peak_flops=1e9")  # fmt: skip
+    flags = [f"--config.{flag}" for flag in (*TINY, *own, *more)]
+    return ["--config=configs/quickstart.py:conformal_sympow", f"--workdir={workdir}", *flags]
+
+
+def train(flags: list[str]) -> int:
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        return train_main(flags)
+
+
+@pytest.mark.slow
+def test_chosen_steps_have_the_loss_by_position(tmp_path):
+    more = (*store_flags(tmp_path / "store"), "evaluation.contextwise_length=96", "evaluation.num_documents=4")
+    assert train(flags_of(tmp_path / "run", *more)) == 0
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "heldout_loss" in row]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert all({"contextwise/24", "contextwise/96"} <= set(row) for row in rows)
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+def test_a_task_is_trained_and_evaluated_by_command(tmp_path, capsys):
+    """train.py on MQAR logs accuracy; eval.py writes grids for it and for the tasks that text models are asked."""
+    run = tmp_path / "mqar"
+    task = ("data.train=mqar", "data.heldout=mqar", "task.vocab_size=64", "task.num_pairs=2", "data.order=rectangle")
+    assert train(flags_of(run, *task)) == 0
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if "heldout_accuracy" in row]
+    assert len(rows) == 2 and 0 <= rows[-1]["heldout_accuracy"] <= 1
+    assert eval_main([f"--workdir={run}", "--lengths=24,48", "--pairs=2,4,12", "--num_examples=4"]) == 0
+    assert eval_main([f"--workdir={run}", "--task=selective_copy", "--lengths=24", "--num_examples=4"]) == 0
+    assert eval_main([f"--workdir={run}", "--task=copy", "--lengths=24,48", "--num_examples=4", "--name=c"]) == 0
+    names = {f"{name}.{kind}" for name in ("mqar", "selective_copy", "c") for kind in ("json", "npz", "png")}
+    assert {path.name for path in (run / "eval").iterdir()} == names
+    for flags, message in (
+        ([], "exceed"),
+        (["--task=mqra"], "did you mean 'mqar'"),
+        (["--depths=0.5"], "--depths: does not belong to --task=mqar"),
+        (["--task=length_generalisation"], "needs text"),
+        (["--task=needle", "--lengths=96"], "a needle needs text"),
+    ):
+        lengths = [] if "--lengths=96" in flags else ["--lengths=96"]
+        assert eval_main([f"--workdir={run}", *lengths, *flags]) == 1
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_text_models_are_asked_for_passkeys_and_needles(tmp_path):
+    run = tmp_path / "text"
+    assert train(flags_of(run)) == 0
+    for task in ("passkey", "needle"):
+        flags = [f"--workdir={run}", f"--task={task}", "--lengths=400", "--depths=0,1", "--num_examples=2"]
+        assert eval_main(flags) == 0
+        assert (run / "eval" / f"{task}.json").is_file() and (run / "eval" / f"{task}.png").is_file()
