@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from sympow_jax.commands import one_line_errors, split_flags
-from sympow_jax.config import Config, ConfigError, flatten
+from sympow_jax.config import Config, ConfigError, flatten, override
 from sympow_jax.evals.files import read_npz, write_text
 from sympow_jax.evals.paired import paired_difference
 from sympow_jax.models import flops
@@ -21,6 +21,7 @@ from sympow_jax.models.registry import Model
 from sympow_jax.plots.report import report_page
 from sympow_jax.plots.style import run_labels
 from sympow_jax.training.run_files import load_config
+from sympow_jax.variants import LINEAR_KERNELS
 
 IGNORED_DIFFERENCES = ("logging.", "checkpoint.", "data.prefetch", "data.num_threads")
 
@@ -48,7 +49,7 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
     Raises:
       ConfigError: a folder is no workdir.
     """
-    runs, evaluations, retrieval, configs, arrays = [], [], [], [], []
+    runs, evaluations, retrieval, biases, configs, arrays = [], [], [], [], [], []
     for folder in folders:
         path = pathlib.Path(folder)
         if not (path / "config.json").is_file():
@@ -61,6 +62,8 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
                 arrays.append(file.with_suffix(".npz"))
             elif "accuracy" in result:
                 retrieval.append({"run": folder, "title": result.get("task", file.stem), "result": result})
+            elif "query_position" in result:
+                biases.append({"run": folder, "result": result})
         longest = max([config.data.seq_len, *(r["lengths"][-1]["length"] for _, r in found if "lengths" in r)])
         configs.append(config)
         runs.append({"folder": folder, "training": _training(path), "cost": _cost(path, config, longest)})
@@ -68,7 +71,7 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
     by_folder = dict(zip(folders, names, strict=True))
     for run in runs:
         run["label"] = by_folder[run["folder"]]
-    for entry in retrieval:
+    for entry in retrieval + biases:
         entry["label"] = by_folder[entry["run"]]
     labels = _distinct([entry["result"] for entry in evaluations], [entry["run"] for entry in evaluations])
     for entry, label in zip(evaluations, labels, strict=True):
@@ -77,6 +80,7 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
         "runs": runs,
         "evaluations": evaluations,
         "paired": _paired(labels, arrays),
+        "biases": biases,
         "retrieval": retrieval,
         "config_differences": _differences(configs),
     }
@@ -121,7 +125,10 @@ def _cost(path: pathlib.Path, config: Config, length: int) -> dict[str, Any] | N
         state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     else:
         return None
-    per_token = flops.attention_flops_per_token(config, length) + 2.0 * flops.matrix_parameters(config, params)
+    linear = config.attention.kernel in LINEAR_KERNELS and model.streams_constant
+    forms = [override(config, {"attention.implementation": "chunked"})] if linear else []
+    attention = min(flops.attention_flops_per_token(form, length) for form in [config, *forms])
+    per_token = attention + 2.0 * flops.matrix_parameters(config, params)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "state_bytes": state_bytes,

@@ -71,15 +71,24 @@ def test_page_over_several_runs(tmp_path):
         "rows": {"name": "pairs", "values": [8]}, "accuracy": [[0.9, None]], "train_length": 64,
     }  # fmt: skip
     write_json(tmp_path / "a" / "eval" / "mqar.json", grid)
+    layers = [{"layer": 0, "log_weight": [[0.0, -0.1, -30.0], [0.0, -0.2, -1.0]]}]
+    curves = {"variant": "conformal_sympow", "query_position": 255, "distance": [0, 1, 255], "layers": layers}
+    write_json(tmp_path / "a" / "eval" / "position_bias.json", curves)
     output = tmp_path / "report.html"
     assert report.main([*runs, f"--output={output}"]) == 0
     page = Page(output.read_text())
     text = " ".join(page.text)
-    for expected in ("conformal_sympow", "sympow (not evaluated)", "Paired differences", "minus conformal_sympow"):
+    for expected in (
+        "conformal_sympow",
+        "sympow (not evaluated)",
+        "Paired differences",
+        "minus conformal_sympow",
+        "Biases and gates",
+    ):
         assert expected in text
     assert "attention.kernel" in text and "logging.every_steps" not in text  # differing settings only
     assert "Published curves" not in text  # no LongCrawl64 run
-    assert page.tags.count("figure") == 2 + 1 + 2 + 1 + 1
+    assert page.tags.count("figure") == 2 + 1 + 1 + 2 + 1 + 1
     assert all(address.startswith(("#", "data:image/png")) for address in page.addresses)
     assert "script" not in page.tags and "link" not in page.tags and "@import" not in output.read_text()
 
@@ -92,6 +101,14 @@ def test_paired_rows_are_differences_from_the_first_run(tmp_path):
         np.testing.assert_allclose(row["difference"], 0.1 * own["nll"], rtol=1e-4)
     assert [run["cost"]["constant"] for run in data["runs"]] == [True, False]
     assert data["runs"][1]["cost"]["state_bytes"] >= 4 * 256 * 2 * 128 * 4  # keys and values of 4 layers, 256 tokens
+
+
+def test_cost_of_a_linear_kernel_is_that_of_its_cheaper_form(tmp_path):
+    """4 layers of 4 heads of 32: 64 length a head in the quadratic form, 4 * 528 * 33 in the linear one."""
+    run = make_run(tmp_path / "a", "sympow")
+    config = report.load_config(run)
+    near, far = (report._cost(tmp_path / "a", config, length)["flops_per_token"] for length in (256, 1 << 20))
+    assert far - near == 16 * (4 * 528 * 33 - 64 * 256)
 
 
 def test_other_store_is_named_and_does_not_stop_the_report(tmp_path):

@@ -11,6 +11,7 @@ from sympow_jax.plots import style
 from sympow_jax.plots.length_generalisation import contextwise_rows, curve, draw_contextwise, draw_same_target
 
 MAX_POINTS = 240  # of a training curve
+LOWEST_LOG_WEIGHT = -20.0  # less is as good as nothing
 
 
 def panel(draw, *arguments: Any, title: str = "") -> str:
@@ -106,6 +107,33 @@ def cost(points: Sequence[tuple[int, float, float | None]], xlabel: str, unit: s
         axes.set_ylabel("same-target loss, longest context")
 
     return panel(draw)
+
+
+def biases(curves: Mapping[str, Any], title: str) -> str:
+    """Log weight of a key against its distance, one line a head, one colour a layer; see evals.position_bias."""
+
+    def draw(axes: Axes) -> None:
+        distance = np.asarray(curves["distance"], float)
+        lowest, highest = 0.0, 0.0
+        for number, layer in enumerate(curves["layers"]):
+            looks = style.line_style(number)
+            for head, values in enumerate(layer["log_weight"]):
+                label = f"layer {layer['layer']}" if head == 0 else None
+                axes.plot(
+                    distance, values, color=looks["color"], linestyle=looks["linestyle"], linewidth=1, label=label
+                )
+                lowest, highest = min(lowest, *values), max(highest, *values)
+        axes.set_ylim(max(lowest, LOWEST_LOG_WEIGHT) - 0.2, highest + 0.2)
+        axes.set_xscale("symlog", base=4, linthresh=1)
+        ticks = [0, *(4**power for power in range(int(np.log(distance[-1]) / np.log(4)) + 1))]
+        axes.set_xticks(ticks, [style.tokens_label(tick) for tick in ticks])
+        axes.set_xlim(0, distance[-1])
+        axes.set_xlabel("distance (tokens)")
+        axes.set_ylabel("log weight")
+        if len(curves["layers"]) <= 8:
+            axes.legend(fontsize=7, loc="lower left")
+
+    return panel(draw, title=title)
 
 
 def published(series: Mapping[str, Mapping[str, Any]], results: Sequence[tuple[int, Mapping[str, Any]]]) -> str:

@@ -18,14 +18,16 @@ def report_page(data: Mapping[str, Any]) -> str:
 
     Args:
       data: {"runs": [{"label", "folder", "training": {...}, "cost": {...} or None}], "evaluations": [{"label", "run",
-        "result"}], "paired": [{"label", "index", "result" or "reason"}], "retrieval": [{"label", "title", "result"}],
-        "config_differences": {"field": [value for each run]}}; made by sympow_jax.report.gather.
+        "result"}], "paired": [{"label", "index", "result" or "reason"}], "biases": [{"label", "result"}],
+        "retrieval": [{"label", "title", "result"}], "config_differences": {"field": [value for each run]}}; made by
+        sympow_jax.report.gather.
     """
     evaluations = data["evaluations"]
     labels = [entry["label"] for entry in evaluations]
     results = [entry["result"] for entry in evaluations]
     sections = [_summary(data), _length_section(results, labels)]
-    sections += [_paired_section(data["paired"], labels, results), _cost_section(data), _training_section(data)]
+    sections += [_paired_section(data["paired"], labels, results), _bias_section(data["biases"])]
+    sections += [_cost_section(data), _training_section(data)]
     sections += [_retrieval_section(data["retrieval"]), _published_section(results)]
     sections += [_config_section(data), _provenance_section(evaluations)]
     styles = importlib.resources.files("sympow_jax.plots").joinpath("page.css").read_text()
@@ -100,7 +102,7 @@ def _number(value: float | None, interval: Sequence[float | None] | None = None,
 
 
 def _summary(data: Mapping[str, Any]) -> str:
-    header = ["run", "trained at", "step", "loss at it", "longest context", "loss there", "change", "same-target loss"]
+    header = ["run", "trained at", "step", "loss there", "longest tested", "loss there", "change", "beyond training"]
     rows = []
     for entry in data["evaluations"]:
         result = entry["result"]
@@ -162,6 +164,20 @@ def _paired_section(paired: Sequence[Mapping], labels: Sequence[str], results: S
     return _section("Paired differences", text, body)
 
 
+def _bias_section(biases: Sequence[Mapping]) -> str:
+    if not biases:
+        return ""
+    figures = [
+        (panels.biases(entry["result"], entry["label"]), f"At query position {entry['result']['query_position']:,}.")
+        for entry in biases
+    ]
+    text = (
+        "What a key loses by its distance: additive bias plus distance times the mean log gate over held-out text. "
+        "0 is no preference, -5 leaves less than 1% of the weight; one line a head."
+    )
+    return _section("Biases and gates", text, _figures(figures))
+
+
 def _cost_section(data: Mapping[str, Any]) -> str:
     costs = {run["folder"]: run["cost"] for run in data["runs"] if run["cost"]}
     rows, state, flops = [], [], []
@@ -186,7 +202,10 @@ def _cost_section(data: Mapping[str, Any]) -> str:
         return ""
     figures = [
         (panels.cost(state, "state of one stream", "B"), "Linear kernels keep a constant state, softmax a cache."),
-        (panels.cost(flops, "forward FLOPs per token", ""), "Exact products, at the longest context evaluated."),
+        (
+            panels.cost(flops, "forward FLOPs per token", ""),
+            "Exact products at the longest context evaluated, by the cheaper form of a kernel.",
+        ),
     ]
     header = ["run", "parameters", "state", "", "FLOPs per token", "loss at the longest context"]
     text = "What a stream holds in memory, and what a token costs, against the loss."

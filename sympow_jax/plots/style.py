@@ -125,11 +125,13 @@ def interval(entries: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
 def run_labels(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """What tells the runs apart: the variant, with the seed and position overrides where needed."""
     names = [str(result.get("variant") or "run") for result in results]
-    seeds = {result.get("seed") for result in results}
+    seeds: dict[str, set] = {}
+    for name, result in zip(names, results, strict=True):
+        seeds.setdefault(name, set()).add(result.get("seed"))
     labels = []
     for name, result in zip(names, results, strict=True):
         overrides = result.get("position_overrides") or {}
-        extra = [f"seed {result.get('seed')}"] if len(seeds) > 1 else []
+        extra = [f"seed {result.get('seed')}"] if len(seeds[name]) > 1 else []
         extra += [f"{key}={value}" for key, value in overrides.items()]
         labels.append(f"{name} ({', '.join(extra)})" if extra else name)
     return labels

@@ -1,5 +1,7 @@
 """Held-out measurements during training: the loss by position equals its definition, and reaches metrics.jsonl."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ def test_loss_by_position_equals_its_definition(tmp_path):
         row = heldout.measure(params)
         assert row is not None
         losses = np.asarray(nll(params, inputs, targets)[0], np.float64)
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for start, stop in itertools.pairwise(edges):
             np.testing.assert_allclose(row[f"contextwise/{stop}"], losses[:, start:stop].mean(), rtol=1e-5)
     assert [name for name in row if name.startswith("contextwise/")] == [f"contextwise/{edge}" for edge in edges[1:]]
     assert Heldout(config, model, data, lambda: True).measure(params) is None  # a stop request
@@ -48,7 +50,7 @@ def test_documents_must_be_long_enough(tmp_path):
     flags = (*store_flags(tmp_path / "store"), "evaluation.contextwise_length=256")
     config = resolve_implementation(tiny_config("conformal_sympow", *flags))
     data = open_run_data(config)
-    with pytest.raises(ConfigError, match="contextwise_length = 256: .* have 128 tokens"):
+    with pytest.raises(ConfigError, match=r"contextwise_length = 256: .* have 128 tokens"):
         Heldout(config, Model(config, data.vocab_size), data, lambda: False)
 
 
