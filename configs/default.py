@@ -62,9 +62,7 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     p.alibi_slope_scale = 1.0  # multiplies ALiBi's slopes
 
     c.data = d = ConfigDict()
-    d.train = (
-        "python-stdlib"  # the built-in corpus, a folder or URL of a store, a nanoGPT .bin file, tfds:NAME, or a task
-    )
+    d.train = "python-stdlib"  # a corpus built in, a folder or URL of a store, a nanoGPT .bin, tfds:NAME, or a task
     d.heldout = "python-stdlib"  # likewise, for held-out loss and evaluation
     d.seq_len = 512
     d.batch_size = 4  # sequences in an optimizer step, over all devices and accumulation steps
