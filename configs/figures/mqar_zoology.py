@@ -3,7 +3,7 @@
     python train.py --config=configs/figures/mqar_zoology.py:VARIANT --workdir=runs/mqar/VARIANT
     python eval.py --workdir=runs/mqar/VARIANT --lengths=64,128,256 --pairs=8,16,32
 
-VARIANT: softmax_rope, conformal_sympow, based, rebased.
+VARIANT softmax_rope, conformal_sympow, based, rebased. Budget: 2,000 steps of 64 x 64 tokens.
 Paper: 64 to 256 tokens with 4 to 16 pairs of a vocabulary of 8,192, zero filler, width 64 to 512, 100,000 examples
 for 64 epochs, best of four learning rates: attention solves every setting.
 Found: not run.
