@@ -4,6 +4,8 @@ The same command on the same workdir continues where the run stopped. Other flag
   --list                          show the variants and the configs, and exit
   --strict                        refuse to continue from anything but an undamaged newest checkpoint
   --allow_learning_rate_change    continue a run with other learning-rate settings
+  --coordinator_address=HOST:PORT --num_processes=N --process_id=I
+                                  one of N processes; not needed on TPU, GKE, SLURM or Open MPI, where it is detected
 """
 
 from sympow_jax.commands import run_program, train_main

@@ -80,6 +80,12 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     t.random_filler = True  # mqar: tokens between queries are random (Based), not 0 (Zoology, ReBased)
     t.tokenizer = "byte"  # passkey: byte, gpt2:FOLDER, ...; eval.py takes the run's
 
+    c.mesh = h = ConfigDict()  # devices along each axis; one of them may be -1: what the others leave
+    h.data = -1  # rows of the batch
+    h.fsdp = 1  # rows of the batch, with parameters and optimizer state cut as well
+    h.tensor = 1  # heads and MLP features; divides num_kv_heads and mlp_dim
+    h.seq = 1  # the time dim: contexts too long for one device
+
     c.optimizer = o = ConfigDict()
     o.name = "adamw"  # adamw | adam (no weight decay) | muon (matrices; everything else by adamw)
     o.learning_rate = 3e-3

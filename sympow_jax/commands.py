@@ -25,6 +25,7 @@ from sympow_jax.plots import style
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
 from sympow_jax.plots.position_bias import position_bias_figure
 from sympow_jax.plots.tables import length_table, verdict
+from sympow_jax.sharding import join_processes
 from sympow_jax.training.bad_steps import BadStepsError
 from sympow_jax.training.checkpoint import CheckpointError
 from sympow_jax.training.loop import train
@@ -100,11 +101,13 @@ def _train(argv: Sequence[str]) -> int:
         _print_list()
         return 0
     switches = ("strict", "allow_learning_rate_change")
-    own, rest = split_flags(argv, ("workdir",), switches=switches, prefix="config")
+    processes = {"coordinator_address": "", "num_processes": 0, "process_id": -1}
+    own, rest = split_flags(argv, ("workdir", *processes), switches=switches, prefix="config")
     config = config_lib.parse_flags(rest)
     if "workdir" not in own:
         raise ConfigError("--workdir is missing: the folder of the run, for example --workdir=runs/first")
     use_compilation_cache()
+    join_processes(**{k: config_lib.parse_value(own[k], v, f"--{k}") if k in own else v for k, v in processes.items()})
     return train(config, own["workdir"], **{name: name in own for name in switches})
 
 

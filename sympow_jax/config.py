@@ -111,6 +111,16 @@ class TaskConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices each mesh axis has; -1, for one of them, is what the others leave."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    seq: int
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """Optimizer, schedule, clipping and accumulation."""
 
@@ -176,6 +186,7 @@ class Config:
     position: PositionConfig
     data: DataConfig
     task: TaskConfig
+    mesh: MeshConfig
     optimizer: OptimizerConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
@@ -261,6 +272,8 @@ def _check_values(values: Mapping[str, Any]) -> None:
             options = _CHOICES[path]
             hint = nearest(str(value), [str(o) for o in options])
             _require(value in options, f"{path} = {value!r}: choose one of {', '.join(map(str, options))}{hint}")
+        elif path.startswith("mesh."):
+            _require(value == -1 or value > 0, f"{path} = {value!r}: must be positive, or -1 to be inferred")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             ok = value >= 0 if path in _MAY_BE_ZERO else value > 0
             _require(ok, f"{path} = {value!r}: must be {'at least 0' if path in _MAY_BE_ZERO else 'positive'}")

@@ -1,14 +1,17 @@
 """The attention layer: one formula, a choice of kernel, position encoding and gate."""
 
+import dataclasses
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
-from sympow_jax import ops, variants
+from sympow_jax import ops, sharding, variants
 from sympow_jax.config import AttentionConfig, ModelConfig, PositionConfig
+from sympow_jax.layers import sequence_parallel
 from sympow_jax.layers.context import Context
 from sympow_jax.layers.kernels import linear_kernel
 from sympow_jax.layers.linear import make_linear
@@ -111,18 +114,68 @@ class Attention(nnx.Module):
         B, T, _ = x.shape
         q, k = self._queries_and_keys(x)
         v = self.value(x).reshape(B, T, self.num_kv_heads, self.value_head_dim)
-        q, k, scale, phase = self._rotate(x, q, k, context, state)
-        log_gates = self.log_gates(x)
-        if self.linear:
-            out, kernel_state = self._attend_linear(q, k, v, log_gates, scale, context, state)
+        beta = 1.0 + jnp.tanh(self.beta(x.astype(jnp.float32))) if hasattr(self, "beta") else None
+        tokens = (q, k, v, beta, self.log_gates(x))
+        if state is None and sharding.is_sharded():
+            out = self._attend_on_shards(tokens, context)
         else:
-            out, kernel_state = self._attend_softmax(q, k, v, log_gates, scale, context, state)
+            out, state = self._attend(tokens, self.bias(context), context, state)
         out = out.reshape(B, T, self.num_heads * self.value_head_dim)
         if self.attention.output_gate:
             out = out * jax.nn.sigmoid(self.output_gate(x))
+        return self.out(out), state
+
+    def _attend(self, tokens, bias, context: Context, state: PyTree | None) -> tuple[Array, PyTree | None]:
+        """From (q, k, v, beta, log_gates) to [B, T, H, Dv] and the next state."""
+        q, k, v, beta, log_gates = tokens
+        q, k, scale, phase = self._rotate(q, k, beta, context, None if state is None else state.get("phase"))
+        attend = self._attend_linear if self.linear else self._attend_softmax
+        out, kernel_state = attend(q, k, v, log_gates, scale, bias, context, state)
         if state is not None:
             state = {"kernel": kernel_state} | ({} if phase is None else {"phase": phase})
-        return self.out(out), state
+        return out, state
+
+    def _attend_on_shards(self, tokens, context: Context) -> Array:
+        """`_attend` without a state, each device on its rows, heads and stretch of time."""
+
+        def attend(tokens, bias, positions, segment_ids):
+            start = jax.lax.axis_index("seq") * tokens[0].shape[1]
+            local = dataclasses.replace(
+                context, offset=start, positions=positions, segment_ids=segment_ids, shared_bias=None
+            )
+            if sharding.axis_size("seq") > 1:
+                return self._attend_between_shards(tokens, bias, local)
+            return self._attend(tokens, bias, local, None)[0]
+
+        bias = self.bias(context)
+        rows, heads = P(sharding.BATCH, "seq"), P(sharding.BATCH, "seq", "tensor")
+        arguments = (tokens, bias, context.positions, context.segment_ids)
+        return sharding.over_shards(attend, arguments, (heads, sharding.tree_specs(bias), rows, rows), heads)
+
+    def _attend_between_shards(self, tokens, bias, context: Context) -> Array:
+        """`_attend` on one stretch of a sequence, whose earlier tokens are on other devices."""
+        q, k, v, beta, log_gates = tokens
+        decays = log_gates if self.linear else None
+        totals = sequence_parallel.gather_totals(beta, decays, context.segment_ids)
+        phase = None
+        if beta is not None:
+            phase, beta = sequence_parallel.phase_before(totals, beta)
+        q, k, scale, _ = self._rotate(q, k, beta, context, phase)
+        if self.linear:
+            kernel = self._linear_kernel()
+            options = {"log_gates": log_gates, "segment_ids": context.segment_ids}
+            options |= {"chunk_size": self.attention.chunk_size or None}
+            before = sequence_parallel.state_before(totals, kernel.state(k, v, **options))
+            implementation = self._implementation()
+            return kernel.attention_with_state(
+                q, k, v, scale=scale, implementation=implementation, initial_state=before, **options
+            )[0]
+        attend = sequence_parallel.attend_gathered
+        if self.window is not None and self.window <= q.shape[1]:
+            attend = sequence_parallel.attend_window
+        return attend(
+            q, k, v, log_gates, bias, context, scale=scale, window=self.window, implementation=self._implementation()
+        )
 
     def _queries_and_keys(self, x: Array) -> tuple[Array, Array]:
         B, T, D = *x.shape[:2], self.head_dim
@@ -135,18 +188,17 @@ class Attention(nnx.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         return q.astype(self.dtype), k.astype(self.dtype)
 
-    def _rotate(self, x: Array, q: Array, k: Array, context: Context, state: PyTree | None):
+    def _rotate(self, q: Array, k: Array, beta: Array | None, context: Context, phase: PyTree | None):
         """Rotary encodings; returns the rotated q and k, the scale of their product, and the next phase state."""
         p, scale = self.position, 1 / math.sqrt(self.head_dim)
         if self.attention.position not in variants.ROTARY_POSITIONS:
             return q, k, scale, None
         frequencies, factor = rotary_frequencies(self.head_dim, p, context.length)
         if self.attention.position == "rope":
-            phases, next_phase = ops.positions.rope_phases(context.token_positions(x.shape[1]), frequencies), None
+            phases, next_phase = ops.positions.rope_phases(context.token_positions(q.shape[1]), frequencies), None
         else:
-            beta = 1.0 + jnp.tanh(self.beta(x.astype(jnp.float32)))
             phases, next_phase = ops.positions.learned_phases(
-                beta, frequencies, initial=None if state is None else state["phase"], segment_ids=context.segment_ids
+                beta, frequencies, initial=phase, segment_ids=context.segment_ids
             )
         return ops.positions.rotate(q, phases), ops.positions.rotate(k, phases), scale * factor**2, next_phase
 
@@ -193,7 +245,7 @@ class Attention(nnx.Module):
     def _linear_kernel(self):
         return linear_kernel(self.kernel, degree=self.attention.degree)
 
-    def _attend_linear(self, q, k, v, log_gates, scale, context: Context, state: PyTree | None):
+    def _attend_linear(self, q, k, v, log_gates, scale, bias, context: Context, state: PyTree | None):
         kernel = self._linear_kernel()
         if state is not None and q.shape[1] == 1 and context.segment_ids is None:
             return kernel.step(state["kernel"], q=q, k=k, v=v, log_gates=log_gates, scale=scale)
@@ -201,15 +253,15 @@ class Attention(nnx.Module):
         options |= {"chunk_size": self.attention.chunk_size or None}
         implementation = self._implementation()
         if state is None:
-            options |= {"bias": self.bias(context), "positions": context.positions}
+            options |= {"bias": bias, "positions": context.positions}
             return kernel.attention(q, k, v, implementation=implementation, **options), None
         linear_form = implementation if implementation in ("chunked", "recurrent") else None
         return kernel.attention_with_state(
             q, k, v, implementation=linear_form, initial_state=state["kernel"], **options
         )
 
-    def _attend_softmax(self, q, k, v, log_gates, scale, context: Context, state: PyTree | None):
-        options = {"bias": self.bias(context), "scale": scale, "window": self.window}
+    def _attend_softmax(self, q, k, v, log_gates, scale, bias, context: Context, state: PyTree | None):
+        options = {"bias": bias, "scale": scale, "window": self.window}
         options |= {"implementation": self._implementation()}
         if state is None:
             return ops.softmax_attention(

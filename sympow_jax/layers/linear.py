@@ -4,13 +4,14 @@ import math
 
 from flax import nnx
 
+from sympow_jax import sharding
 from sympow_jax.config import ModelConfig
 from sympow_jax.ops.platform import target_platform
 from sympow_jax.typing import Array, Float
 
 
 class Linear(nnx.Linear):
-    """nnx.Linear that, on the CPU, sees all tokens as rows of one matrix.
+    """nnx.Linear that, on a single CPU device, sees all tokens as rows of one matrix.
 
     XLA's CPU backend runs the weight gradient of a batched product, a contraction over two dims, at half the speed of
     the same product of matrices (benchmarks/train_step). Elsewhere the dims stay apart, so that each can be sharded.
@@ -18,7 +19,7 @@ class Linear(nnx.Linear):
 
     def __call__(self, x: Float[Array, "*B in_dim"]) -> Float[Array, "*B out_dim"]:
         """x W (+ b)."""
-        if target_platform() != "cpu":
+        if sharding.is_sharded() or target_platform() != "cpu":
             return super().__call__(x)
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
 

@@ -5,7 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
+from sympow_jax import sharding
 from sympow_jax.config import AttentionConfig, ModelConfig
 from sympow_jax.layers.context import Context
 from sympow_jax.layers.linear import make_linear
@@ -65,9 +67,23 @@ class ShortConv(nnx.Module):
         """Applies the layer; with a state, continues from it and returns the next."""
         u, gate = jnp.split(self.input(x), 2, axis=-1) if self.gated else (x, self.multiplier(x))
         past = state or self.initial_state(x.shape[0], 0)
-        conv = causal_conv(u, self.kernel[...], past["tail"], context.segment_ids, past["segment_ids"])
+        if state is None and sharding.is_sharded():
+            conv = self._conv_on_shards(u, context.segment_ids)
+        else:
+            conv = causal_conv(u, self.kernel[...], past["tail"], context.segment_ids, past["segment_ids"])
         out = self.out(jax.nn.silu(conv) * gate) if self.gated else x + conv * gate
         return out, None if state is None else self._next_state(u, context, past)
+
+    def _conv_on_shards(self, u: Array, segment_ids: Array | None) -> Array:
+        """causal_conv, each device on its rows, features and stretch of time, after the inputs just before that."""
+
+        def conv(u, kernel, ids):
+            tail_ids = sharding.halo(jnp.zeros(u.shape[:2], jnp.int32) if ids is None else ids, self.width - 1)
+            return causal_conv(u, kernel, sharding.halo(u, self.width - 1), ids, tail_ids)
+
+        rows, features = P(sharding.BATCH, "seq"), P(sharding.BATCH, "seq", "tensor")
+        specs = (features, P(None, "tensor"), rows)
+        return sharding.over_shards(conv, (u, self.kernel[...], segment_ids), specs, features)
 
     def _next_state(self, u: Array, context: Context, past: PyTree) -> PyTree:
         ids = jnp.ones(u.shape[:2], jnp.int32) if context.segment_ids is None else context.segment_ids

@@ -1,8 +1,12 @@
 """Next-token loss in float32, over blocks of tokens so that the logits of a long sequence never exist at once."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
+from sympow_jax import sharding
 from sympow_jax.typing import Array, Float, Int
 
 
@@ -11,14 +15,24 @@ def token_nll(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """nll_t = log Z_t - l_t,target and log Z_t = log sum_v exp(l_tv), with l = hidden kernel, in nats.
 
+    On a mesh the tokens are spread over all of its axes, and every device holds the whole projection.
+
     Args:
       hidden: final hidden states, in the compute dtype.
       kernel: output projection.
       targets: the tokens to predict.
-      block: how many tokens have logits at once; the backward pass computes them again.
+      block: how many tokens have logits at once on a device; the backward pass computes them again.
     """
-    B, T, E = hidden.shape
     kernel = kernel.astype(hidden.dtype)
+    if not sharding.is_sharded():
+        return _local_nll(hidden, kernel, targets, block)
+    tokens = P(sharding.BATCH, ("seq", "tensor"))
+    local = functools.partial(_local_nll, block=block)
+    return sharding.over_shards(local, (hidden, kernel, targets), (tokens, P(), tokens), tokens)
+
+
+def _local_nll(hidden: Array, kernel: Array, targets: Array, block: int) -> tuple[Array, Array]:
+    B, T, E = hidden.shape
 
     def block_nll(hidden_block, target_block):
         logits = jnp.matmul(hidden_block, kernel, preferred_element_type=jnp.float32)

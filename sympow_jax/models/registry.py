@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
-from sympow_jax import variants
+from sympow_jax import sharding, variants
 from sympow_jax.config import Config
 from sympow_jax.models.flops import expansion
 from sympow_jax.models.loss import token_nll
@@ -37,10 +38,12 @@ class Model:
     Attributes:
       config: the resolved run configuration.
       vocab_size: size of the token alphabet.
+      mesh: devices that `nll`, `logits` without a state and `init` are spread over; None is one device.
     """
 
     config: Config
     vocab_size: int
+    mesh: Mesh | None = None
 
     @functools.cached_property
     def _abstract(self) -> tuple[Any, Any]:
@@ -84,6 +87,7 @@ class Model:
         return model.initial_state(batch_size, max_length)
 
     def _hidden(self, params, tokens, segment_ids, positions, state, length):
+        """Final hidden states, the output projection and the next state; runs inside `use_mesh`."""
         model = self.bind(params)
         length = length or max(tokens.shape[1], self.config.position.original_length)
         hidden, state = model(tokens, segment_ids=segment_ids, positions=positions, state=state, length=length)
@@ -109,7 +113,8 @@ class Model:
           state: from `initial_state` or an earlier call: the tokens before `inputs`.
           length: the longest context of the stream, which dynamic_ntk scales to; 0 = this call's.
         """
-        hidden, kernel, state = self._hidden(params, inputs, segment_ids, positions, state, length)
+        with sharding.use_mesh(self.mesh):
+            hidden, kernel, state = self._hidden(params, inputs, segment_ids, positions, state, length)
         return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32), state
 
     def nll(
@@ -124,8 +129,9 @@ class Model:
         length: int = 0,
     ) -> tuple[Float[Array, "B T"], PyTree | None]:
         """Loss of each target, nats, float32; other arguments as in `logits`."""
-        hidden, kernel, state = self._hidden(params, inputs, segment_ids, positions, state, length)
-        return token_nll(hidden, kernel, targets, block=self.config.model.loss_block)[0], state
+        with sharding.use_mesh(self.mesh):
+            hidden, kernel, state = self._hidden(params, inputs, segment_ids, positions, state, length)
+            return token_nll(hidden, kernel, targets, block=self.config.model.loss_block)[0], state
 
     def losses(
         self,
@@ -137,5 +143,6 @@ class Model:
         positions: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
         """(nll, log Z) of each target, float32; Z is the softmax's normaliser, which z-loss keeps near 1."""
-        hidden, kernel, _ = self._hidden(params, inputs, segment_ids, positions, None, 0)
-        return token_nll(hidden, kernel, targets, block=self.config.model.loss_block)
+        with sharding.use_mesh(self.mesh):
+            hidden, kernel, _ = self._hidden(params, inputs, segment_ids, positions, None, 0)
+            return token_nll(hidden, kernel, targets, block=self.config.model.loss_block)

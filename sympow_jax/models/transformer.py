@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from sympow_jax import ops
+from sympow_jax import ops, sharding
 from sympow_jax.config import Config
 from sympow_jax.layers.block import Block
 from sympow_jax.layers.context import Context
@@ -109,25 +109,33 @@ class Transformer(nnx.Module):
             )
 
     def _embed(self, tokens: Array, context: Context) -> Array:
-        x = self.embedding(tokens)
+        x = _look_up(self.embedding, tokens)
         kind = self.config.attention.position
         if kind in ("learned_absolute", "sinusoidal"):
             positions = context.token_positions(tokens.shape[1])
             if kind == "learned_absolute":
                 self._check_length(tokens.shape[1])
-                x = x + self.position_embedding(positions)
+                x = x + _look_up(self.position_embedding, positions)
             else:
                 table = ops.positions.sinusoidal(positions, self.config.model.embed_dim)
                 x = x + (self.config.model.init_std * table).astype(x.dtype)
-        return self.embedding_norm(x) if hasattr(self, "embedding_norm") else x
+        x = self.embedding_norm(x) if hasattr(self, "embedding_norm") else x
+        return sharding.constrain(x, sharding.BATCH, "seq")
 
     def _apply_run(self, run: Block, x: Array, context: Context, state: PyTree | None) -> tuple[Array, PyTree | None]:
         graph, parameters = nnx.split(run)
 
         def body(x, layer):
             layer_parameters, layer_state = layer
-            return nnx.merge(graph, layer_parameters)(checkpoint_name(x, BLOCK_INPUT), context, layer_state)
+            x = checkpoint_name(x, BLOCK_INPUT)
+            x, layer_state = nnx.merge(graph, layer_parameters)(x, context, layer_state)
+            return sharding.constrain(x, sharding.BATCH, "seq"), layer_state
 
         body = rematerialise(body, self.config.model.remat)
         depth = jax.tree.leaves(parameters)[0].shape[0]
         return jax.lax.scan(body, x, (parameters, state), unroll=1 if self.config.model.scan_layers else depth)
+
+
+def _look_up(embed: nnx.Embed, index: Array) -> Array:
+    """Rows of a table that is gathered first where it is sharded."""
+    return jnp.take(sharding.constrain(embed.embedding[...]).astype(embed.dtype), index, axis=0)

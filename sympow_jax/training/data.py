@@ -1,25 +1,37 @@
 """The data of a run: batches to train on, batches for held-out loss, and the tokeniser."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from sympow_jax import sharding
 from sympow_jax.config import Config
 from sympow_jax.input_pipeline.batches import Batch, StoreBatches
 from sympow_jax.input_pipeline.opening import open_batches
 from sympow_jax.input_pipeline.prefetch import Prefetch, prefetch
+from sympow_jax.input_pipeline.store import Store
 from sympow_jax.input_pipeline.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """Opened stores; batches are pure functions of their number."""
+    """Opened stores; batches are pure functions of their number, and hold the rows of this process's devices.
+
+    Attributes:
+      config: of the run.
+      mesh: where `place` puts batches; None keeps them as they are.
+      train, heldout: batches by number, of the rows that this process reads.
+    """
 
     config: Config
-    train: StoreBatches
-    heldout: StoreBatches
+    mesh: Mesh | None
+    train: "HostBatches"
+    heldout: "HostBatches"
 
     @property
     def vocab_size(self) -> int:
@@ -48,26 +60,95 @@ class RunData:
             self.train, start_step, stop_step, prefetch_batches=d.prefetch_batches, num_threads=d.num_threads
         )
 
-    def heldout_batches(self) -> Iterator[Batch]:
-        """The fixed batches of held-out loss."""
+    def heldout_batches(self) -> Iterator[Mapping[str, jax.Array | np.ndarray]]:
+        """The fixed batches of held-out loss, on the devices."""
         for index in range(self.config.evaluation.num_batches):
-            yield self.heldout[index]
+            yield self.place(self.heldout[index])
+
+    def place(self, batch: Batch) -> Mapping[str, jax.Array | np.ndarray]:
+        """The global arrays [B, T] of a batch, of which this process has read the rows that its devices hold."""
+        if self.mesh is None:
+            return batch
+        shape = (self.config.data.batch_size, self.config.data.seq_len)
+        blocks, count = row_blocks(self.mesh)
+        rows = shape[0] // count
+
+        def piece(values):
+            def shard(index):
+                block = (index[0].start or 0) // rows
+                first = blocks.index(block) * rows
+                return values[first : first + rows, index[1]]
+
+            return shard
+
+        where = sharding.batch_sharding(self.mesh)
+        return {name: jax.make_array_from_callback(shape, where, piece(values)) for name, values in batch.items()}
 
 
-def open_run_data(config: Config) -> RunData:
+@dataclasses.dataclass(frozen=True)
+class HostBatches:
+    """The rows of a batch that this process reads: those of each part in turn (usually there is one)."""
+
+    parts: tuple[StoreBatches, ...]
+
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        """What is read."""
+        return self.parts[0].stores
+
+    def __getitem__(self, step: int) -> Batch:
+        """This process's rows of global batch `step`."""
+        batches = [part[step] for part in self.parts]
+        return batches[0] if len(batches) == 1 else {n: np.concatenate([b[n] for b in batches]) for n in batches[0]}
+
+    def describe(self, step: int) -> list[dict[str, Any]]:
+        """Where each of them came from."""
+        return [row for part in self.parts for row in part.describe(step)]
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data finished before `step`."""
+        return self.parts[0].epoch(step)
+
+
+def row_blocks(mesh: Mesh) -> tuple[list[int], int]:
+    """Which of the equal blocks of rows of a batch this process's devices hold, and how many blocks there are."""
+    count = mesh.shape["data"] * mesh.shape["fsdp"]
+    where = NamedSharding(mesh, P(sharding.BATCH)).addressable_devices_indices_map((count,))
+    return sorted({index[0].start or 0 for index in where.values() if index}), count
+
+
+def open_run_data(config: Config, mesh: Mesh | None = None) -> RunData:
     """Opens both stores of a config; a missing default corpus is built first."""
     d = config.data
+    blocks, count = ([0], 1) if mesh is None else row_blocks(mesh)
+    size = len(blocks)
+    if count % size or blocks[0] % size or blocks[-1] - blocks[0] != size - 1:
+        size = 1  # the blocks of this process lie apart in the batch: each is a part
     options = {
         "seq_len": d.seq_len,
         "batch_size": d.batch_size,
         "missing_chunks": d.missing_chunks,
         "cache_bytes": d.cache_bytes,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
+        "process_index": blocks[0] // size,
+        "process_count": count // size,
         "task": config.task,
     }
+
+    def parts(first: StoreBatches) -> HostBatches:
+        return HostBatches(tuple(dataclasses.replace(first, process_index=b // size) for b in blocks[::size]))
+
     return RunData(
         config,
-        open_batches(d.train, "train", seed=config.seed, order=d.order, **options),
-        open_batches(d.heldout, "heldout", seed=0, **options),
+        mesh,
+        parts(open_batches(d.train, "train", seed=config.seed, order=d.order, **options)),
+        parts(open_batches(d.heldout, "heldout", seed=0, **options)),
     )
+
+
+def abstract_batch(config: Config, mesh: Mesh | None, *, packed: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and, on a mesh, shardings of a batch; `packed` as a store of packed documents gives it."""
+    names = {"inputs": "int32", "targets": "int32"}
+    names |= {"segment_ids": "int32", "positions": "int32", "loss_mask": "float32"} if packed else {}
+    shape = (config.data.batch_size, config.data.seq_len)
+    where = None if mesh is None else sharding.batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in names.items()}

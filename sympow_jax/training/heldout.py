@@ -1,5 +1,6 @@
 """What is measured on held-out data during training: the loss, the accuracy of tasks, and the loss by position."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -60,7 +61,9 @@ class Heldout:
         size = min(_DOCUMENTS_AT_ONCE, len(rows))
         if self._scorer is None:  # it compiles once
             options = {"bos_id": store.bos_id, "chunk_size": e.chunk_size, "batch_size": size}
-            self._scorer = Scorer(self._model, params, **options)
+            self._scorer = Scorer(
+                dataclasses.replace(self._model, mesh=None), params, **options
+            )  # any length, any rows
         self._scorer.params = params
         sums = np.zeros(len(edges) - 1)
         for first in range(0, len(rows), size):

@@ -1,10 +1,12 @@
 """The training run: resume or start, step, log, evaluate, save, stop."""
 
+import contextlib
 import dataclasses
 import pathlib
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from sympow_jax.config import Config
 from sympow_jax.input_pipeline.prefetch import Prefetch
@@ -16,6 +18,7 @@ from sympow_jax.training.checkpoint import Checkpointer, CheckpointError
 from sympow_jax.training.data import RunData, open_run_data
 from sympow_jax.training.goodput import Goodput
 from sympow_jax.training.heldout import Heldout
+from sympow_jax.training.mesh import config_mesh
 from sympow_jax.training.meter import Meter
 from sympow_jax.training.metrics import MetricsWriter, check_wandb, last_logged_step
 from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -34,6 +37,7 @@ class Run:
     config: Config
     workdir: pathlib.Path
     model: Model
+    mesh: Mesh
     data: RunData
     train_step: Any
     heldout: Heldout
@@ -63,11 +67,14 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
     check_wandb(config.logging.wandb_project)
     config = run_files.resolve_for(config, workdir)
     run_files.check_resume(config, workdir, allow_learning_rate_change=allow_learning_rate_change)
-    data = open_run_data(config)
-    with WorkdirLock(workdir), StopRequest() as stop:
-        run_files.save_run_files(config, workdir, data)
+    mesh = config_mesh(config)
+    data = open_run_data(config, mesh)
+    first = jax.process_index() == 0
+    with WorkdirLock(workdir) if first else contextlib.nullcontext(), StopRequest() as stop:
+        if first:
+            run_files.save_run_files(config, workdir, data)
         k = config.checkpoint
-        model = Model(config, data.vocab_size)
+        model = Model(config, data.vocab_size, mesh)
         heldout = Heldout(config, model, data, stop.poll)
         optimizer = make_optimizer(config.optimizer, config.num_train_steps)
         schedule = learning_rate_schedule(config.optimizer, config.num_train_steps)
@@ -78,14 +85,15 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
             state, metadata = _restore(checkpointer, state, strict=strict)
             first_step = int(state.step)
             if first_step >= config.num_train_steps and metadata.get("evaluated_step") == first_step:
-                print(
+                _say(
                     f"{workdir} is finished: {first_step} of {config.num_train_steps} steps. Evaluate it with eval.py."
                 )
                 return 0
-            print_first_screen(config, state.params, data, first_step, workdir)
+            if first:
+                print_first_screen(config, state.params, data, first_step, workdir)
             if first_step:
                 lost = max(0, last_logged_step(workdir) - first_step)
-                print(goodput.restored(checkpointer.restore_seconds, lost))
+                _say(goodput.restored(checkpointer.restore_seconds, lost))
             with MetricsWriter(
                 workdir,
                 resume_step=first_step,
@@ -104,13 +112,13 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
                 )
                 bad_steps = BadSteps(state.params, data, writer, max_in_a_row=config.optimizer.max_skipped_steps)
                 run = Run(
-                    config, pathlib.Path(workdir), model, data, step_fn, heldout, checkpointer, writer, stop,
+                    config, pathlib.Path(workdir), model, mesh, data, step_fn, heldout, checkpointer, writer, stop,
                     bad_steps, goodput,
                     evaluated_step=metadata.get("evaluated_step", -1),
                     heldout_loss=metadata.get("heldout_loss"),
                 )  # fmt: skip
                 code, last_step = _run_steps(run, state, first_step)
-                print(goodput.summary(last_step - first_step))
+                _say(goodput.summary(last_step - first_step))
                 return code
 
 
@@ -137,7 +145,7 @@ def _run_steps(run: Run, state: TrainState, first_step: int) -> tuple[int, int]:
     meter = _meter(run, batches, state.params, first_step)
     for index, batch in batches:
         step = index + 1
-        state, metrics = _step(run, state, batch, step)
+        state, metrics = _step(run, state, run.data.place(batch), step)
         run.bad_steps.see(step, metrics)
         if step % config.logging.every_steps == 0 or step == last:
             row = {name: value.item() for name, value in jax.device_get(metrics).items()}
@@ -193,7 +201,7 @@ def _save(run: Run, state: TrainState, step: int, *, force: bool) -> None:
 
 def _save_and_stop(run: Run, state: TrainState, step: int) -> tuple[int, int]:
     _save(run, state, step, force=True)
-    print(f"stopped at step {step}; the checkpoint is saved, and the same command continues from it")
+    _say(f"stopped at step {step}; the checkpoint is saved, and the same command continues from it")
     return run.stop.exit_code, step
 
 
@@ -204,6 +212,11 @@ def _meter(run: Run, batches: Prefetch, params: PyTree, first_step: int) -> Mete
         tokens_per_step=c.data.batch_size * c.data.seq_len,
         flops_per_token=sum(flops.train_flops_per_token(c, params, c.data.seq_len)),
         peak_flops=peak.peak_flops(c.logging.peak_flops, c.model.dtype),
-        num_devices=jax.device_count(),
+        num_devices=run.mesh.size,
         first_step=first_step,
     )
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
+import jax
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sympow_jax.config import ConfigError
@@ -54,6 +55,8 @@ class MetricsWriter:
         if wandb_project:
             makers["W&B"] = lambda: _Wandb(workdir, wandb_project, config or {})
         makers["the progress line"] = lambda: _ProgressLine(total_steps, stream or sys.stderr)
+        if jax.process_index() > 0:
+            makers = {}
         self._reported: set[str] = set()
         self._sinks: dict[str, Any] = {}
         for name, make in makers.items():

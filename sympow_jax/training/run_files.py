@@ -10,8 +10,8 @@ from sympow_jax.training.data import RunData
 from sympow_jax.training.workdir import read_json, write_json_atomic
 
 MAY_CHANGE = (
-    "num_train_steps", "logging.*", "evaluation.*", "checkpoint.*", "model.remat", "optimizer.accumulation_steps",
-    "optimizer.max_skipped_steps", "data.prefetch_batches", "data.num_threads",
+    "num_train_steps", "logging.*", "evaluation.*", "checkpoint.*", "mesh.*", "model.remat",
+    "optimizer.accumulation_steps", "optimizer.max_skipped_steps", "data.prefetch_batches", "data.num_threads",
 )  # fmt: skip
 LEARNING_RATE = (
     "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.final_fraction",

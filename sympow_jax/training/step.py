@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sympow_jax import sharding
 from sympow_jax.models.registry import Model
 from sympow_jax.training.train_state import TrainState
 from sympow_jax.typing import Array, PyTree
@@ -40,11 +41,11 @@ def make_train_step(
 
     What is minimised is the mean of nll + z_loss log^2 Z (Chowdhery et al. 2022, arXiv 2204.02311); the metric `loss`
     is the mean of nll alone.
-    With accumulation the batch is cut into equal microbatches whose gradients are added; the mean is over the
-    tokens of the whole batch. A step whose loss or gradient norm is not finite changes nothing but the counters; nor
-    does one whose gradient norm is beyond `outlier_ratio` (0: no bound) times its running mean over about the last
-    _MEAN_OVER steps applied, once there were _OUTLIERS_AFTER of them. `bad_gradient` is the number of the first leaf
-    of the gradients that is not finite, -1 for none.
+    With accumulation the batch is cut into equal microbatches, of every n-th row, so that each device cuts its own;
+    their gradients are added, and the mean is over the tokens of the whole batch. A step whose loss or gradient norm
+    is not finite changes nothing but the counters; nor does one whose gradient norm is beyond `outlier_ratio` (0: no
+    bound) times its running mean over about the last _MEAN_OVER steps applied, once there were _OUTLIERS_AFTER of
+    them. `bad_gradient` is the number of the first leaf of the gradients that is not finite, -1 for none.
     The state's buffers are donated.
     """
 
@@ -57,7 +58,7 @@ def make_train_step(
         if accumulation_steps == 1:
             (_, sums), grads = value_and_grad(params, batch)
         else:
-            micro = jax.tree.map(lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), batch)
+            micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulation_steps, *x.shape[1:]), 1, 0), batch)
 
             def accumulate(carry, microbatch):
                 (_, sums), grads = value_and_grad(params, microbatch)
@@ -97,6 +98,8 @@ def make_train_step(
             metrics["skipped_in_a_row"],
             keep(mean + (grad_norm - mean) / jnp.minimum(applied + 1, _MEAN_OVER).astype(jnp.float32), mean),
         )
+        if model.mesh is not None:
+            state = jax.lax.with_sharding_constraint(state, sharding.tree_shardings(state, model.mesh))
         return state, metrics
 
     return jax.jit(train_step, donate_argnums=0)

@@ -1,6 +1,7 @@
 """All that a training run carries from step to step, besides the step's place in the data."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import serialization
 
+from sympow_jax import sharding
 from sympow_jax.models.registry import Model
 from sympow_jax.typing import Array, Float, Int, PyTree
 
@@ -35,10 +37,29 @@ class TrainState:
 
 
 def create_train_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """Step 0 of a run."""
-    params = model.init(jax.random.key(seed))
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, jax.jit(optimizer.init)(params), zero + 0, zero + 0, jnp.float32(0))
+    """Step 0 of a run, each array created where it lives on the model's mesh."""
+    create = _creator(model, optimizer, seed)
+    if model.mesh is None:
+        return jax.jit(create)()
+    return jax.jit(create, out_shardings=sharding.tree_shardings(jax.eval_shape(create), model.mesh))()
+
+
+def abstract_train_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes, dtypes and, on the model's mesh, shardings of a train state."""
+    state = jax.eval_shape(_creator(model, optimizer, 0))
+    if model.mesh is None:
+        return state
+    place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
+    return jax.tree.map(place, state, sharding.tree_shardings(state, model.mesh))
+
+
+def _creator(model: Model, optimizer: optax.GradientTransformation, seed: int) -> Callable[[], TrainState]:
+    def create() -> TrainState:
+        params = model.init(jax.random.key(seed))
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, optimizer.init(params), zero, zero, jnp.float32(0))
+
+    return create
 
 
 def to_tree(state: TrainState) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from sympow_jax.ops.linear_attention.blockwise import blockwise
 from sympow_jax.ops.linear_attention.chunked import chunked
-from sympow_jax.ops.linear_attention.dispatch import choose
+from sympow_jax.ops.linear_attention.dispatch import choose, measured_length
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, check_arguments, group_inputs, normalise
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.ops.linear_attention.recurrent import recurrent
@@ -69,6 +69,26 @@ def linear_attention(
         out = normalise(out, axis=-1)
     out = jnp.where(inputs.valid[:, :, None, None], out.reshape(B, T, H, Dv), 0.0)
     return out.astype(v.dtype), final, _last_segment(segment_ids, state, B)
+
+
+def state_of(kernel: Kernel, k, v, *, log_gates, segment_ids, chunk_size) -> tuple[Array, Array]:
+    """The state [S, z] that the tokens leave behind, starting from nothing, and its segment id."""
+    check_arguments(
+        kernel,
+        k,
+        k,
+        v,
+        log_gates=log_gates,
+        segment_ids=segment_ids,
+        positions=None,
+        bias=None,
+        state=None,
+        chunk_size=chunk_size,
+    )
+    inputs = group_inputs(k, k, v, log_gates=log_gates, segment_ids=segment_ids, scale=None, state=None)
+    size = chunk_size or measured_length("chunked", kernel.num_features(k.shape[3]))
+    final = write_state(kernel, inputs, None, min(size, k.shape[1]))
+    return final, _last_segment(segment_ids, None, k.shape[0])
 
 
 def _extended_state(kernel: Kernel, inputs: LinearInputs, state) -> Array:

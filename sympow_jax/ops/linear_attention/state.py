@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from sympow_jax.ops.linear_attention.decay import chunk_decay
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values, pad_time
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.typing import Array, Float
@@ -31,26 +30,33 @@ def read_state(
 
 
 def write_state(
-    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"], chunk_size: int
+    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"] | None, chunk_size: int
 ) -> Float[Array, "B K P Dv1"]:
-    """The state after the last token: the recurrence, a chunk of keys at a time."""
-    inputs = pad_time(inputs, chunk_size)
-    B, _, K, _ = inputs.k.shape
-    gates = _gates(inputs, chunk_size)
-    runs = jnp.broadcast_to(_chunks(inputs.runs, chunk_size)[:, :, None], gates.shape)
-    decay = chunk_decay(*(x.reshape(1, -1, B * K, chunk_size) for x in (gates, runs)))
-    to_state = decay.to_state.reshape(-1, B, K, chunk_size)
-    carry = decay.carry.reshape(-1, B, K)
+    """exp(G_T) state + sum_j exp(G_T - G_j) phi(k_j) [v_j, 1]^T over the run of the last token, a chunk at a time.
+
+    A plain sum, so that its gradient needs no states in between.
+    """
+    gates = jnp.moveaxis(inputs.log_gates, 1, 2)
+    remaining = jnp.flip(jnp.cumsum(jnp.flip(gates, -1), -1), -1)  # G_T - G_(j-1), j = 1 .. T
+    after = jnp.pad(remaining[..., 1:], [(0, 0), (0, 0), (0, 1)])  # G_T - G_j
+    weights = jnp.where((inputs.runs == inputs.runs[:, -1:])[:, None], jnp.exp(after), 0.0)
+    values = extend_values(inputs.v, inputs.valid).astype(gates.dtype) * jnp.moveaxis(weights, 1, 2)[..., None]
+    extra = -values.shape[1] % chunk_size
+    k, values = (jnp.pad(x, [(0, 0), (0, extra), (0, 0), (0, 0)]) for x in (inputs.k, values))
 
     @jax.checkpoint
-    def write(state, chunk):
-        k, v, to_state, carry = chunk
-        features = kernel.features(jnp.moveaxis(k.astype(to_state.dtype), 1, -1))  # [B, K, P, C]
-        added = jnp.einsum("bkpc,bcke,bkc->bkpe", features, v.astype(to_state.dtype), to_state)
-        return carry[..., None, None] * state + added, None
+    def added(k, values):
+        features = kernel.features(jnp.moveaxis(k.astype(values.dtype), 1, -1))  # [B, K, P, C]
+        return jnp.einsum("bkpc,bcke->bkpe", features, values)
 
-    values = _chunks(extend_values(inputs.v, inputs.valid), chunk_size)
-    return jax.lax.scan(write, state, (_chunks(inputs.k, chunk_size), values, to_state, carry))[0]
+    B, _, K, D = k.shape
+    if state is None:
+        total = jnp.zeros((B, K, kernel.num_features(D), values.shape[-1]), gates.dtype)
+    else:
+        total = jnp.where(inputs.runs[:, -1:] == 0, jnp.exp(remaining[..., 0]), 0.0)[..., None, None] * state
+    return jax.lax.scan(
+        lambda total, chunk: (total + added(*chunk), None), total, (_chunks(k, chunk_size), _chunks(values, chunk_size))
+    )[0]
 
 
 def _chunks(x: Array, chunk_size: int) -> Array:

@@ -15,9 +15,11 @@ from sympow_jax.ops.positions.rotary import (
     initial_phase_state,
     learned_phases,
     manifest_frequencies,
+    phase_state,
     rope_frequencies,
     rope_phases,
     rotate,
+    sum_phases,
 )
 
 __all__ = [
@@ -32,11 +34,13 @@ __all__ = [
     "learned_bias",
     "learned_phases",
     "manifest_frequencies",
+    "phase_state",
     "rope_frequencies",
     "rope_phases",
     "rotate",
     "sandwich",
     "sandwich_bias",
     "sinusoidal",
+    "sum_phases",
     "t5_bucket",
 ]

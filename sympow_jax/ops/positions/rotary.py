@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sympow_jax.typing import Array, Float, Int, PyTree, accumulation_dtype
+from sympow_jax.typing import Array, Bool, Float, Int, PyTree, accumulation_dtype
 
 SCALINGS = ("linear", "ntk", "dynamic_ntk", "yarn", "llama3")
 _UNIT = 1 << 30  # fixed-point units of learned positions: beta is rounded to multiples of 2^-30
@@ -148,6 +148,24 @@ def initial_phase_state(batch_size: int, num_kv_heads: int) -> PhaseState:
     return PhaseState(zeros, zeros, jnp.zeros((batch_size,), jnp.int32))
 
 
+def phase_state(beta: Float[Array, "B T K"], segment_ids: Int[Array, "B T"] | None = None) -> PhaseState:
+    """The state that `learned_phases` returns for these tokens, starting from 0, without the phases."""
+    B, _, K = beta.shape
+    start = initial_phase_state(B, K)
+    starts, final_segment = _document_starts(segment_ids, start)
+    integer, fraction = _accumulate(beta, start.integer, start.fraction, starts)
+    return PhaseState(integer[:, -1], fraction[:, -1], final_segment)
+
+
+def sum_phases(integer: jax.Array, fraction: jax.Array, kept: Bool[Array, "S B"]) -> tuple[jax.Array, jax.Array]:
+    """The exact sum of the `kept` ones of S < 2^16 learned positions, uint32 [S, B, K]: integer and fraction [B, K]."""
+    integer, fraction = (jnp.where(kept[..., None], x, jnp.uint32(0)) for x in (integer, fraction))
+    low = jnp.sum(fraction & 0x7FFF, axis=0, dtype=jnp.uint32)  # halves of 15 bits, whose sums cannot overflow
+    high = jnp.sum(fraction >> 15, axis=0, dtype=jnp.uint32) + (low >> 15)
+    whole = jnp.sum(integer, axis=0, dtype=jnp.uint32) + (high >> 15)
+    return whole, ((high & 0x7FFF) << 15) | (low & 0x7FFF)
+
+
 def learned_phases(
     beta: Float[Array, "B T K"],
     inv_freq: Float[np.ndarray, "F"],
@@ -171,16 +189,18 @@ def learned_phases(
     """
     B, _, K = beta.shape
     initial = initial_phase_state(B, K) if initial is None else initial
-    if segment_ids is None:
-        starts = None
-        final_segment = initial.segment_id
-    else:
-        previous = jnp.concatenate([initial.segment_id[:, None], segment_ids[:, :-1]], 1)
-        starts = segment_ids != previous
-        final_segment = segment_ids[:, -1]
+    starts, final_segment = _document_starts(segment_ids, initial)
     integer, fraction = _accumulate(beta, initial.integer, initial.fraction, starts)
     phases: Any = _learned_turns(beta, integer, fraction, starts, _Frequencies(tuple(map(float, inv_freq))))
     return phases, PhaseState(integer[:, -1], fraction[:, -1], final_segment)
+
+
+def _document_starts(segment_ids, initial: PhaseState):
+    """Where the sum restarts, [B, T] or None, and the document of the last token."""
+    if segment_ids is None:
+        return None, initial.segment_id
+    previous = jnp.concatenate([initial.segment_id[:, None], segment_ids[:, :-1]], 1)
+    return segment_ids != previous, segment_ids[:, -1]
 
 
 def _accumulate(beta, integer, fraction, starts):

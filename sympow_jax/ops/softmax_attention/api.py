@@ -65,23 +65,58 @@ def softmax_attention(
     Raises:
       ValueError: shapes or options that do not fit together.
     """
-    _check(q, k, v, log_gates, segment_ids, positions, key_positions, window)
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(
-            f"implementation={implementation!r}: softmax_attention has {', '.join(IMPLEMENTATIONS)}, or None"
-        )
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size={block_size}: legal are None or integers >= 1")
-    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
+    _check(q, k, log_gates, window)
+    _check_cache(q.shape[1], k.shape[1], segment_ids, positions, key_positions)
+    _check_options(implementation, block_size)
     x = _inputs(q, k, v, log_gates, bias, segment_ids, positions, key_positions)
-    implementation = _choose(implementation, x, block_size, cached=key_positions is not None)
+    return _attend(x, scale, window, implementation, block_size, cached=key_positions is not None)
+
+
+def softmax_attention_at(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K Dv"],
+    *,
+    query_index: Int[Array, "T"],
+    log_gates: Float[Array, "B S _"] | None = None,
+    bias: PositionBias | None = None,
+    scale: float | None = None,
+    segment_ids: Int[Array, "B S"] | None = None,
+    positions: Int[Array, "B S"] | None = None,
+    window: int | None = None,
+    implementation: str | None = None,
+    block_size: int | None = None,
+) -> Float[Array, "B T H Dv"]:
+    """`softmax_attention` of some tokens of a sequence: those numbered query_index, in any order, of its S tokens.
+
+    log_gates, segment_ids and positions are those of all S tokens; key j is visible to query i when
+    j <= query_index_i. It is what a device computes that holds the keys of other devices too.
+    """
+    _check(q, k, log_gates, window)
+    _check_options(implementation, block_size)
+    index = jnp.arange(k.shape[1], dtype=jnp.int32)
+    gates, segments = None, None
+    if log_gates is not None:
+        at_keys = cumulative_log_gates(log_gates.astype(accumulation_dtype(log_gates, q)))
+        at_keys = jax.tree.map(lambda g: repeat_heads(g, q.shape[2]), at_keys)
+        gates = jax.tree.map(lambda g: g[:, query_index], at_keys), at_keys
+    if segment_ids is not None:
+        segments = segment_ids[:, query_index], segment_ids
+    q_positions, k_positions = (query_index, index) if positions is None else (positions[:, query_index], positions)
+    x = Inputs(q, k, v, gates, bias, q_positions, k_positions, query_index[None], index[None], segments)
+    return _attend(x, scale, window, implementation, block_size, cached=True)
+
+
+def _attend(x: Inputs, scale, window, implementation, block_size, *, cached: bool) -> Array:
+    scale = float(x.q.shape[-1] ** -0.5 if scale is None else scale)
+    implementation = _choose(implementation, x, block_size, cached=cached)
     if implementation == "cudnn":
         return accelerators.cudnn(x, scale=scale, window=window)
     if implementation == "pallas":
         return accelerators.splash(x, scale=scale, window=window)
     if implementation == "reference":
         return reference(x, scale=scale, window=window)
-    T, S = q.shape[1], k.shape[1]
+    T, S = x.q.shape[1], x.k.shape[1]
     return blockwise(x, scale=scale, window=window, block_size=block_size or _default_block_size(T, S, window))
 
 
@@ -136,17 +171,28 @@ def _gates_at_queries_and_keys(log_gates, q_order, key_positions):
     return at_queries, at_keys
 
 
-def _check(q, k, v, log_gates, segment_ids, positions, key_positions, window):
-    T, H = q.shape[1:3]
-    S, K = k.shape[1:3]
-    if H % K:
-        raise ValueError(f"num_heads={H}, num_kv_heads={K}: num_heads must be a multiple of num_kv_heads")
+def _check_options(implementation, block_size):
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(
+            f"implementation={implementation!r}: softmax_attention has {', '.join(IMPLEMENTATIONS)}, or None"
+        )
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size={block_size}: legal are None or integers >= 1")
+
+
+def _check_cache(T, S, segment_ids, positions, key_positions):
     if S != T and key_positions is None:
         raise ValueError(f"key_positions=None: {S} keys for {T} queries need their positions; pass both positions")
     if key_positions is not None and positions is None:
         raise ValueError("positions=None: key_positions needs the positions of the queries too")
     if key_positions is not None and segment_ids is not None:
         raise ValueError("segment_ids: not together with key_positions (a cache holds one document); leave one out")
+
+
+def _check(q, k, log_gates, window):
+    H, K = q.shape[2], k.shape[2]
+    if H % K:
+        raise ValueError(f"num_heads={H}, num_kv_heads={K}: num_heads must be a multiple of num_kv_heads")
     if log_gates is not None and log_gates.shape[2] not in (K, H):
         raise ValueError(f"log_gates has {log_gates.shape[2]} heads: legal are num_kv_heads={K} or num_heads={H}")
     if window is not None and window < 1:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sympow_jax.ops.linear_attention.api import linear_attention, split_state
+from sympow_jax.ops.linear_attention.api import linear_attention, split_state, state_of
 from sympow_jax.ops.linear_attention.kernels import TaylorKernel
 from sympow_jax.ops.position_bias import PositionBias
 from sympow_jax.typing import Array, Float, Int, PyTree
@@ -124,6 +124,21 @@ def taylor_attention_with_state(
         with_state=True,
     )
     return out, TaylorState(*split_state(final), segment_id)
+
+
+def taylor_state(
+    k: Float[Array, "B T K D"],
+    v: Float[Array, "B T K Dv"],
+    *,
+    log_gates: Float[Array, "B T K"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    chunk_size: int | None = None,
+) -> TaylorState:
+    """The state after the last token, as `taylor_attention_with_state` returns it, without the outputs."""
+    final, segment_id = state_of(
+        TaylorKernel(), k, v, log_gates=log_gates, segment_ids=segment_ids, chunk_size=chunk_size
+    )
+    return TaylorState(*split_state(final), segment_id)
 
 
 def taylor_step(

@@ -1,0 +1,124 @@
+"""Attention on one stretch of a sequence whose other stretches are on other devices (context parallelism).
+
+Everything here runs inside `sharding.over_shards`, on a `seq` axis of more than one device. Linear kernels and
+learned positions first gather one number a head and shard, the total decay and the total rotation, and then the
+states: each shard continues from the weighted sum of those before it, as it would in a stream. Softmax gathers keys
+and values, or, inside a window, the few before its first token.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sympow_jax import ops, sharding
+from sympow_jax.layers.context import Context
+from sympow_jax.ops.linear_attention.inputs import MIN_LOG_GATE
+from sympow_jax.typing import Array, PyTree
+
+Totals = dict[str, Array]
+
+
+def gather_totals(beta: Array | None, log_gates: Array | None, segment_ids: Array | None) -> Totals:
+    """What each shard does to what passes through it, of every shard, [shards, B, ...]; {} if nothing.
+
+    "log_decay", the sum of its log gates; "integer", "fraction" and "beta", the sum of beta over its last document,
+    exactly and as a float with a gradient; "first", "last" and "uniform", the ends of its segment ids.
+    """
+    totals = {}
+    if log_gates is not None:
+        totals["log_decay"] = jnp.sum(jnp.maximum(log_gates, MIN_LOG_GATE), axis=1)
+    if segment_ids is not None:
+        uniform = jnp.all(segment_ids == segment_ids[:, :1], axis=1)
+        totals |= {"first": segment_ids[:, 0], "last": segment_ids[:, -1], "uniform": uniform.astype(jnp.int32)}
+    if beta is not None:
+        phase = ops.positions.phase_state(beta, segment_ids)
+        totals |= {"integer": phase.integer, "fraction": phase.fraction}
+        totals["beta"] = jnp.sum(beta if segment_ids is None else _last_document(beta, segment_ids), axis=1)
+    return sharding.gather(totals)
+
+
+def _last_document(x: Array, segment_ids: Array) -> Array:
+    """x [B, T, K] where no later token begins another document, and 0 elsewhere."""
+    changes = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], [(0, 0), (0, 1)])
+    last = jnp.cumsum(changes[:, ::-1], axis=1)[:, ::-1] == 0
+    return jnp.where(last[..., None], x, 0.0)
+
+
+def _open(totals: Totals, batch_size: int) -> Array:
+    """Which shards lie wholly in the document that the shard before them ends with, [shards, B]."""
+    if "last" not in totals:
+        return jnp.ones((sharding.axis_size("seq"), batch_size), bool)
+    return (totals["uniform"] == 1) & (totals["first"] == jnp.roll(totals["last"], 1, axis=0))
+
+
+def _last_before(totals: Totals) -> Array:
+    """The document that the shard before this one ends with, [B]; this one's first for the first shard."""
+    p = jax.lax.axis_index("seq")
+    return jnp.where(p == 0, totals["first"][0], totals["last"][p - 1])
+
+
+def phase_before(totals: Totals, beta: Array) -> tuple[ops.positions.PhaseState, Array]:
+    """The learned position that this shard continues, and beta with the gradient of all that is before it.
+
+    The position is exact and has no gradient; that of its float twin enters at the first token, where it adds 0.
+    """
+    p, B = jax.lax.axis_index("seq"), beta.shape[0]
+    shard, is_open = jnp.arange(sharding.axis_size("seq")), _open(totals, B)
+    between = (shard[None, :] > shard[:, None]) & (shard < p)[None, :]
+    kept = jnp.all(is_open[None] | ~between[..., None], axis=1) & (shard < p)[:, None]  # [shards, B]
+    integer, fraction = ops.positions.sum_phases(totals["integer"], totals["fraction"], kept)
+    twin = jnp.sum(jnp.where(kept[..., None], totals["beta"], 0.0), axis=0)
+    document = jnp.zeros(B, jnp.int32)
+    if "last" in totals:
+        document = _last_before(totals)
+        twin = jnp.where((totals["first"][p] == document)[:, None], twin, 0.0)
+    return (
+        ops.positions.PhaseState(integer, fraction, document),
+        beta.at[:, 0].add(twin - jax.lax.stop_gradient(twin)),
+    )
+
+
+def state_before(totals: Totals, own: Any) -> Any:
+    """The kernel state that this shard continues, from the state that its own tokens leave behind."""
+    extended = jnp.concatenate([own.state, own.normalizer[..., None]], axis=-1)
+    B, K = extended.shape[:2]
+    log_decays = totals.get("log_decay", jnp.zeros((sharding.axis_size("seq"), B, K), extended.dtype))
+    before = sharding.states_before(extended, log_decays, _open(totals, B))
+    document = _last_before(totals) if "last" in totals else own.segment_id
+    return dataclasses.replace(own, state=before[..., :-1], normalizer=before[..., -1], segment_id=document)
+
+
+def attend_gathered(q, k, v, log_gates, bias, context: Context, **options) -> Array:
+    """Softmax attention to the gathered keys and values of all shards, with balanced causal work."""
+    k, v = jnp.split(sharding.gather_time(jnp.concatenate([k, v], axis=-1)), [k.shape[-1]], axis=-1)
+    tokens = sharding.gather(_present(log_gates, bias, context))
+    tokens = {name: jnp.moveaxis(x, 0, 1).reshape(k.shape[0], -1, *x.shape[3:]) for name, x in tokens.items()}
+    index = sharding.zigzag_index(q.shape[1])
+    out = ops.softmax_attention_at(sharding.to_zigzag(q), k, v, query_index=index, bias=bias, **tokens, **options)
+    return sharding.from_zigzag(out)
+
+
+def attend_window(q, k, v, log_gates, bias, context: Context, *, window: int, **options) -> Array:
+    """Softmax attention inside a window, to this shard's keys and values and the `window` - 1 before them."""
+    B = q.shape[0]
+    tokens = {"kv": jnp.concatenate([k, v], axis=-1)} | _present(log_gates, bias, context)
+    tokens = {name: jnp.concatenate([sharding.halo(x, window - 1), x], axis=1) for name, x in tokens.items()}
+    k, v = jnp.split(tokens.pop("kv"), [k.shape[-1]], axis=-1)
+    index = jnp.arange(k.shape[1], dtype=jnp.int32)
+    if bias is not None and context.positions is None:
+        tokens["positions"] = jnp.broadcast_to(context.offset - (window - 1) + index[None], (B, index.size))
+    if context.segment_ids is None:  # before the first shard there is nothing
+        exists = (context.offset > 0) | (index >= window - 1)
+        tokens["segment_ids"] = jnp.broadcast_to(exists.astype(jnp.int32)[None], (B, index.size))
+    return ops.softmax_attention_at(
+        q, k, v, query_index=index[window - 1 :], bias=bias, window=window, **tokens, **options
+    )
+
+
+def _present(log_gates, bias, context: Context) -> PyTree:
+    """What softmax needs to know of each key besides its vectors."""
+    positions = context.positions if bias is not None else None
+    found = {"log_gates": log_gates, "segment_ids": context.segment_ids, "positions": positions}
+    return {name: x for name, x in found.items() if x is not None}

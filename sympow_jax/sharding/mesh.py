@@ -1,0 +1,93 @@
+"""The mesh of devices, and what traced code asks of it.
+
+    data    rows of the batch; parameters are whole on every device
+    fsdp    rows of the batch; parameters and optimizer state are cut, and gathered where they are used
+    tensor  heads and MLP features
+    seq     the time dim: context parallelism
+
+A model is traced inside `use_mesh`. Layers lay out activations with `constrain` and leave the rest to XLA, except
+where tokens meet other tokens: there `over_shards` runs the same code as one device does, on each shard.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from sympow_jax.typing import Array, PyTree
+
+AXES = ("data", "fsdp", "tensor", "seq")
+BATCH = ("data", "fsdp")  # the axes that rows of a batch are spread over
+
+
+def infer_sizes(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
+    """The size of each axis, with the one that is -1 replaced by what the others leave of `num_devices`.
+
+    Raises:
+      ValueError: in one line, for two axes of -1, or sizes that do not fit the devices.
+    """
+    unknown = [axis for axis in AXES if sizes[axis] == -1]
+    if len(unknown) > 1:
+        raise ValueError(f"mesh.{unknown[1]} = -1: mesh.{unknown[0]} is -1 too; one axis is inferred, give the other")
+    known = math.prod(sizes[axis] for axis in AXES if sizes[axis] != -1)
+    if unknown and num_devices % known == 0:
+        return {axis: num_devices // known if sizes[axis] == -1 else sizes[axis] for axis in AXES}
+    product = " x ".join(f"{axis} {sizes[axis]}" for axis in AXES if sizes[axis] != -1)
+    if unknown:
+        smaller = max(n for n in range(1, num_devices + 1) if num_devices % n == 0 and n <= known)
+        raise ValueError(
+            f"mesh: {product} = {known} does not divide the {num_devices} devices, so mesh.{unknown[0]} = -1 cannot be "
+            f"inferred; a product of {smaller} would"
+        )
+    if known > num_devices:
+        raise ValueError(
+            f"mesh: {product} = {known} devices, and there are {num_devices}; use mesh.data = -1 or smaller axes"
+        )
+    return {axis: sizes[axis] for axis in AXES}
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with the four axes, over the first devices that the product of `sizes` (see `infer_sizes`) takes.
+
+    `devices` are those of this run, or of a topology that is only compiled for.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = infer_sizes(sizes, len(devices))
+    used = devices[: math.prod(sizes.values())]
+    shape, types = tuple(sizes[axis] for axis in AXES), (AxisType.Auto,) * len(AXES)
+    if len(used) == 1:  # nothing to arrange
+        return Mesh(np.asarray(used, object).reshape(shape), AXES, axis_types=types)
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=used)
+
+
+def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """Code traced inside sees `mesh`; None changes nothing."""
+    return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def is_sharded() -> bool:
+    """True where the code being traced will run on a mesh of several devices."""
+    return jax.sharding.get_abstract_mesh().size > 1
+
+
+def axis_size(axis: str) -> int:
+    """The size of a mesh axis in the code being traced; 1 without a mesh."""
+    return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
+
+
+def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
+    """Lays out the leading dims of x over mesh axes, and the others whole; the identity without a mesh."""
+    return jax.lax.with_sharding_constraint(x, P(*axes)) if is_sharded() else x
+
+
+def over_shards(function: Callable, arguments: Sequence[PyTree], specs: Sequence[PyTree], out_specs: PyTree) -> Any:
+    """function(*arguments), on each device with its shards of them; it must itself combine what crosses shards.
+
+    Gradients of an argument that several devices hold whole are summed over them.
+    """
+    return jax.shard_map(function, in_specs=tuple(specs), out_specs=out_specs, check_vma=False)(*arguments)
