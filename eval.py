@@ -1,9 +1,13 @@
-"""Evaluates a trained model on contexts longer than it was trained on:
+"""Evaluates a trained model, by default on contexts longer than it was trained on:
 
 python eval.py --workdir=DIR [--lengths=512,1024,...] [--step=latest|best|N] [--data=STORE] [--name=NAME]
-               [--num_documents=N] [--position.scaling=yarn ...]
+               [--num_documents=N] [--window=N --stride=N] [--position.scaling=yarn ...]
+python eval.py --workdir=DIR --task=mqar|copy|selective_copy|passkey|needle [--lengths=...] [--num_examples=N]
+               [--pairs=8,16,...] [--depths=0,0.5,1] [--data=STORE] [--name=NAME]
 
-Model, data and lengths come from the config saved in the workdir; results go to DIR/eval/NAME.{json,npz,png}.
+Model, data and lengths come from the config saved in the workdir; a run trained on a task is asked that task. Results go
+to DIR/eval/NAME.{json,npz,png}. --pairs belongs to mqar and selective_copy, --depths to passkey and needle, whose
+haystack is --data.
 """
 
 from sympow_jax.commands import eval_main, run_program

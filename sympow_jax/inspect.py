@@ -18,8 +18,9 @@ from rich.console import Console
 
 from sympow_jax import commands
 from sympow_jax import config as config_lib
-from sympow_jax.config import Config, ConfigError
+from sympow_jax.config import TASKS, Config, ConfigError
 from sympow_jax.input_pipeline.batches import describe_batch
+from sympow_jax.input_pipeline.task_store import make_task
 from sympow_jax.models import flops
 from sympow_jax.models.registry import Model, resolve_implementation
 from sympow_jax.training.data import open_run_data
@@ -58,11 +59,19 @@ def print_batch(workdir: str, batch: int) -> None:
         print(json.dumps(sequence))  # JSON escapes control characters of the data
 
 
+def _vocabulary(config: Config) -> int:
+    """The vocabulary that a config will have, without opening its data: GPT-2's where only the data would tell."""
+    name, d = config.data.train, config.data
+    if name in TASKS:
+        return make_task(name, d.seq_len, config.task).vocab_size
+    return BYTE_VOCABULARY if name == "python-stdlib" else GPT2_VOCABULARY
+
+
 def _inspect(argv: Sequence[str]) -> int:
     own, rest = commands.split_flags(argv, ("workdir", "batch"), prefix="config")
     if "workdir" not in own:
         config = config_lib.parse_flags(rest)
-        print_config(config, BYTE_VOCABULARY if config.data.train == "python-stdlib" else GPT2_VOCABULARY)
+        print_config(config, _vocabulary(config))
     elif "batch" in own:
         number = config_lib.parse_value(own["batch"], 0, "--batch")
         if number < 0:

@@ -7,6 +7,7 @@ from sympow_jax.input_pipeline.mqar import MQAR
 from sympow_jax.input_pipeline.passkey import Needle, Passkey
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
 from tests.evals.toy import ArrayStore
+from tests.input_pipeline.test_tokenizers import gpt2_folder  # noqa: F401  (a fixture)
 
 TASKS = [
     MQAR(64, num_pairs=8, vocab_size=512),
@@ -164,6 +165,20 @@ def test_passkey_hides_the_answer_at_its_depth(depth):
             text.index("\nWhat is") - text.index("is the pass key.") - 17,
         )
         assert abs(before / (before + after) - depth) < 0.02
+
+
+def test_passkey_and_needle_under_gpt2s_vocabulary(gpt2_folder):  # noqa: F811
+    """Exactly seq_len tokens, only the answer's asked for, ids up to end of text as BOS."""
+    tokenizer = load_tokenizer(f"gpt2-json:{gpt2_folder}")
+    tokens = np.tile(tokenizer.encode("def f():\n    return 1\n"), 40)[None, :500].astype(np.uint16)
+    store = ArrayStore(tokens, np.arange(1), bos_id=tokenizer.bos_id, tokenizer=tokenizer)
+    for task in (Passkey(500, tokenizer=f"gpt2-json:{gpt2_folder}", depth=0.5), Needle(300, store, depth=0.5)):
+        batch = task.batch(0, 0, 2)
+        assert batch["targets"].shape == (2, task.seq_len) and task.vocab_size == 50257
+        assert (batch["inputs"][:, 0] == 50256).all()
+        text = tokenizer.decode(batch["targets"][0])
+        asked = tokenizer.decode(batch["targets"][0][batch["loss_mask"][0] > 0])
+        assert asked.startswith(" ") and len(asked) == 6 and text.endswith(asked) and asked + "." in text[:-10]
 
 
 def test_needle_hides_a_sentence_in_real_documents():
