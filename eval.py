@@ -5,9 +5,9 @@ python eval.py --workdir=DIR [--lengths=512,1024,...] [--step=latest|best|N] [--
 python eval.py --workdir=DIR --task=mqar|copy|selective_copy|passkey|needle [--lengths=...] [--num_examples=N]
                [--pairs=8,16,...] [--depths=0,0.5,1] [--data=STORE] [--name=NAME]
 
-Model, data and lengths come from the config saved in the workdir; a run trained on a task is asked that task. Results go
-to DIR/eval/NAME.{json,npz,png}. --pairs belongs to mqar and selective_copy, --depths to passkey and needle, whose
-haystack is --data.
+Model, data and lengths come from the config saved in the workdir; a run trained on a task is asked that task.
+Results go to DIR/eval/NAME.{json,npz,png}. --pairs belongs to mqar and selective_copy, --depths to passkey and needle,
+whose haystack is --data.
 """
 
 from sympow_jax.commands import eval_main, run_program
