@@ -13,6 +13,7 @@ import numpy as np
 from sympow_jax.ops.linear_attention.decay import gate_gradient, whole_and_rest
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values, pad_time
 from sympow_jax.ops.linear_attention.kernels import Kernel
+from sympow_jax.ops.loops import causal_pairs, expected_trips
 from sympow_jax.ops.position_bias import PositionBias
 from sympow_jax.ops.residuals import kept
 from sympow_jax.typing import Array, Float, Int
@@ -92,7 +93,8 @@ def _forward(kernel, function, q, k, v, gates, params, runs, positions):
             weights = kernel.weight(scores) * _decays(_at(decays, i), _at(decays, j), i, j, bias)
             return out + jnp.einsum("bkgij,bkje->bkgie", weights, v[j].astype(dtype))
 
-        return jax.lax.fori_loop(0, i + 1, add, jnp.zeros((B, K, G, C, v.shape[-1]), dtype))
+        with expected_trips(causal_pairs(N, N, C) / N):
+            return jax.lax.fori_loop(0, i + 1, add, jnp.zeros((B, K, G, C, v.shape[-1]), dtype))
 
     out = kept(jax.lax.map(one_query_block, jnp.arange(N)))
     return out, (q, k, v, gates, params, runs, positions, out)
@@ -134,7 +136,8 @@ def _backward(kernel, function, residuals, dout):
             dq = jax.lax.dynamic_update_index_in_dim(dq, dq[i] + dq_ij, i, 0)
             return dk + dk_ij, dv + dv_ij, dq, jax.tree.map(jnp.add, dparams, dparams_ij)
 
-        dk, dv, *carry = jax.lax.fori_loop(j, N, add, (jnp.zeros_like(k_j), jnp.zeros_like(v_j), *carry))
+        with expected_trips(causal_pairs(N, N, C) / N):
+            dk, dv, *carry = jax.lax.fori_loop(j, N, add, (jnp.zeros_like(k_j), jnp.zeros_like(v_j), *carry))
         return tuple(carry), (dk.astype(k.dtype), dv.astype(v.dtype), jnp.sum(dv * v_j, axis=-1))
 
     zeros = jnp.zeros(q.shape, dtype), jax.tree.map(jnp.zeros_like, params)

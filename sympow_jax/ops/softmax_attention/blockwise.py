@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sympow_jax.ops.loops import causal_pairs, expected_trips
 from sympow_jax.ops.position_bias import PositionBias
 from sympow_jax.ops.residuals import kept
 from sympow_jax.ops.softmax_attention.inputs import Inputs, visible
@@ -66,6 +67,7 @@ def _attend(scale, window, function, q, k, v, gates, params, q_rows, k_rows):
 def _forward(scale, window, function, q, k, v, gates, params, q_rows, k_rows):
     del gates  # the same as in the rows; an argument of its own to have a gradient
     dtype = accumulation_dtype(q, k, v)
+    pairs = causal_pairs(len(q), len(k), k.shape[3], window)
 
     def query_tile(_, args):
         q_i, q_tile, first_i, last_i = args
@@ -83,7 +85,8 @@ def _forward(scale, window, function, q, k, v, gates, params, q_rows, k_rows):
 
         rows = q_i.shape[:-1]
         zero = jnp.zeros((*rows, v.shape[-1]), dtype), jnp.zeros(rows, dtype), jnp.full(rows, _MASKED, dtype)
-        out, total, row_max = jax.lax.fori_loop(first_i, last_i, key_tile, zero)
+        with expected_trips(pairs / len(q)):
+            out, total, row_max = jax.lax.fori_loop(first_i, last_i, key_tile, zero)
         seen = row_max > 0.5 * _MASKED
         out = jnp.where(seen[..., None], out / jnp.where(seen, total, 1.0)[..., None], 0.0)
         # A row that sees nothing gets a log-sum-exp that makes every weight 0 when the backward recomputes them.
@@ -99,6 +102,7 @@ def _backward(scale, window, function, residuals, d_out):
     q, k, v, params, q_rows, k_rows, out, lse = residuals
     dtype = accumulation_dtype(q, k, v)
     delta = (out * d_out.astype(dtype)).sum(-1)
+    pairs = causal_pairs(len(q), len(k), k.shape[3], window)
 
     def key_tile(carry, args):
         k_j, v_j, k_tile, first_j, last_j = args
@@ -129,7 +133,8 @@ def _backward(scale, window, function, residuals, d_out):
         d_gates = None if k_rows.gates is None else zeros(k_tile.gates[0].shape)
         # [B, K, D, C']: with features first, XLA's CPU products are twice as fast as with keys first.
         carry = (*carry, zeros(k_j.mT.shape), zeros(v_j.mT.shape), d_gates)
-        *carry, d_k, d_v, d_gates = jax.lax.fori_loop(first_j, last_j, query_tile, carry)
+        with expected_trips(pairs / len(k)):
+            *carry, d_k, d_v, d_gates = jax.lax.fori_loop(first_j, last_j, query_tile, carry)
         return tuple(carry), (d_k, d_v, d_gates)
 
     d_q_gates = None if q_rows.gates is None else jnp.zeros(q.shape[:-1], dtype)

@@ -1,0 +1,104 @@
+"""What a run needs of hardware that is not there: compiles its real train and eval step for it, and reports.
+
+    python -m sympow_jax.plan --config=configs/NAME.py[:ARG] --topology=v5e:4x4 [--config.a.b=value ...]
+    python -m sympow_jax.plan --config=... --topology=v5e:4x4 --topology=h100:8 --variants=all --output=FOLDER/NAME
+    python -m sympow_jax.plan --config=... --topology=v5p:4x4x4 --fit [--max_compiles=12]
+    python -m sympow_jax.plan --list
+
+Repeat --config and --topology, or name --variants=a,b,c (or all), for one matrix of all of them. --output=NAME writes
+NAME.json, and NAME.md for more than one plan. mesh.* that is left alone is chosen: rows of the batch over `data`, what
+is left over `seq`; for linear kernels in a quadratic form, over `tensor`.
+Nothing runs on the hardware: figures are the compiler's, and times are bounds that no run can beat.
+"""
+
+import json
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jax
+from rich.console import Console
+
+from sympow_jax import commands
+from sympow_jax import config as config_lib
+from sympow_jax.config import Config, ConfigError
+from sympow_jax.inspect import BYTE_VOCABULARY, GPT2_VOCABULARY
+from sympow_jax.planning import fit, report, targets
+from sympow_jax.sweep import parse_variants
+
+
+def parse_configs(flags: Sequence[str], variants: str) -> list[Config]:
+    """One config for each --config flag, or for each of them and each variant; other flags apply to all."""
+    named = [flag for flag in flags if flag.startswith("--config=")]
+    changes = [flag for flag in flags if not flag.startswith("--config=")]
+    if not named:
+        config_lib.parse_flags([])  # says what is missing
+    names = [name for name, _ in parse_variants(variants, (0,))] if variants else []
+    chosen = [[f"--config.variant={name}"] for name in names] or [[]]
+    return [config_lib.parse_flags([flag, *changes, *variant]) for flag in named for variant in chosen]
+
+
+def _prepare_compilers() -> None:
+    """This process needs only its CPU, and the compilers need not look for the hardware that they compile for."""
+    jax.config.update("jax_platforms", "cpu")
+    quiet = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    for name, value in {"TPU_SKIP_MDS_QUERY": "1", **quiet}.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.CRITICAL)  # an absent GPU driver is no error here
+
+
+def _plan(argv: Sequence[str]) -> int:
+    if "--list" in argv:
+        print("\n".join(targets.legal()))
+        return 0
+    topologies = [flag.partition("=")[2] for flag in argv if flag.startswith("--topology=")]
+    known = ("topology", "output", "variants", "max_compiles")
+    own, rest = commands.split_flags(argv, known, switches=("fit",), prefix="config")
+    if not topologies:
+        raise ConfigError("--topology is missing: for example --topology=v5e:4x4 or h100:8; --list names them all")
+    configs = parse_configs(rest, own.get("variants", ""))
+    chosen_mesh = any(flag.startswith("--config.mesh.") for flag in rest)
+    max_compiles = config_lib.parse_value(own.get("max_compiles", "12"), 0, "--max_compiles")
+    _prepare_compilers()
+    console, plans = Console(), []
+    for target in [targets.find(name) for name in topologies]:
+        for config in configs:
+            vocab_size = BYTE_VOCABULARY if config.data.train == "python-stdlib" else GPT2_VOCABULARY
+            if "fit" in own:
+                plans += _search(config, vocab_size, target, max_compiles)
+                continue
+            config = config if chosen_mesh else fit.with_default_mesh(config, target)
+            plans.append(fit.try_plan(config, vocab_size, target))
+            console.print(report.table(plans[-1]))
+            _write(own, plans)
+    _write(own, plans)
+    if len(plans) > 1:
+        print(report.matrix(plans), end="")
+    return 0 if any(p["status"] == "fits" for p in plans) else 2
+
+
+def _search(config: Config, vocab_size: int, target: targets.Target, max_compiles: int) -> list[report.Plan]:
+    found = fit.search(config, vocab_size, target, max_compiles=max_compiles, tell=lambda text: print(text, flush=True))
+    if not found:
+        print(f"{config.variant} for {target.name}: nothing fits among {max_compiles} candidates; try a larger slice")
+    for rank, (changes, result) in enumerate(found, start=1):
+        r = result["roofline"]
+        print(f"{rank}. {r['step_seconds']:.3g} s a step at best: {fit.flags(config, changes) or 'as configured'}")
+    return [result for _, result in found]
+
+
+def _write(own: dict[str, str], plans: Sequence[report.Plan]) -> None:
+    """--output: NAME.json, and NAME.md with the matrix."""
+    if "output" not in own:
+        return
+    path = pathlib.Path(own["output"].removesuffix(".json"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(path.name + ".json").write_text(json.dumps(plans, indent=1) + "\n")
+    if len(plans) > 1:
+        path.with_name(path.name + ".md").write_text(report.matrix(plans))
+
+
+if __name__ == "__main__":
+    sys.exit(commands.one_line_errors(_plan, sys.argv[1:]))

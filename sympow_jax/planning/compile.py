@@ -1,0 +1,190 @@
+"""Compiles the train step and the eval step of a config, sharded as configured, for a target."""
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+
+from sympow_jax.config import Config, ConfigError
+from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.ops.platform import compiling_for
+from sympow_jax.planning.targets import GIB, Target
+from sympow_jax.training.data import abstract_batch
+from sympow_jax.training.mesh import config_mesh
+from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from sympow_jax.training.step import make_eval_step, make_train_step
+from sympow_jax.training.train_state import abstract_train_state
+from sympow_jax.typing import PyTree
+
+
+class PlanError(Exception):
+    """A program that cannot be built; `kind` is memory, sharding, kernel or compiler, the message is one line."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on each device while a step runs.
+
+    Attributes:
+      parameters, optimizer, batch: arguments of the step; batch includes its counters.
+      temporaries: activations, gradients, and what the compiler keeps besides; with results that are new arrays.
+      capacity: what the device lets a program use.
+    """
+
+    parameters: float
+    optimizer: float
+    batch: float
+    temporaries: float
+    capacity: float
+
+    @property
+    def total(self) -> float:
+        """The peak."""
+        return self.parameters + self.optimizer + self.batch + self.temporaries
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak stays below the capacity."""
+        return self.total <= self.capacity
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A compiled program: its text, memory, the compiler's own FLOPs (loop bodies once), and the time it took."""
+
+    text: str
+    memory: Memory
+    compiler_flops: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """Both programs of a config on a target, and the mesh and parameters that they were built with."""
+
+    config: Config
+    mesh: Any
+    params: PyTree
+    train: Step
+    evaluation: Step
+
+
+def build(config: Config, vocab_size: int, target: Target) -> Built:
+    """Compiles both steps.
+
+    Raises:
+      ConfigError: a mesh that does not fit the devices or the shapes.
+      PlanError: what the compiler refuses, as one line with the cause and the knobs.
+    """
+    config = resolve_implementation(config)
+    mesh = config_mesh(config, target.devices)
+    try:
+        with compiling_for(target.platform):
+            return _build(config, vocab_size, target, mesh)
+    except (ConfigError, PlanError):
+        raise
+    except Exception as error:  # the compilers' errors have no common type
+        raise explain(str(error), config, target) from error
+
+
+def _build(config: Config, vocab_size: int, target: Target, mesh: Any) -> Built:
+    model = Model(config, vocab_size, mesh)
+    optimizer = make_optimizer(config.optimizer, config.num_train_steps)
+    state, batch = abstract_train_state(model, optimizer), abstract_batch(config, mesh)
+    schedule = learning_rate_schedule(config.optimizer, config.num_train_steps)
+    step = make_train_step(model, optimizer, schedule, accumulation_steps=config.optimizer.accumulation_steps)
+    train = _compile(step, (state, batch), (state.params, state.opt_state), target)
+    evaluation = _compile(make_eval_step(model), (state.params, batch), (state.params, ()), target)
+    return Built(config, mesh, state.params, train, evaluation)
+
+
+def _compile(function: Any, arguments: tuple, kept: tuple[PyTree, PyTree], target: Target) -> Step:
+    start = time.perf_counter()
+    options = {"xla_gpu_autotune_level": "0"} if target.platform == "gpu" else None
+    compiled = function.lower(*arguments).compile(compiler_options=options)
+    seconds = time.perf_counter() - start
+    m = compiled.memory_analysis()
+    parameters, optimizer = (device_bytes(tree) for tree in kept)
+    memory = Memory(
+        parameters,
+        optimizer,
+        float(m.argument_size_in_bytes) - parameters - optimizer,
+        float(m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes),
+        target.capacity,
+    )
+    costs = compiled.cost_analysis() or {}
+    return Step(compiled.as_text(), memory, float(costs.get("flops", 0.0)), seconds)
+
+
+def device_bytes(tree: PyTree) -> float:
+    """Bytes that one device holds of a tree of sharded shapes."""
+    total = 0.0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        total += jax.ShapeDtypeStruct(shape, leaf.dtype).size * leaf.dtype.itemsize
+    return total
+
+
+_OUT_OF_MEMORY = (
+    re.compile(r"required for [\w ]+\(([\d.]+)([KMGT])?i?B?\) exceeds available \w+ \(([\d.]+)([KMGT])?"),
+    re.compile(r"Used ([\d.]+)([KMGT])? of ([\d.]+)([KMGT])?"),
+    re.compile(r", ([\d.]+)([KMGT])? exceeds ([\d.]+)([KMGT])?"),
+)
+_UNITS = {None: 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def explain(text: str, config: Config, target: Target) -> PlanError:
+    """A compiler's message as one line: the cause, and the settings that change it."""
+    line = " ".join(text.split())
+    where = f"{config.variant} for {target.name}"
+    if "vmem" in line.lower() and ("exhausted" in line.lower() or "out of memory" in line.lower()):
+        return PlanError(
+            "kernel", f"{where}: a kernel needs more on-chip memory (VMEM) than there is; use a smaller "
+            f"attention.chunk_size (now {config.attention.chunk_size}): {line[:160]}"
+        )  # fmt: skip
+    if "Mosaic" in line or "Pallas" in line:
+        return PlanError(
+            "kernel", f"{where}: the kernel compiler refuses a kernel; use attention.implementation = "
+            f"{'chunked' if config.attention.implementation == 'pallas' else 'blockwise'!r}: {line[:200]}"
+        )  # fmt: skip
+    if "RESOURCE_EXHAUSTED" in line or "out of memory" in line.lower():
+        return PlanError("memory", f"{where}: {_memory_text(line)}; {memory_knobs(config, target)}")
+    if "harding" in line or "divisible" in line or "partition" in line.lower():
+        return PlanError(
+            "sharding", f"{where}: the compiler cannot lay the program out on this mesh; change mesh.data, mesh.fsdp, "
+            f"mesh.tensor or mesh.seq: {line[:200]}"
+        )  # fmt: skip
+    return PlanError("compiler", f"{where}: {line[:300]}")
+
+
+def _memory_text(line: str) -> str:
+    for pattern in _OUT_OF_MEMORY:
+        match = pattern.search(line)
+        if match:
+            needed, limit = (float(match.group(i)) * _UNITS[match.group(i + 1)] / GIB for i in (1, 3))
+            return f"needs {needed:.2f} GiB of {limit:.2f} GiB of device memory, {needed - limit:.2f} GiB too much"
+    return f"out of device memory: {line[:160]}"
+
+
+def memory_knobs(config: Config, target: Target) -> str:
+    """The settings that would save memory, the cheapest in time first."""
+    d, o, mesh = config.data, config.optimizer, config.mesh
+    devices = len(target.devices)
+    knobs = []
+    if config.model.remat == "none":
+        knobs.append("--config.model.remat=block")
+    rows = d.batch_size // o.accumulation_steps
+    if rows % 2 == 0 and rows >= 2 * max(devices // max(mesh.seq * mesh.tensor, 1), 1):
+        knobs.append(f"--config.optimizer.accumulation_steps={2 * o.accumulation_steps}")
+    if mesh.fsdp == 1 and devices > 1:
+        knobs.append(f"--config.mesh.fsdp={devices // max(mesh.seq * mesh.tensor, 1)} --config.mesh.data=1")
+    if mesh.seq < devices:
+        knobs.append(f"a larger mesh.seq (now {mesh.seq})")
+    knobs.append("a larger slice, or --fit to search")
+    return "try " + ", or ".join(knobs)

@@ -1,0 +1,128 @@
+"""Looks for settings under which a config fits a target, and ranks them by the least time of a step."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sympow_jax import config as config_lib
+from sympow_jax.config import Config, ConfigError
+from sympow_jax.models.registry import resolve_implementation
+from sympow_jax.planning.compile import PlanError, build
+from sympow_jax.planning.report import Plan, failure, plan
+from sympow_jax.planning.targets import Target
+from sympow_jax.training.mesh import config_mesh
+from sympow_jax.variants import LINEAR_KERNELS
+
+Changes = dict[str, Any]
+# How much of a layer's activations each policy keeps, roughly: the order in which settings are tried, nothing more.
+KEPT = {"none": 1.0, "dots": 0.5, "attention": 0.25, "block": 0.125}
+
+
+def meshes(config: Config, num_devices: int) -> list[Changes]:
+    """Meshes over all devices, the ones that communicate least first.
+
+    Rows of the batch go to `data`, or to `fsdp`, which costs gathers of the parameters; what is left is cut along the
+    sequence, or over the heads: heads first for a linear kernel in a quadratic form, whose state is too large to pass.
+    """
+    a = resolve_implementation(config).attention
+    quadratic = a.kernel in LINEAR_KERNELS and a.implementation not in ("chunked", "recurrent")
+    avoided = "mesh.seq" if quadratic else "mesh.tensor"
+    rows = config.data.batch_size
+    found = []
+    for seq, tensor in itertools.product(_powers(num_devices), repeat=2):
+        batch, rest = divmod(num_devices, seq * tensor)
+        if rest or batch == 0 or rows % batch:
+            continue
+        for data, fsdp in ((batch, 1), (1, batch)) if batch > 1 else ((1, 1),):
+            found.append({"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "mesh.seq": seq})
+    return sorted(found, key=lambda m: (m["mesh.seq"] * m["mesh.tensor"], m[avoided], m["mesh.fsdp"]))
+
+
+def _powers(limit: int) -> list[int]:
+    return [2**i for i in range(limit.bit_length()) if 2**i <= limit]
+
+
+def candidates(config: Config, target: Target) -> Iterator[list[Changes]]:
+    """For each mesh that the config allows, remat policies and accumulation from the most memory to the least."""
+    for mesh in meshes(config, len(target.devices)):
+        rows = config.data.batch_size // (mesh["mesh.data"] * mesh["mesh.fsdp"])
+        steps = [(remat, parts) for parts in _powers(rows) for remat in KEPT]
+        ladder = []
+        for remat, parts in sorted(steps, key=lambda step: (-KEPT[step[0]] / step[1], step[1])):
+            changes = {**mesh, "model.remat": remat, "optimizer.accumulation_steps": parts}
+            if _legal(config, changes, target):
+                ladder.append(changes)
+        if ladder:
+            yield ladder
+
+
+def _legal(config: Config, changes: Changes, target: Target) -> bool:
+    try:
+        config_mesh(config_lib.override(config, changes), target.devices)
+    except ConfigError:
+        return False
+    return True
+
+
+def search(
+    config: Config, vocab_size: int, target: Target, *, max_compiles: int, tell: Callable[[str], None]
+) -> list[tuple[Changes, Plan]]:
+    """Compiles up to max_compiles candidates; returns those that fit, the fastest at best first.
+
+    Memory falls along the ladder of a mesh, so that halving it finds the first setting that fits, the one that
+    recomputes least. Two compiles are kept back to try the fastest with half and twice the chunk size.
+    """
+    fitting: list[tuple[Changes, Plan]] = []
+    compiled = 0
+
+    def fits(changes: Changes) -> bool:
+        nonlocal compiled
+        compiled += 1
+        result = try_plan(config_lib.override(config, changes), vocab_size, target)
+        tell(f"{compiled}/{max_compiles} {flags(config, changes) or 'as configured'}: {_summary(result)}")
+        if result["status"] == "fits":
+            fitting.append((changes, result))
+        return result["status"] == "fits"
+
+    chunk = config.attention.chunk_size if config.attention.kernel in LINEAR_KERNELS else 0
+    sizes = (chunk // 2, 2 * chunk) if chunk > 1 else ()
+    for ladder in candidates(config, target):
+        low, high = 0, len(ladder)  # ladder[high] is known to fit
+        while low < high and compiled < max_compiles - len(sizes):
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(ladder[middle]) else (middle + 1, high)
+    best = min(fitting, key=_step_seconds)[0] if fitting else {}
+    for size in sizes if fitting else ():
+        fits(best | {"attention.chunk_size": size})
+    return sorted(fitting, key=_step_seconds)
+
+
+def _step_seconds(found: tuple[Changes, Plan]) -> float:
+    return found[1]["roofline"]["step_seconds"]
+
+
+def with_default_mesh(config: Config, target: Target) -> Config:
+    """The config on the mesh that communicates least, if it has one for the target; else as it is."""
+    for ladder in candidates(config, target):
+        return config_lib.override(config, {key: ladder[0][key] for key in ladder[0] if key.startswith("mesh.")})
+    return config
+
+
+def try_plan(config: Config, vocab_size: int, target: Target) -> Plan:
+    """Builds and reports; what the compiler refuses becomes a plan that says so."""
+    try:
+        return plan(build(config, vocab_size, target), target)
+    except PlanError as error:
+        return failure(config, target, error)
+
+
+def _summary(result: Plan) -> str:
+    if result["status"] != "fits":
+        return result["status"]
+    return f"fits, {result['roofline']['step_seconds']:.3g} s a step at best"
+
+
+def flags(config: Config, changes: Changes) -> str:
+    """The command-line flags that turn `config` into the found one."""
+    known = config_lib.flatten(config)
+    return " ".join(f"--config.{key}={value}" for key, value in changes.items() if known[key] != value)

@@ -1,0 +1,58 @@
+from sympow_jax import config as config_lib
+from sympow_jax.planning import fit, targets
+
+FLAGS = ["--config=configs/lc64_124m.py:conformal_sympow,65536", "--config.model.num_heads=8"]
+
+
+def config(*flags):
+    return config_lib.parse_flags([*FLAGS, "--config.data.batch_size=4", *flags])
+
+
+def test_meshes_communicate_little_first():
+    first = fit.meshes(config(), 8)[0]
+    assert first == {"mesh.data": 4, "mesh.fsdp": 1, "mesh.tensor": 1, "mesh.seq": 2}
+    state_too_large = config("--config.attention.degree=4", "--config.attention.implementation=blockwise")
+    assert fit.meshes(state_too_large, 8)[0]["mesh.tensor"] == 2
+    for mesh in fit.meshes(config(), 8):
+        sizes = list(mesh.values())
+        assert sizes[0] * sizes[1] * sizes[2] * sizes[3] == 8
+        assert 4 % (sizes[0] * sizes[1]) == 0
+
+
+def test_the_default_mesh_is_the_first_that_is_legal():
+    target = targets.find("cpu:8")
+    chosen = fit.with_default_mesh(config(), target).mesh
+    assert (chosen.data, chosen.fsdp, chosen.tensor, chosen.seq) == (4, 1, 1, 2)
+    odd = fit.with_default_mesh(config("--config.data.seq_len=65537"), target).mesh
+    assert odd == config().mesh, "no mesh divides an odd length: left alone, so that the error says so"
+
+
+def test_search_finds_what_recomputes_least_on_each_mesh_and_ranks_by_time(monkeypatch):
+    tried = []
+
+    def try_plan(candidate, vocab_size, target):
+        tried.append(candidate)
+        parts, remat = candidate.optimizer.accumulation_steps, candidate.model.remat
+        fits = fit.KEPT[remat] / parts * 8 / candidate.mesh.seq <= 1
+        seconds = candidate.mesh.seq * (2 - fit.KEPT[remat]) + candidate.attention.chunk_size / 1e6
+        return {"status": "fits" if fits else "does not fit", "roofline": {"step_seconds": seconds}}
+
+    monkeypatch.setattr(fit, "try_plan", try_plan)
+    lines = []
+    found = fit.search(config(), 257, targets.find("cpu:8"), max_compiles=40, tell=lines.append)
+    assert len(tried) == len(lines) <= 40
+    times = [plan["roofline"]["step_seconds"] for _, plan in found]
+    assert times == sorted(times)
+    best = found[0][0]
+    assert (best["mesh.data"], best["mesh.tensor"], best["mesh.seq"]) == (2, 4, 1)
+    assert best["model.remat"] == "attention", "of what fits at two rows a device, the least recomputation"
+    assert best["attention.chunk_size"] == 512, "half the configured chunk is faster here"
+    again = config_lib.parse_flags([*FLAGS, "--config.data.batch_size=4", *fit.flags(config(), best).split()])
+    assert (again.mesh.tensor, again.model.remat, again.attention.chunk_size) == (4, "attention", 512)
+
+
+def test_search_stops_at_its_budget(monkeypatch):
+    monkeypatch.setattr(fit, "try_plan", lambda *_: {"status": "does not fit"})
+    lines = []
+    assert fit.search(config(), 257, targets.find("cpu:8"), max_compiles=5, tell=lines.append) == []
+    assert len(lines) == 3

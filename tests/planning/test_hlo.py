@@ -1,0 +1,115 @@
+"""The reader of compiled programs, on text in the forms that the CPU, GPU and TPU compilers write."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sympow_jax.planning import hlo, work
+from sympow_jax.planning.collectives import axes_of, collectives, summed
+
+TEXT = """HloModule step, is_scheduled=true
+
+%body (arg: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %arg = (s32[]{:T(128)}, f32[4,8]{1,0:T(8,128)S(1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%arg), index=0
+  %x = f32[4,8]{1,0} get-tuple-element(%arg), index=1
+  %w = f32[8,8]{1,0} constant({...})
+  %dot.1 = f32[4,8]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %ag = f32[16,8]{1,0} all-gather(%dot.1), replica_groups=GROUPS, dimensions={0}, use_global_device_ids=true
+  %s = f32[4,8]{1,0} slice(%ag), slice={[0:4], [0:8]}
+  ROOT %t = (s32[], f32[4,8]{1,0}) tuple(%i, %s)
+}
+
+%condition (arg.1: (s32[], f32[4,8])) -> pred[] {
+  %arg.1 = (s32[], f32[4,8]{1,0}) parameter(0)
+  %limit = s32[]{:T(128)} constant(12)
+  %i.1 = s32[] get-tuple-element(%arg.1), index=0
+  ROOT %lt = pred[] compare(%i.1, %limit), direction=LT
+}
+
+ENTRY %main (p: f32[4,8]) -> f32[4,8] {
+  %p = f32[4,8]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[4,8]{1,0}) tuple(%zero, %p)
+  %while.1 = (s32[], f32[4,8]{1,0}) while(%start), condition=%condition, body=%bodyEXTRA
+  ROOT %out = f32[4,8]{1,0} get-tuple-element(%while.1), index=1
+}
+"""
+MESH = {"data": 2, "fsdp": 1, "tensor": 1, "seq": 4}
+
+
+def program(groups="{{0,1,2,3},{4,5,6,7}}", extra=""):
+    return hlo.parse(TEXT.replace("GROUPS", groups).replace("EXTRA", extra))
+
+
+@pytest.mark.parametrize(
+    ("extra", "trips"),
+    [
+        ("", 12),
+        (', backend_config={"known_trip_count":{"n":"5"}}', 5),
+        (', metadata={op_name="jit(f)/jvp()/trips_4.5/while" stack_frame_id=3}', 4.5),
+    ],
+)
+def test_loops_multiply_what_is_inside(extra, trips):
+    assert work.flops(program(extra=extra)) == {"float32": trips * 2 * 4 * 8 * 8}
+
+
+@pytest.mark.parametrize(
+    ("groups", "axis"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", "seq"),
+        ("{{0,4},{1,5},{2,6},{3,7}}", "data"),
+        ("[2,4]<=[8]", "seq"),
+        ("[4,2]<=[2,4]T(1,0)", "data"),
+        ("[1,8]<=[8]", "data+seq"),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", "seq"),
+        ("mesh['axis_0'=8] {'axis_0'}", "data+seq"),
+    ],
+)
+def test_collectives_by_axis_and_bytes(groups, axis):
+    (found,) = collectives(program(groups), MESH)
+    size = {"seq": 4, "data": 2, "data+seq": 8}[axis]
+    assert (found.kind, found.axis, len(found.group)) == ("all-gather", axis, size)
+    assert found.bytes == 12 * (size - 1) * 4 * 8 * 4
+
+
+def test_a_permute_sends_its_operand_along_the_axis_of_its_pairs():
+    gather = "all-gather(%dot.1), replica_groups=GROUPS, dimensions={0}, use_global_device_ids=true"
+    permute = "collective-permute-start(%dot.1), source_target_pairs={{0,0},{1,2},{2,3}}"
+    assert gather in TEXT
+    found = collectives(hlo.parse(TEXT.replace(gather, permute).replace("EXTRA", "")), MESH)
+    assert [(c.kind, c.axis, c.bytes) for c in found] == [("collective-permute", "seq", 12 * 4 * 8 * 4)]
+
+
+def test_axes_of_a_permute():
+    assert axes_of((1, 2), MESH) == "seq"
+    assert axes_of((0, 4), MESH) == "data"
+
+
+def test_memory_traffic_counts_a_slice_of_a_large_array_once():
+    table = jax.ShapeDtypeStruct((512, 1024), jnp.float32)
+
+    def last_rows(x):
+        return jax.lax.fori_loop(0, 8, lambda i, total: total + x[i] * 2.0, jnp.zeros(1024))
+
+    text = jax.jit(last_rows).lower(table).compile().as_text()
+    rows = 8 * 1024 * 4
+    assert rows <= work.memory_bytes(hlo.parse(text)) < 8 * rows
+
+
+def test_convolution_window_of_a_batched_product():
+    # a batch of 4 as a spatial dim with dilation, as the TPU compiler writes it: one valid position for each output
+    assert work._valid_positions(4, 4, size=4, stride=3, lhs_dilate=4, rhs_dilate=1, low=0) == 4
+    assert work._valid_positions(8, 8, size=3, stride=1, lhs_dilate=1, rhs_dilate=1, low=1) == 22
+
+
+def test_programs_on_a_mesh_of_this_machine_agree_with_arithmetic():
+    x = jax.ShapeDtypeStruct((256, 128), jnp.bfloat16)
+    w = jax.ShapeDtypeStruct((3, 128, 128), jnp.bfloat16)
+
+    def layers(x, w):
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
+
+    found = hlo.parse(jax.jit(layers).lower(x, w).compile().as_text())
+    assert sum(work.flops(found).values()) == 3 * 2 * 256 * 128 * 128
+    assert summed(collectives(found, {"data": 1})) == []
