@@ -5,6 +5,7 @@ import io
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from sympow_jax.models.loss import token_nll
 from sympow_jax.models.registry import Model, resolve_implementation
@@ -21,7 +22,7 @@ def equations(jaxpr):
     """All equations, those of inner programs too."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jaxprs_in_params(equation.params):
             yield from equations(inner)
 
 
