@@ -124,3 +124,30 @@ def test_every_line_is_strict_json(tmp_path):
     write_rows(tmp_path, range(1, 4))
     for line in (tmp_path / METRICS_NAME).read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(name))
+
+
+def test_wandb_gets_the_rows_and_may_die(tmp_path, monkeypatch, caplog):
+    """A stand-in for the package, whose run breaks at step 2; the other sinks go on."""
+    seen = []
+
+    class FakeRun:
+        def log(self, values, step):
+            if step == 2:
+                raise ConnectionError("gone")
+            seen.append((step, values["loss"]))
+
+        def finish(self):
+            seen.append("finished")
+
+    class FakeWandb:
+        @staticmethod
+        def init(**options):
+            seen.append((options["project"], options["id"], options["config"]))
+            return FakeRun()
+
+    monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb)
+    with caplog.at_level(logging.WARNING):
+        write_rows(tmp_path, [1, 2, 4], wandb_project="p", config={"seed": 3})
+    assert seen == [("p", tmp_path.name, {"seed": 3}), (1, 4.0), (4, 1.0), "finished"]
+    assert caplog.text.count("W&B cannot be written (ConnectionError: gone)") == 1
+    assert steps_in(tmp_path) == [1, 2, 4]
