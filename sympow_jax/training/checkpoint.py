@@ -103,9 +103,7 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Steps on disk, oldest first; whether they are sound is known when they are restored."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
+        return list_steps(self.directory)
 
     def best_step(self) -> int | None:
         """The step with the smallest finite `best_metric`, the newest of equals; None when none has one."""
@@ -355,6 +353,13 @@ class Checkpointer:
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
+
+
+def list_steps(directory: pathlib.Path) -> list[int]:
+    """Steps in a folder of checkpoints, oldest first."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:

@@ -259,6 +259,20 @@ def test_hostile_environment(straight, tmp_path):
     assert differences(straight, workdir) == []
 
 
+def test_weights_of_another_run_start_this_one_also_after_a_kill(straight, tmp_path):
+    workdir = tmp_path / "run"
+    changes = {"data.seq_len": 32, "attention.position": "rope", "num_train_steps": 3}
+    first = train(workdir, f"--init_from={straight}:20", **changes)
+    assert first.returncode == 0 and f"of {straight}, step 20" in first.stdout, first.stderr
+    assert "params/blocks_0/mixer/beta/kernel of the checkpoint is not used" in first.stdout
+    losses = [row["loss"] for row in read_metrics(workdir / METRICS_NAME) if "loss" in row]
+    trained = [row["loss"] for row in read_metrics(straight / METRICS_NAME) if "loss" in row]
+    assert losses[0] < trained[10]
+    shutil.rmtree(workdir / "checkpoints")  # as after a kill before the first one
+    assert "step 20" in train(workdir, **changes).stdout
+    assert losses == [row["loss"] for row in read_metrics(workdir / METRICS_NAME) if "loss" in row]
+
+
 def test_config_json_is_data_and_never_run(workdir, tmp_path, capsys):
     marker = tmp_path / "ran"
     payload = f"__import__('os').system('touch {marker}')"
