@@ -3,6 +3,7 @@ import json
 import logging
 import resource
 import struct
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -69,11 +70,34 @@ def test_a_full_disk_is_reported_once_and_later_rows_are_readable(tmp_path, capl
 
 def test_a_sink_that_cannot_start_or_dies_does_not_stop_the_others(tmp_path, caplog, monkeypatch):
     (tmp_path / "tensorboard").write_text("a file where the folder should be")
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with caplog.at_level(logging.WARNING):
         write_rows(tmp_path, [1, 2], tensorboard=True, wandb_project="p")
     assert steps_in(tmp_path) == [1, 2]
     assert "TensorBoard cannot be written" in caplog.text and "W&B cannot be written" in caplog.text
+
+
+def test_a_sink_that_dies_during_the_run_is_reported_once_and_the_others_go_on(tmp_path, caplog, monkeypatch):
+    class Wandb:
+        """The service goes away after the first row."""
+
+        def init(self, **_):
+            return self
+
+        def log(self, row, step):
+            if step > 1:
+                raise ConnectionError("connection reset by peer")
+
+        def finish(self):
+            raise ConnectionError("connection refused")
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb())
+    with caplog.at_level(logging.WARNING):
+        text = write_rows(tmp_path, [1, 2, 3], wandb_project="p")
+    assert steps_in(tmp_path) == [1, 2, 3] and text.count("\n") == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "W&B cannot be written (ConnectionError: connection reset by peer); training continues without it"
+    ]
 
 
 def read_events(path):
