@@ -180,9 +180,16 @@ class Checkpointer:
     def _start(self, step: int, args: ocp.args.Composite) -> None:
         self._pending = step
         try:
+            self._check_writable(step)
             self._orbax.save(self.directory / str(step), args=args)
         except Exception as error:
             self._note_failure(error)
+
+    def _check_writable(self, step: int) -> None:
+        """Raises OSError where Orbax would too, but with threads that hold up the end of the process for 300 s."""
+        probe = self.directory / f"{step}.probe.{jax.process_index()}{_TEMPORARY}"
+        probe.mkdir()
+        probe.rmdir()
 
     def _settle(self) -> None:
         try:
@@ -208,6 +215,7 @@ class Checkpointer:
     def _save_now(self, step: int, args: ocp.args.Composite) -> None:
         for delay in (*_RETRY_SECONDS, None):
             try:
+                self._check_writable(step)
                 self._orbax.save(self.directory / str(step), args=args)
                 self._orbax.wait_until_finished()
                 self._failures = 0

@@ -223,7 +223,9 @@ def test_a_closed_folder_and_a_full_disk_are_named_and_older_checkpoints_survive
     assert_error(train(workdir.parent / "new"), f"--workdir={workdir.parent}/new cannot be written (Permission")
     workdir.parent.chmod(0o755)
     (workdir / "checkpoints").chmod(0o555)
+    started = time.monotonic()
     result = train(workdir)
+    assert time.monotonic() - started < 240  # Orbax alone waits 300 s for a folder that it could not make
     assert_error(result, "saving step", "Permission denied", "fix the folder")
     assert "training continues" in result.stderr and checkpoints(workdir) == steps
     (workdir / "checkpoints").chmod(0o755)
@@ -280,7 +282,9 @@ def test_damaged_training_data_is_named_and_stops_the_run(tmp_path, rng, how):
     result = train(workdir, **{"data.train": store, "data.heldout": "python-stdlib"})
     what = {"token": "holds token 999 at [20, 3]", "truncated": "is damaged", "missing": "chunks are missing (2.0)"}
     assert_error(result, str(store), what[how])
-    assert last_step(workdir) == (0 if how == "missing" else 8)  # the batches before it were trained on
+    assert (
+        last_step(workdir) == {"token": 10, "truncated": 8, "missing": 0}[how]
+    )  # the batches before it were trained on
 
 
 def test_dead_metrics_sink_does_not_stop_training(straight, workdir):
@@ -327,14 +331,14 @@ def test_hostile_environment(straight, tmp_path):
 def test_weights_of_another_run_start_this_one_also_after_a_kill(straight, tmp_path):
     workdir = tmp_path / "run"
     changes = {"data.seq_len": 32, "attention.position": "rope", "num_train_steps": 3}
-    first = train(workdir, f"--init_from={straight}:20", **changes)
-    assert first.returncode == 0 and f"of {straight}, step 20" in first.stdout, first.stderr
+    first = train(workdir, f"--init_from={straight}:30", **changes)
+    assert first.returncode == 0 and f"of {straight}, step 30" in first.stdout, first.stderr
     assert "params/blocks_0/mixer/beta/kernel of the checkpoint is not used" in first.stdout
     losses = [row["loss"] for row in read_metrics(workdir / METRICS_NAME) if "loss" in row]
     trained = [row["loss"] for row in read_metrics(straight / METRICS_NAME) if "loss" in row]
     assert losses[0] < trained[10]
     shutil.rmtree(workdir / "checkpoints")  # as after a kill before the first one
-    assert "step 20" in train(workdir, **changes).stdout
+    assert "step 30" in train(workdir, **changes).stdout
     assert losses == [row["loss"] for row in read_metrics(workdir / METRICS_NAME) if "loss" in row]
 
 
