@@ -106,7 +106,7 @@ def train(
                 )
                 return 0
             if first:
-                print_first_screen(config, state.params, data, first_step, workdir)
+                print_first_screen(config, state.params, data, mesh, first_step, workdir)
             if first_step:
                 lost = max(0, last_logged_step(workdir) - first_step)
                 _say(goodput.restored(checkpointer.restore_seconds, lost))
