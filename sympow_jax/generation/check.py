@@ -148,7 +148,7 @@ def _condition(block: Block, degree: int, inputs: Array, context: Context) -> Fl
     mixer = block.mixer
     if not isinstance(mixer, Attention) or not mixer.linear:
         return jnp.zeros(inputs.shape[:2])
-    q, k, _, log_gates, scale, _ = mixer.kernel_inputs(inputs, context)
+    q, k, log_gates, scale = mixer.kernel_inputs(inputs, context)
     if mixer.kernel == "taylor":
         return ops.taylor_condition(q, k, log_gates=log_gates, scale=scale).max(-1)
     return ops.power_condition(q, k, log_gates=log_gates, degree=2 if mixer.kernel == "rebased" else degree).max(-1)
