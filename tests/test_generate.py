@@ -22,7 +22,7 @@ from tests.models.small import tiny_config
 
 def make_run(folder, variant, *flags):
     """A workdir as a run leaves it, with the parameters of step 1 a bit away from their initial values."""
-    config = resolve_implementation(tiny_config(variant, *flags))
+    config = resolve_implementation(tiny_config(variant, "model.tied_embeddings=false", *flags))
     model = Model(config, 257)
     params = jax.tree.map(
         lambda x: x + 0.05 * jax.random.normal(jax.random.key(1), x.shape), model.init(jax.random.key(0))

@@ -42,7 +42,6 @@ def assert_greedy(logits, row, prompt_length):
     """Each new token is the argmax of the logits before it; a tie, closer than 1e-3, is the only excuse."""
     logits = np.asarray(logits)[prompt_length - 1 : len(row) - 1]
     new = row[prompt_length:]
-    assert len(set(new.tolist())) > 3  # the text goes somewhere
     behind = logits.max(axis=1) - np.take_along_axis(logits, new[:, None], axis=1)[:, 0]
     assert behind.max() < 1e-3, f"token {int(behind.argmax())} is {behind.max():.1e} below the most likely one"
     assert (behind > 0).mean() < 0.02
@@ -79,6 +78,7 @@ def test_greedy_decoding_of_a_short_prompt():
     text = greedy_text(Decoder(model, params), np.arange(9)[None] % VOCAB, 15, 0)
     logits, _ = jax.jit(model.logits)(params, text)
     assert_greedy(logits[0], text[0], 9)
+    assert len(set(text[0, 9:].tolist())) > 3  # the text goes somewhere
 
 
 def test_one_program_for_every_position_and_memory_does_not_grow():
