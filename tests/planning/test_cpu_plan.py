@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -30,9 +33,13 @@ def config(*flags):
 
 
 @pytest.mark.parametrize(
-    "variant", ["conformal_sympow", pytest.param("softmax_rope", marks=pytest.mark.slow),
-                pytest.param("fox", marks=pytest.mark.slow)],
-)  # fmt: skip
+    "variant",
+    [
+        "softmax_rope",
+        pytest.param("conformal_sympow", marks=pytest.mark.slow),
+        pytest.param("fox", marks=pytest.mark.slow),
+    ],
+)
 def test_flops_agree_with_xla_where_it_can_count(variant):
     """Without loops XLA's own count is complete; the dense form also computes the masked half of the scores."""
     unrolled = config(
@@ -45,6 +52,30 @@ def test_flops_agree_with_xla_where_it_can_count(variant):
     assert counted == pytest.approx(xla, rel=0.05)
     attention, rest = flops.train_flops_per_token(unrolled, built.params, 256)
     assert 4 * 256 * (2 * attention + rest) == pytest.approx(xla, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--config.variant=conformal_sympow", "--config.data.seq_len=2048", "--config.data.batch_size=8",
+         "--config.attention.implementation=chunked", "--config.attention.chunk_size=256"),
+        ("--config.variant=softmax_rope", "--config.data.seq_len=1024", "--config.data.batch_size=32"),
+        ("--config.variant=fox", "--config.data.seq_len=1024", "--config.data.batch_size=64",
+         "--config.model.remat=block"),
+    ],
+    ids=["conformal_sympow", "softmax_rope", "fox"],
+)  # fmt: skip
+def test_peak_memory_is_what_a_run_uses(flags):
+    built = build(config(*flags), 257, targets.find("cpu:1"))
+    done = subprocess.run(
+        [sys.executable, "tests/planning/cpu_peak.py", *SMALL, *flags],
+        env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    measured = int(done.stdout.strip().splitlines()[-1])
+    assert built.train.memory.total > 100e6, "too small to measure"
+    print(f"predicted {built.train.memory.total / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+    assert built.train.memory.total == pytest.approx(measured, rel=0.2)
 
 
 @pytest.mark.slow
