@@ -102,13 +102,14 @@ def _train(argv: Sequence[str]) -> int:
         return 0
     switches = ("strict", "allow_learning_rate_change")
     processes = {"coordinator_address": "", "num_processes": 0, "process_id": -1}
-    own, rest = split_flags(argv, ("workdir", *processes), switches=switches, prefix="config")
+    own, rest = split_flags(argv, ("workdir", "init_from", *processes), switches=switches, prefix="config")
     config = config_lib.parse_flags(rest)
     if "workdir" not in own:
         raise ConfigError("--workdir is missing: the folder of the run, for example --workdir=runs/first")
     use_compilation_cache()
     join_processes(**{k: config_lib.parse_value(own[k], v, f"--{k}") if k in own else v for k, v in processes.items()})
-    return train(config, own["workdir"], **{name: name in own for name in switches})
+    options = {name: name in own for name in switches}
+    return train(config, own["workdir"], init_from=own.get("init_from", ""), **options)
 
 
 def _print_list() -> None:

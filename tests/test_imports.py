@@ -14,7 +14,7 @@ LEVELS = {
     "models": 3,
     "evals": 4,
     "training": 5,
-    "loading": 6, "planning": 6,
+    "loading": 6, "planning": 6, "generation": 6,
 }  # fmt: skip
 SIDEWAYS = {("config", "variants")}  # the config checks itself against the table
 COMMANDS = 7

@@ -1,6 +1,7 @@
 """The attention layer: one formula, a choice of kernel, position encoding and gate."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -97,14 +98,17 @@ class Attention(nnx.Module):
                 )
             state["kernel"] = self._linear_kernel().initial_state(B, K, D, Dv)
             return state
-        length = max_length if self.window is None else self.window
+        if self.window is None:
+            gate_heads = self.num_heads if self._has_gates() else 0
+            state["kernel"] = ops.cache.empty_cache(B, K, max_length, D, Dv, gate_heads=gate_heads, dtype=self.dtype)
+            return state
         state["kernel"] = {
-            "keys": jnp.zeros((B, length, K, D), self.dtype),
-            "values": jnp.zeros((B, length, K, Dv), self.dtype),
-            "positions": jnp.full((B, length), -1, jnp.int32),
+            "keys": jnp.zeros((B, self.window, K, D), self.dtype),
+            "values": jnp.zeros((B, self.window, K, Dv), self.dtype),
+            "positions": jnp.full((B, self.window), -1, jnp.int32),
         }
         if self._has_gates():
-            state["kernel"]["log_gates"] = jnp.zeros((B, length, self.num_heads), jnp.float32)
+            state["kernel"]["log_gates"] = jnp.zeros((B, self.window, self.num_heads), jnp.float32)
         return state
 
     def __call__(
@@ -112,10 +116,7 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B T E"], PyTree | None]:
         """Applies the layer to a sequence, or, with a state, to the next T tokens of a stream."""
         B, T, _ = x.shape
-        q, k = self._queries_and_keys(x)
-        v = self.value(x).reshape(B, T, self.num_kv_heads, self.value_head_dim)
-        beta = 1.0 + jnp.tanh(self.beta(x.astype(jnp.float32))) if hasattr(self, "beta") else None
-        tokens = (q, k, v, beta, self.log_gates(x))
+        tokens = self._tokens(x)
         if state is None and sharding.is_sharded():
             out = self._attend_on_shards(tokens, context)
         else:
@@ -128,7 +129,9 @@ class Attention(nnx.Module):
     def _attend(self, tokens, bias, context: Context, state: PyTree | None) -> tuple[Array, PyTree | None]:
         """From (q, k, v, beta, log_gates) to [B, T, H, Dv] and the next state."""
         q, k, v, beta, log_gates = tokens
-        q, k, scale, phase = self._rotate(q, k, beta, context, None if state is None else state.get("phase"))
+        phase = None if state is None else state.get("phase")
+        keep_keys = state is not None and self._caches_unrotated()
+        q, k, scale, phase = self._rotate(q, k, beta, context, phase, keep_keys=keep_keys)
         attend = self._attend_linear if self.linear else self._attend_softmax
         out, kernel_state = attend(q, k, v, log_gates, scale, bias, context, state)
         if state is not None:
@@ -177,6 +180,19 @@ class Attention(nnx.Module):
             q, k, v, log_gates, bias, context, scale=scale, window=self.window, implementation=self._implementation()
         )
 
+    def kernel_inputs(self, x: Float[Array, "B T E"], context: Context) -> tuple[Array, Array, Array | None, float]:
+        """(q, k, log_gates, scale) as the kernel gets them from whole sequences, rotary positions applied."""
+        q, k, _, beta, log_gates = self._tokens(x)
+        q, k, scale, _ = self._rotate(q, k, beta, context, None)
+        return q, k, log_gates, scale
+
+    def _tokens(self, x: Array) -> tuple[Array, Array, Array, Array | None, Array | None]:
+        """(q, k, v, beta, log_gates), what the kernel needs of each token apart from its position."""
+        q, k = self._queries_and_keys(x)
+        v = self.value(x).reshape(*x.shape[:2], self.num_kv_heads, self.value_head_dim)
+        beta = 1.0 + jnp.tanh(self.beta(x.astype(jnp.float32))) if hasattr(self, "beta") else None
+        return q, k, v, beta, self.log_gates(x)
+
     def _queries_and_keys(self, x: Array) -> tuple[Array, Array]:
         B, T, D = *x.shape[:2], self.head_dim
         q, k = self.query(x), self.key(x)
@@ -188,19 +204,36 @@ class Attention(nnx.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         return q.astype(self.dtype), k.astype(self.dtype)
 
-    def _rotate(self, q: Array, k: Array, beta: Array | None, context: Context, phase: PyTree | None):
+    def _rotate(
+        self, q: Array, k: Array, beta: Array | None, context: Context, phase: PyTree | None, *, keep_keys: bool = False
+    ):
         """Rotary encodings; returns the rotated q and k, the scale of their product, and the next phase state."""
-        p, scale = self.position, 1 / math.sqrt(self.head_dim)
+        scale = 1 / math.sqrt(self.head_dim)
         if self.attention.position not in variants.ROTARY_POSITIONS:
             return q, k, scale, None
-        frequencies, factor = rotary_frequencies(self.head_dim, p, context.length)
+        frequencies, factor = self._frequencies(context, q.shape[1])
         if self.attention.position == "rope":
             phases, next_phase = ops.positions.rope_phases(context.token_positions(q.shape[1]), frequencies), None
         else:
             phases, next_phase = ops.positions.learned_phases(
                 beta, frequencies, initial=phase, segment_ids=context.segment_ids
             )
-        return ops.positions.rotate(q, phases), ops.positions.rotate(k, phases), scale * factor**2, next_phase
+        k = k if keep_keys else ops.positions.rotate(k, phases)
+        return ops.positions.rotate(q, phases), k, scale * factor**2, next_phase
+
+    def _frequencies(self, context: Context, num_tokens: int) -> tuple[Any, float]:
+        length = context.length or context.offset + num_tokens
+        return rotary_frequencies(self.head_dim, self.position, length)
+
+    def _caches_unrotated(self) -> bool:
+        """Keys of a stream are kept as they were before RoPE, because its frequencies change as the stream grows."""
+        return self.attention.position == "rope" and self.position.scaling == "dynamic_ntk"
+
+    def _rotate_cached(self, k: Array, positions: Array, context: Context, num_tokens: int) -> Array:
+        """Rotates keys [B, K, S, D] of a cache by the frequencies of the present length."""
+        frequencies, _ = self._frequencies(context, num_tokens)
+        phases = ops.positions.rope_phases(positions, frequencies)
+        return ops.positions.rotate(k.swapaxes(1, 2), phases).swapaxes(1, 2)
 
     def _has_gates(self) -> bool:
         return self.attention.gate != "none"
@@ -261,42 +294,47 @@ class Attention(nnx.Module):
         )
 
     def _attend_softmax(self, q, k, v, log_gates, scale, bias, context: Context, state: PyTree | None):
-        options = {"bias": bias, "scale": scale, "window": self.window}
-        options |= {"implementation": self._implementation()}
         if state is None:
-            return ops.softmax_attention(
-                q, k, v, log_gates=log_gates, segment_ids=context.segment_ids, positions=context.positions, **options
-            ), None
+            options = {"bias": bias, "scale": scale, "window": self.window, "implementation": self._implementation()}
+            options |= {"segment_ids": context.segment_ids, "positions": context.positions}
+            return ops.softmax_attention(q, k, v, log_gates=log_gates, **options), None
         if context.segment_ids is not None:
             raise ValueError(
                 "segment_ids with a softmax state: a cache holds one document; stream documents one by one"
             )
         B, T = q.shape[:2]
         positions = jnp.broadcast_to(context.token_positions(T), (B, T))
+        rotate = functools.partial(self._rotate_cached, context=context, num_tokens=T)
+        rotate = rotate if self._caches_unrotated() else None
+        if self.window is not None:
+            return self._attend_window(q, k, v, log_gates, scale, bias, positions, rotate, state["kernel"])
+        offset = context.offset
+        cache = ops.cache.append(state["kernel"], k, v, log_gates=log_gates, positions=positions, offset=offset)
+        options = {"positions": positions, "offset": offset, "bias": bias, "scale": scale, "rotate_keys": rotate}
+        return ops.cache.cached_attention(q, cache, **options), cache
+
+    def _attend_window(self, q, k, v, log_gates, scale, bias, positions, rotate, past: PyTree):
         new = {"keys": k, "values": v, "positions": positions}
         new |= {} if log_gates is None else {"log_gates": log_gates}
-        if self.window is None:
-            cache = {
-                name: jax.lax.dynamic_update_slice_in_dim(old, new[name].astype(old.dtype), context.offset, axis=1)
-                for name, old in state["kernel"].items()
-            }
-            visible = cache
-        else:
-            visible = {n: jnp.concatenate([old, new[n].astype(old.dtype)], 1) for n, old in state["kernel"].items()}
-            cache = {name: array[:, T:] for name, array in visible.items()}
+        visible = {n: jnp.concatenate([old, new[n].astype(old.dtype)], 1) for n, old in past.items()}
+        keys = visible["keys"].astype(q.dtype)
+        if rotate is not None:
+            keys = rotate(keys.swapaxes(1, 2), visible["positions"]).swapaxes(1, 2)
         out = ops.softmax_attention(
             q,
-            visible["keys"].astype(q.dtype),
+            keys,
             visible["values"].astype(v.dtype),
             log_gates=visible.get("log_gates"),
+            bias=bias,
+            scale=scale,
             positions=positions,
             key_positions=visible["positions"],
-            **options,
+            window=self.window,
         )
-        return out, cache
+        return out, {name: array[:, q.shape[1] :] for name, array in visible.items()}
 
 
-def rotary_frequencies(head_dim: int, position: PositionConfig, length: int) -> tuple[Any, float]:
+def rotary_frequencies(head_dim: int, position: PositionConfig, length: int | Array) -> tuple[Any, float]:
     """inv_freq [D/2] and attention factor of the configured RoPE, at a context of `length` tokens."""
     if position.convention == "manifest":
         return ops.positions.manifest_frequencies(head_dim, position.max_length), 1.0

@@ -19,7 +19,7 @@ class Context:
       positions: [B, T] absolute positions of packed documents; None means offset + 0..T-1.
       segment_ids: [B, T] documents; None means one document a row.
       shared_bias: the additive bias that all layers share (FIRE-S), or None.
-      length: the longest context of the stream, static: what dynamic_ntk scales to.
+      length: the longest context of the stream, static: what dynamic_ntk scales to; 0 = the tokens seen so far.
     """
 
     offset: Int[Array, ""]

@@ -89,7 +89,8 @@ class Model:
     def _hidden(self, params, tokens, segment_ids, positions, state, length):
         """Final hidden states, the output projection and the next state; runs inside `use_mesh`."""
         model = self.bind(params)
-        length = length or max(tokens.shape[1], self.config.position.original_length)
+        if state is None:
+            length = length or max(tokens.shape[1], self.config.position.original_length)
         hidden, state = model(tokens, segment_ids=segment_ids, positions=positions, state=state, length=length)
         return hidden, model.output_kernel(), state
 
@@ -111,11 +112,18 @@ class Model:
           segment_ids: packed documents; 0 is padding.
           positions: absolute positions; None continues the stream's, or counts from 0.
           state: from `initial_state` or an earlier call: the tokens before `inputs`.
-          length: the longest context of the stream, which dynamic_ntk scales to; 0 = this call's.
+          length: the longest context of the stream, which dynamic_ntk scales to; 0 = what was read with this call.
         """
         with sharding.use_mesh(self.mesh):
             hidden, kernel, state = self._hidden(params, inputs, segment_ids, positions, state, length)
         return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32), state
+
+    def next_logits(
+        self, params: PyTree, inputs: Int[Array, "B T"], state: PyTree, *, length: int = 0
+    ) -> tuple[Float[Array, "B V"], PyTree]:
+        """The logits after the last of `inputs`, float32, and the next state; other arguments as in `logits`."""
+        hidden, kernel, state = self._hidden(params, inputs, None, None, state, length)
+        return jnp.matmul(hidden[:, -1], kernel.astype(hidden.dtype), preferred_element_type=jnp.float32), state
 
     def nll(
         self,

@@ -17,6 +17,8 @@ from sympow_jax.layers.position_bias import BiasParameters
 from sympow_jax.models.remat import BLOCK_INPUT, rematerialise
 from sympow_jax.typing import Array, Float, Int, PyTree
 
+UNROLLED_TOKENS = 16  # up to here a pass through a state is decoding: moving bytes costs more than compiling each layer
+
 
 def layer_runs(config: Config) -> list[tuple[str, int]]:
     """[(kind, number of layers)] of consecutive equal layers: the layer pattern repeated over the depth."""
@@ -59,11 +61,14 @@ class Transformer(nnx.Module):
         return self.embedding.embedding[...].T if self.config.model.tied_embeddings else self.output[...]
 
     def initial_state(self, batch_size: int, max_length: int) -> PyTree:
-        """The empty state of a stream: tokens seen, and the states of each run stacked over its layers."""
+        """The empty state of a stream: tokens seen, and for each run the states of its layers.
+
+        Layers are apart, so that a compiled step that owns its state writes each of them in place.
+        """
         state = {"offset": jnp.int32(0)}
         for i, (_, depth) in enumerate(layer_runs(self.config)):
-            layer = getattr(self, f"blocks_{i}").mixer.initial_state(batch_size, max_length)
-            state[f"blocks_{i}"] = jax.tree.map(lambda leaf, n=depth: jnp.broadcast_to(leaf, (n, *leaf.shape)), layer)
+            mixer = getattr(self, f"blocks_{i}").mixer
+            state[f"blocks_{i}"] = tuple(mixer.initial_state(batch_size, max_length) for _ in range(depth))
         return state
 
     def __call__(
@@ -87,18 +92,23 @@ class Transformer(nnx.Module):
         x = self.final_norm(x)
         return x, None if state is None else {"offset": offset + tokens.shape[1], **runs}
 
+    def begin(self, tokens: Int[Array, "B T"]) -> tuple[Float[Array, "B T E"], Context]:
+        """The input of the first layer, and the context of a pass over whole sequences."""
+        shared = self.shared_bias.bias() if hasattr(self, "shared_bias") else None
+        context = Context(jnp.int32(0), None, None, shared, max(tokens.shape[1], self.config.position.original_length))
+        return self._embed(tokens, context), context
+
+    def layers(self) -> Iterator[Block]:
+        """Each layer in turn, unrolled."""
+        for i, _ in enumerate(layer_runs(self.config)):
+            yield from _unstack(getattr(self, f"blocks_{i}"))
+
     def layer_inputs(self, tokens: Int[Array, "B T"]) -> Iterator[tuple[int, nnx.Module, Array, Context]]:
         """(layer number, mixer, the normed input that it sees, context) of each layer in turn, unrolled."""
-        shared = self.shared_bias.bias() if hasattr(self, "shared_bias") else None
-        context = Context(jnp.int32(0), None, None, shared, tokens.shape[1])
-        x, number = self._embed(tokens, context), 0
-        for i, (_, depth) in enumerate(layer_runs(self.config)):
-            graph, parameters = nnx.split(getattr(self, f"blocks_{i}"))
-            for layer in range(depth):
-                block = nnx.merge(graph, jax.tree.map(lambda leaf, n=layer: leaf[n], parameters))
-                yield number, block.mixer, block.mixer_norm(x), context
-                x, _ = block(x, context)
-                number += 1
+        x, context = self.begin(tokens)
+        for number, block in enumerate(self.layers()):
+            yield number, block.mixer, block.mixer_norm(x), context
+            x, _ = block(x, context)
 
     def _check_length(self, length: int) -> None:
         rows = self.config.position.max_length
@@ -122,7 +132,11 @@ class Transformer(nnx.Module):
         x = self.embedding_norm(x) if hasattr(self, "embedding_norm") else x
         return sharding.constrain(x, sharding.BATCH, "seq")
 
-    def _apply_run(self, run: Block, x: Array, context: Context, state: PyTree | None) -> tuple[Array, PyTree | None]:
+    def _apply_run(self, run: Block, x: Array, context: Context, states: PyTree | None) -> tuple[Array, PyTree | None]:
+        if states is not None and (
+            x.shape[1] <= UNROLLED_TOKENS or isinstance(states[0].get("kernel"), ops.cache.KVCache)
+        ):
+            return _apply_unrolled(run, x, context, states)
         graph, parameters = nnx.split(run)
 
         def body(x, layer):
@@ -133,7 +147,28 @@ class Transformer(nnx.Module):
 
         body = rematerialise(body, self.config.model.remat)
         depth = jax.tree.leaves(parameters)[0].shape[0]
-        return jax.lax.scan(body, x, (parameters, state), unroll=1 if self.config.model.scan_layers else depth)
+        stacked = None if states is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        x, stacked = jax.lax.scan(body, x, (parameters, stacked), unroll=1 if self.config.model.scan_layers else depth)
+        return x, None if states is None else tuple(_pick(stacked, n) for n in range(depth))
+
+
+def _apply_unrolled(run: Block, x: Array, context: Context, states: PyTree) -> tuple[Array, PyTree]:
+    """Layer after layer, without the copies of states that a scan makes."""
+    after = []
+    for block, state in zip(_unstack(run), states, strict=True):
+        x, state = block(x, context, state)
+        after.append(state)
+    return x, tuple(after)
+
+
+def _unstack(run: Block) -> Iterator[Block]:
+    graph, parameters = nnx.split(run)
+    for n in range(jax.tree.leaves(parameters)[0].shape[0]):
+        yield nnx.merge(graph, _pick(parameters, n))
+
+
+def _pick(stacked: PyTree, n: int) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[n], stacked)
 
 
 def _look_up(embed: nnx.Embed, index: Array) -> Array:

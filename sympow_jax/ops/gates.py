@@ -53,10 +53,10 @@ def cumulative_log_gates(log_gates: Float[Array, "B T H"]) -> tuple[Float[Array,
     A difference of two cumulative sums, (high_i - high_j) + (low_i - low_j), is then right wherever in the
     sequence i and j lie; a float32 cumulative sum is wrong by 0.6% at 32k tokens and log gate -5.
     """
-    return jax.lax.associative_scan(_add_two_floats, (log_gates, jnp.zeros_like(log_gates)), axis=1)
+    return jax.lax.associative_scan(add_two_floats, (log_gates, jnp.zeros_like(log_gates)), axis=1)
 
 
-def _add_two_floats(a, b):
+def add_two_floats(a, b):
     """(a_high + a_low) + (b_high + b_low) as a normalised pair: Knuth's two-sum, then Dekker's quick two-sum."""
     total = a[0] + b[0]
     shadow = total - a[0]

@@ -103,9 +103,7 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Steps on disk, oldest first; whether they are sound is known when they are restored."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
+        return list_steps(self.directory)
 
     def best_step(self) -> int | None:
         """The step with the smallest finite `best_metric`, the newest of equals; None when none has one."""
@@ -182,9 +180,16 @@ class Checkpointer:
     def _start(self, step: int, args: ocp.args.Composite) -> None:
         self._pending = step
         try:
+            self._check_writable(step)
             self._orbax.save(self.directory / str(step), args=args)
         except Exception as error:
             self._note_failure(error)
+
+    def _check_writable(self, step: int) -> None:
+        """Raises OSError where Orbax would too, but with threads that hold up the end of the process for 300 s."""
+        probe = self.directory / f"{step}.probe.{jax.process_index()}{_TEMPORARY}"
+        probe.mkdir()
+        probe.rmdir()
 
     def _settle(self) -> None:
         try:
@@ -210,6 +215,7 @@ class Checkpointer:
     def _save_now(self, step: int, args: ocp.args.Composite) -> None:
         for delay in (*_RETRY_SECONDS, None):
             try:
+                self._check_writable(step)
                 self._orbax.save(self.directory / str(step), args=args)
                 self._orbax.wait_until_finished()
                 self._failures = 0
@@ -355,6 +361,13 @@ class Checkpointer:
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
+
+
+def list_steps(directory: pathlib.Path) -> list[int]:
+    """Steps in a folder of checkpoints, oldest first."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:

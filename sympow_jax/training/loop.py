@@ -14,10 +14,11 @@ from sympow_jax.models import flops, remat
 from sympow_jax.models.registry import Model
 from sympow_jax.training import peak, run_files
 from sympow_jax.training.bad_steps import BadSteps
-from sympow_jax.training.checkpoint import Checkpointer, CheckpointError
+from sympow_jax.training.checkpoint import Checkpointer, CheckpointError, list_steps
 from sympow_jax.training.data import RunData, open_run_data
 from sympow_jax.training.goodput import Goodput
 from sympow_jax.training.heldout import Heldout
+from sympow_jax.training.initial_weights import plan_initial_weights
 from sympow_jax.training.mesh import config_mesh
 from sympow_jax.training.meter import Meter
 from sympow_jax.training.metrics import MetricsWriter, check_wandb, last_logged_step
@@ -50,7 +51,14 @@ class Run:
     heldout_loss: float | None = None
 
 
-def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_rate_change: bool = False) -> int:
+def train(
+    config: Config,
+    workdir: str,
+    *,
+    strict: bool = False,
+    allow_learning_rate_change: bool = False,
+    init_from: str = "",
+) -> int:
     """Trains to config.num_train_steps in `workdir`, continuing what is there; returns the exit code (see signals).
 
     Args:
@@ -58,6 +66,7 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
       workdir: made if absent; a workdir with checkpoints is resumed bit for bit.
       strict: a damaged newest checkpoint is an error instead of a warning and a fall-back.
       allow_learning_rate_change: accept changed learning-rate fields on resume.
+      init_from: WORKDIR[:STEP] of a run whose parameters a new run starts from (see initial_weights).
 
     Raises:
       ConfigError, WorkdirError, CheckpointError, BadStepsError: one line each.
@@ -69,12 +78,14 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
     run_files.check_resume(config, workdir, allow_learning_rate_change=allow_learning_rate_change)
     mesh = config_mesh(config)
     data = open_run_data(config, mesh)
+    model = Model(config, data.vocab_size, mesh)
+    begun = bool(list_steps(pathlib.Path(workdir) / "checkpoints"))
+    initial = plan_initial_weights(init_from, workdir, model, data.tokenizer.digest, has_checkpoints=begun)
     first = jax.process_index() == 0
     with WorkdirLock(workdir) if first else contextlib.nullcontext(), StopRequest() as stop:
         if first:
             run_files.save_run_files(config, workdir, data)
         k = config.checkpoint
-        model = Model(config, data.vocab_size, mesh)
         heldout = Heldout(config, model, data, stop.poll)
         optimizer = make_optimizer(config.optimizer, config.num_train_steps)
         schedule = learning_rate_schedule(config.optimizer, config.num_train_steps)
@@ -82,6 +93,11 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
         with Checkpointer(
             f"{workdir}/checkpoints", keep_last=k.keep_last, keep_every=k.keep_every, keep_best=k.keep_best
         ) as checkpointer:
+            if initial is not None:
+                if first:
+                    initial.record(workdir)
+                _say(initial.describe())
+                state = dataclasses.replace(state, params=initial.apply(state.params))
             state, metadata = _restore(checkpointer, state, strict=strict)
             first_step = int(state.step)
             if first_step >= config.num_train_steps and metadata.get("evaluated_step") == first_step:
@@ -90,7 +106,7 @@ def train(config: Config, workdir: str, *, strict: bool = False, allow_learning_
                 )
                 return 0
             if first:
-                print_first_screen(config, state.params, data, first_step, workdir)
+                print_first_screen(config, state.params, data, mesh, first_step, workdir)
             if first_step:
                 lost = max(0, last_logged_step(workdir) - first_step)
                 _say(goodput.restored(checkpointer.restore_seconds, lost))

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from rich.console import Console, Group
 from rich.table import Table
 
@@ -62,8 +63,16 @@ def config_changes(config: Config) -> Iterable[str]:
     return [f"{path} = {new!r} ({old!r})" for path, (old, new) in changes.items()]
 
 
-def print_first_screen(config: Config, params: PyTree, data: RunData, first_step: int, workdir: str) -> None:
-    """One block: what differs from the defaults, model, data, work per step, devices, and where the run starts."""
+def mesh_line(mesh: Mesh) -> str:
+    """Sizes of the axes that split anything, and the devices."""
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    return f"{axes or 'one device'}: {mesh.size} x {mesh.devices.flat[0].device_kind}"
+
+
+def print_first_screen(
+    config: Config, params: PyTree, data: RunData, mesh: Mesh, first_step: int, workdir: str
+) -> None:
+    """One block: what differs from the defaults, model, data, work per step, mesh, and where the run starts."""
     d, a = config.data, config.attention
     attention, rest = flops.train_flops_per_token(config, params, d.seq_len)
     tokens = d.batch_size * d.seq_len
@@ -76,7 +85,7 @@ def print_first_screen(config: Config, params: PyTree, data: RunData, first_step
         f"{data.train.epoch(config.num_train_steps):.2f} epochs of {d.train}",
         "training FLOPs": f"{attention + rest:.3g} a token: {attention:.3g} attention, {rest:.3g} the rest",
         "corpus": data.describe()["train_digest"],
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {config.model.dtype}",
+        "mesh": f"{mesh_line(mesh)}, {config.model.dtype}",
     }
     table = Table(show_header=False, box=None)
     for name, text in lines.items():

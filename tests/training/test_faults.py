@@ -1,5 +1,7 @@
 """Faults of a run, with real processes, signals and damaged files: train.py must go on as if nothing had happened."""
 
+import ctypes
+import gc
 import json
 import os
 import pathlib
@@ -10,11 +12,16 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 
 from sympow_jax.commands import train_main
+from sympow_jax.training.checkpoint import Checkpointer
+from sympow_jax.training.manifest import unflatten
 from sympow_jax.training.metrics import METRICS_NAME, read_metrics
 from sympow_jax.verify_resume import differences
+from tests.input_pipeline.stores import random_tokens, write_store
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +47,8 @@ def train(workdir: pathlib.Path, *more: str, limit: int | None = None, env: dict
     def before():
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        drop_capability = 24, 1  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE: the modes of folders hold for root too
+        ctypes.CDLL(None).prctl(*drop_capability, 0, 0, 0)
 
     return subprocess.run(
         command(workdir, *more, **changes),
@@ -208,14 +217,74 @@ def test_all_checkpoints_damaged_is_refused_with_a_list(workdir):
     assert checkpoints(workdir) == steps and (workdir / METRICS_NAME).read_bytes() == before
 
 
-def test_full_disk_is_named_and_older_checkpoints_survive(straight, workdir):
+def test_a_closed_folder_and_a_full_disk_are_named_and_older_checkpoints_survive(straight, workdir):
     steps = checkpoints(workdir)
+    workdir.parent.chmod(0o555)
+    assert_error(train(workdir.parent / "new"), f"--workdir={workdir.parent}/new cannot be written (Permission")
+    workdir.parent.chmod(0o755)
+    (workdir / "checkpoints").chmod(0o555)
+    started = time.monotonic()
+    result = train(workdir)
+    assert time.monotonic() - started < 240  # Orbax alone waits 300 s for a folder that it could not make
+    assert_error(result, "saving step", "Permission denied", "fix the folder")
+    assert "training continues" in result.stderr and checkpoints(workdir) == steps
+    (workdir / "checkpoints").chmod(0o755)
     no_cache = {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # its entries would be cut short as well
     result = train(workdir, limit=20_000, env=no_cache)  # metrics fit, checkpoints do not
     assert_error(result, "saving step", "free space")
     assert "training continues" in result.stderr
     assert checkpoints(workdir) == steps
     assert_finishes_like(straight, workdir)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax, after an error
+def test_one_flipped_byte_in_50_random_places_is_seen_before_the_first_step_or_harmless(stopped, tmp_path, rng):
+    directory = pathlib.Path(shutil.copytree(stopped / "checkpoints", tmp_path / "checkpoints"))
+    newest = checkpoints(stopped)[-1]
+    files = sorted(path for path in (directory / str(newest)).rglob("*") if path.is_file())
+    with Checkpointer(directory, read_only=True) as checkpointer:
+        specs, _ = checkpointer.describe(newest)
+        like = unflatten(specs)
+        sound = checkpointer.restore(newest, like=like)
+        seen = 0
+        for _ in range(50):
+            path = files[rng.integers(len(files))]
+            content = path.read_bytes()
+            place, damaged = int(rng.integers(len(content))), bytearray(content)
+            damaged[place] ^= int(rng.integers(1, 256))
+            path.write_bytes(damaged)
+            restored = checkpointer.restore(like=like)
+            path.write_bytes(content)
+            seen += restored.step < newest
+            if restored.step == newest:
+                assert restored.metadata == sound.metadata, (path, place)
+                same = jax.tree.map(
+                    lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), restored.tree, sound.tree
+                )
+                assert all(jax.tree.leaves(same)), (path, place)
+    gc.collect()
+    print(f"{seen} of 50 flipped bytes were seen, the others changed nothing that is read")
+    assert seen >= 10
+
+
+@pytest.mark.parametrize("how", ["token", "truncated", "missing"])
+def test_damaged_training_data_is_named_and_stops_the_run(tmp_path, rng, how):
+    tokens = random_tokens(rng, (32, 128))
+    if how == "token":
+        tokens[20, 3] = 999
+    store = write_store(tmp_path / "train.zarr", tokens, chunks=(8, 128))
+    chunk = store / "2.0"
+    if how == "truncated":
+        chunk.write_bytes(chunk.read_bytes()[:-5])
+    elif how == "missing":
+        chunk.unlink()
+    workdir = tmp_path / "run"
+    result = train(workdir, **{"data.train": store, "data.heldout": "python-stdlib"})
+    what = {"token": "holds token 999 at [20, 3]", "truncated": "is damaged", "missing": "chunks are missing (2.0)"}
+    assert_error(result, str(store), what[how])
+    assert (
+        last_step(workdir) == {"token": 10, "truncated": 8, "missing": 0}[how]
+    )  # the batches before it were trained on
 
 
 def test_dead_metrics_sink_does_not_stop_training(straight, workdir):
@@ -257,6 +326,20 @@ def test_hostile_environment(straight, tmp_path):
     result = train(workdir, env=env)
     assert result.returncode == 0, result.stderr
     assert differences(straight, workdir) == []
+
+
+def test_weights_of_another_run_start_this_one_also_after_a_kill(straight, tmp_path):
+    workdir = tmp_path / "run"
+    changes = {"data.seq_len": 32, "attention.position": "rope", "num_train_steps": 3}
+    first = train(workdir, f"--init_from={straight}:30", **changes)
+    assert first.returncode == 0 and f"of {straight}, step 30" in first.stdout, first.stderr
+    assert "params/blocks_0/mixer/beta/kernel of the checkpoint is not used" in first.stdout
+    losses = [row["loss"] for row in read_metrics(workdir / METRICS_NAME) if "loss" in row]
+    trained = [row["loss"] for row in read_metrics(straight / METRICS_NAME) if "loss" in row]
+    assert losses[0] < trained[10]
+    shutil.rmtree(workdir / "checkpoints")  # as after a kill before the first one
+    assert "step 30" in train(workdir, **changes).stdout
+    assert losses == [row["loss"] for row in read_metrics(workdir / METRICS_NAME) if "loss" in row]
 
 
 def test_config_json_is_data_and_never_run(workdir, tmp_path, capsys):

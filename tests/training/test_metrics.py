@@ -3,6 +3,7 @@ import json
 import logging
 import resource
 import struct
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -69,11 +70,34 @@ def test_a_full_disk_is_reported_once_and_later_rows_are_readable(tmp_path, capl
 
 def test_a_sink_that_cannot_start_or_dies_does_not_stop_the_others(tmp_path, caplog, monkeypatch):
     (tmp_path / "tensorboard").write_text("a file where the folder should be")
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with caplog.at_level(logging.WARNING):
         write_rows(tmp_path, [1, 2], tensorboard=True, wandb_project="p")
     assert steps_in(tmp_path) == [1, 2]
     assert "TensorBoard cannot be written" in caplog.text and "W&B cannot be written" in caplog.text
+
+
+def test_a_sink_that_dies_during_the_run_is_reported_once_and_the_others_go_on(tmp_path, caplog, monkeypatch):
+    class Wandb:
+        """The service goes away after the first row."""
+
+        def init(self, **_):
+            return self
+
+        def log(self, row, step):
+            if step > 1:
+                raise ConnectionError("connection reset by peer")
+
+        def finish(self):
+            raise ConnectionError("connection refused")
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb())
+    with caplog.at_level(logging.WARNING):
+        text = write_rows(tmp_path, [1, 2, 3], wandb_project="p")
+    assert steps_in(tmp_path) == [1, 2, 3] and text.count("\n") == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "W&B cannot be written (ConnectionError: connection reset by peer); training continues without it"
+    ]
 
 
 def read_events(path):
@@ -124,3 +148,30 @@ def test_every_line_is_strict_json(tmp_path):
     write_rows(tmp_path, range(1, 4))
     for line in (tmp_path / METRICS_NAME).read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(name))
+
+
+def test_wandb_gets_the_rows_and_may_die(tmp_path, monkeypatch, caplog):
+    """A stand-in for the package, whose run breaks at step 2; the other sinks go on."""
+    seen = []
+
+    class FakeRun:
+        def log(self, values, step):
+            if step == 2:
+                raise ConnectionError("gone")
+            seen.append((step, values["loss"]))
+
+        def finish(self):
+            seen.append("finished")
+
+    class FakeWandb:
+        @staticmethod
+        def init(**options):
+            seen.append((options["project"], options["id"], options["config"]))
+            return FakeRun()
+
+    monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb)
+    with caplog.at_level(logging.WARNING):
+        write_rows(tmp_path, [1, 2, 4], wandb_project="p", config={"seed": 3})
+    assert seen == [("p", tmp_path.name, {"seed": 3}), (1, 4.0), (4, 1.0), "finished"]
+    assert caplog.text.count("W&B cannot be written (ConnectionError: gone)") == 1
+    assert steps_in(tmp_path) == [1, 2, 4]

@@ -19,7 +19,7 @@ import os, sys, time
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax, numpy as np
 port, count, index, directory = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+jax.distributed.initialize(f"127.0.0.1:{port}", count, index, heartbeat_timeout_seconds=10)
 from jax.sharding import NamedSharding, PartitionSpec as P
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.signals import StopRequest
@@ -51,6 +51,23 @@ with Checkpointer(directory) as checkpointer:
 print("saved", flush=True)
 """
 
+TRAIN = """
+step_fn = jax.jit(lambda x: x + 1 + x.sum() * 0, out_shardings=rows)
+with Checkpointer(directory) as checkpointer:
+    x, first = make(rows), 0
+    if checkpointer.steps():
+        like = {"sharded": x, "replicated": jax.ShapeDtypeStruct((8, 8), np.float32, sharding=everywhere)}
+        restored = checkpointer.restore(like=like)
+        x, first = restored.tree["sharded"], restored.step
+    print("first", first, flush=True)
+    for step in range(first + 1, first + int(sys.argv[5]) + 1):
+        x = step_fn(x)
+        if step % 3 == 0:
+            checkpointer.save(step, {"sharded": x, "replicated": make(everywhere, host + 1)}, metadata={"step": step})
+            print("step", step, flush=True)
+print("done", first, flush=True)
+"""
+
 RESTORE = """
 like = {"sharded": jax.ShapeDtypeStruct((8, 8), np.float32, sharding=everywhere),
         "replicated": jax.ShapeDtypeStruct((8, 8), np.float32, sharding=rows)}
@@ -69,9 +86,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(body: str, directory, count: int = 2) -> list[subprocess.Popen]:
+def start(body: str, directory, *more: object, count: int = 2) -> list[subprocess.Popen]:
     port = free_port()
-    arguments = [[str(port), str(count), str(index), str(directory)] for index in range(count)]
+    arguments = [[str(port), str(count), str(index), str(directory), *map(str, more)] for index in range(count)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return [subprocess.Popen([sys.executable, "-c", JOIN + body, *each], **pipes) for each in arguments]
 
@@ -121,3 +138,26 @@ def test_one_process_saves_and_two_read(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(1, {"sharded": host, "replicated": host + 1}, metadata={})
     assert finish(start(RESTORE, tmp_path)) == ["restored 1"] * 2
+
+
+@pytest.mark.parametrize(("number", "victim"), [(signal.SIGKILL, 1), (signal.SIGSTOP, 0)])
+def test_a_peer_that_dies_or_hangs_ends_the_others_and_leaves_sound_checkpoints(tmp_path, number, victim):
+    processes = start(TRAIN, tmp_path, 1_000_000)
+    try:
+        other = processes[1 - victim]
+        assert other.stdout is not None
+        assert any(line == "step 6\n" for line in iter(other.stdout.readline, ""))
+        processes[victim].send_signal(number)
+        other.communicate(timeout=120)  # the heartbeat's limit is 10 s; on a loaded machine ending takes a while
+        assert other.returncode not in (0, None)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    spec = jax.ShapeDtypeStruct((8, 8), np.float32)
+    with Checkpointer(tmp_path, read_only=True) as checkpointer:
+        newest = checkpointer.steps()[-1]
+        tree = checkpointer.restore(like={"sharded": spec, "replicated": spec}, strict=True).tree
+    assert newest >= 3 and newest % 3 == 0
+    assert np.array_equal(np.asarray(tree["sharded"]), np.arange(64, dtype=np.float32).reshape(8, 8) + newest)
+    assert finish(start(TRAIN, tmp_path, 4)) == [f"done {newest}"] * 2

@@ -1,7 +1,9 @@
 """The first screen's parts, and the meter's arithmetic."""
 
 import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from sympow_jax.config import ConfigError
 from sympow_jax.models.registry import Model
@@ -24,6 +26,12 @@ def test_changes_name_the_key_the_value_and_the_default():
     changes = screen.config_changes(tiny_config("sympow"))
     assert "model.num_heads = 2 (12)" in changes and "data.seq_len = 24 (512)" in changes
     assert not any(change.startswith(("variant", "optimizer.")) for change in changes)
+
+
+def test_mesh_names_the_axes_that_split():
+    devices = np.array(jax.devices()[:8]).reshape(1, 4, 1, 2)
+    assert screen.mesh_line(Mesh(devices, ("data", "fsdp", "tensor", "seq"))) == "fsdp 4 x seq 2: 8 x cpu"
+    assert screen.mesh_line(Mesh(devices[:, :1, :, :1], ("data", "fsdp", "tensor", "seq"))) == "one device: 1 x cpu"
 
 
 class Waiting:

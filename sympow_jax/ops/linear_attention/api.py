@@ -7,7 +7,7 @@ from sympow_jax.ops.linear_attention.chunked import chunked
 from sympow_jax.ops.linear_attention.dispatch import choose, measured_length
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, check_arguments, group_inputs, normalise
 from sympow_jax.ops.linear_attention.kernels import Kernel
-from sympow_jax.ops.linear_attention.recurrent import recurrent
+from sympow_jax.ops.linear_attention.recurrent import one_step, recurrent
 from sympow_jax.ops.linear_attention.reference import reference, reference_state
 from sympow_jax.ops.linear_attention.state import read_state, write_state
 from sympow_jax.ops.position_bias import PositionBias
@@ -89,6 +89,17 @@ def state_of(kernel: Kernel, k, v, *, log_gates, segment_ids, chunk_size) -> tup
     size = chunk_size or measured_length("chunked", kernel.num_features(k.shape[3]))
     final = write_state(kernel, inputs, None, min(size, k.shape[1]))
     return final, _last_segment(segment_ids, None, k.shape[0])
+
+
+def linear_step(kernel: Kernel, q, k, v, *, log_gates, scale, state) -> tuple[Array, Array, Array]:
+    """One token, T = 1, of the document that `state` belongs to: out, and the next state and normaliser."""
+    arguments = {"segment_ids": None, "positions": None, "bias": None, "chunk_size": None}
+    check_arguments(kernel, q, k, v, log_gates=log_gates, state=state, **arguments)
+    if q.shape[1] != 1:
+        raise ValueError(f"q has {q.shape[1]} tokens: a step takes 1; use the function `..._with_state` for more")
+    inputs = group_inputs(q, k, v, log_gates=log_gates, segment_ids=None, scale=scale, state=state)
+    out, next_state, normalizer = one_step(kernel, inputs, state.state, state.normalizer)
+    return out.reshape(*q.shape[:3], v.shape[3]).astype(v.dtype), next_state, normalizer
 
 
 def _extended_state(kernel: Kernel, inputs: LinearInputs, state) -> Array:

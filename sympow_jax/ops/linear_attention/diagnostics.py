@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from sympow_jax.ops.linear_attention.blockwise import blockwise
 from sympow_jax.ops.linear_attention.inputs import group_inputs
-from sympow_jax.ops.linear_attention.kernels import PowerKernel
+from sympow_jax.ops.linear_attention.kernels import Kernel, PowerKernel, TaylorKernel
 from sympow_jax.typing import Array, Float, Int, accumulation_dtype
 
 
@@ -28,11 +28,32 @@ def power_condition(
     dtype = accumulation_dtype(q, k)
     norms = [jnp.linalg.norm(x.astype(dtype), axis=-1, keepdims=True) for x in (q, k)]
     unit = q.astype(dtype) / jnp.maximum(norms[0], 1e-30)  # the length of a query cancels
-
-    def row_sums(q, k):
-        inputs = group_inputs(q, k, k[..., :0], log_gates=log_gates, segment_ids=segment_ids, scale=1.0, state=None)
-        sums = blockwise(PowerKernel(degree), inputs, None, inputs.runs, min(128, q.shape[1]))
-        return sums.reshape(q.shape[:3])  # of no value but the normaliser
-
-    bound, total = row_sums(jnp.ones_like(norms[0]), norms[1]), row_sums(unit, k.astype(dtype))
+    options = {"log_gates": log_gates, "segment_ids": segment_ids, "scale": 1.0}
+    bound = _normalizers(PowerKernel(degree), jnp.ones_like(norms[0]), norms[1], **options)
+    total = _normalizers(PowerKernel(degree), unit, k.astype(dtype), **options)
     return jnp.where(total > 0, bound / jnp.where(total > 0, total, 1.0), jnp.inf)
+
+
+def taylor_condition(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T K D"],
+    *,
+    log_gates: Float[Array, "B T K"] | None = None,
+    scale: float | None = None,
+) -> Float[Array, "B T H"]:
+    """`power_condition` of Taylor attention: sum_j w(scale |q_i| |k_j|) decay_ij / sum_j w(scale q_i . k_j) decay_ij.
+
+    w(s) = 1 + s + s^2 / 2 is at least 1/2, so no row is without weight.
+    """
+    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
+    q, k = (x.astype(accumulation_dtype(q, k)) for x in (q, k))
+    norms = [jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k)]
+    options = {"log_gates": log_gates, "segment_ids": None, "scale": scale}
+    return _normalizers(TaylorKernel(), *norms, **options) / _normalizers(TaylorKernel(), q, k, **options)
+
+
+def _normalizers(kernel: Kernel, q: Array, k: Array, *, log_gates, segment_ids, scale: float) -> Float[Array, "B T H"]:
+    """sum_j kernel(scale q_i . k_j) decay_ij, block by block."""
+    inputs = group_inputs(q, k, k[..., :0], log_gates=log_gates, segment_ids=segment_ids, scale=scale, state=None)
+    sums = blockwise(kernel, inputs, None, inputs.runs, min(128, q.shape[1]))
+    return sums.reshape(q.shape[:3])  # of no value but the normaliser

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values
+from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values, normalise
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.typing import Array, Float
 
@@ -29,3 +29,19 @@ def recurrent(
     tokens = (inputs.q, inputs.k, extend_values(inputs.v, inputs.valid), gates)
     state, out = jax.lax.scan(step, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens))
     return jnp.moveaxis(out, 0, 1), state
+
+
+def one_step(
+    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv"], normalizer: Float[Array, "B K P"]
+) -> tuple[Float[Array, "B K G Dv"], Float[Array, "B K P Dv"], Float[Array, "B K P"]]:
+    """One token of `recurrent`, num / den, on a state whose normaliser is apart: no copy of the state is made."""
+    dtype = inputs.log_gates.dtype
+    q, k, v = (x[:, 0].astype(dtype) for x in (inputs.q, inputs.k, inputs.v))
+    gate = jnp.exp(inputs.log_gates[:, 0])[..., None]
+    q_features, k_features = (kernel.features(x[..., None])[..., 0] for x in (q, k))
+    own = kernel.weight(jnp.einsum("bkgd,bkd->bkg", q, k))
+    den = gate * jnp.einsum("bkgp,bkp->bkg", q_features, normalizer) + own
+    num = gate[..., None] * jnp.einsum("bkgp,bkpe->bkge", q_features, state) + own[..., None] * v[:, :, None]
+    out = normalise(jnp.concatenate([num, den[..., None]], axis=-1), axis=-1)
+    state = gate[..., None] * state + k_features[..., None] * v[:, :, None]
+    return out, state, gate * normalizer + k_features

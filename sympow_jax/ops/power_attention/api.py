@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sympow_jax.ops.linear_attention.api import linear_attention, split_state, state_of
+from sympow_jax.ops.linear_attention.api import linear_attention, linear_step, split_state, state_of
 from sympow_jax.ops.linear_attention.kernels import PowerKernel
 from sympow_jax.ops.position_bias import PositionBias
 from sympow_jax.typing import Array, Float, Int, PyTree
@@ -158,9 +158,8 @@ def power_step(
     scale: float | None = None,
 ) -> tuple[Float[Array, "B 1 H Dv"], PowerState]:
     """One token of decoding: the recurrence, one step on; one executable serves every position."""
-    return power_attention_with_state(
-        q, k, v, degree=degree, log_gates=log_gates, scale=scale, implementation="recurrent", initial_state=state
-    )
+    out, next_state, normalizer = linear_step(_kernel(degree), q, k, v, log_gates=log_gates, scale=scale, state=state)
+    return out, dataclasses.replace(state, state=next_state, normalizer=normalizer)
 
 
 def _kernel(degree: int) -> PowerKernel:

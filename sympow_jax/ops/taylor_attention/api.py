@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sympow_jax.ops.linear_attention.api import linear_attention, split_state, state_of
+from sympow_jax.ops.linear_attention.api import linear_attention, linear_step, split_state, state_of
 from sympow_jax.ops.linear_attention.kernels import TaylorKernel
 from sympow_jax.ops.position_bias import PositionBias
 from sympow_jax.typing import Array, Float, Int, PyTree
@@ -151,6 +151,5 @@ def taylor_step(
     scale: float | None = None,
 ) -> tuple[Float[Array, "B 1 H Dv"], TaylorState]:
     """One token of decoding: the recurrence, one step on; one executable serves every position."""
-    return taylor_attention_with_state(
-        q, k, v, log_gates=log_gates, scale=scale, implementation="recurrent", initial_state=state
-    )
+    out, next_state, normalizer = linear_step(TaylorKernel(), q, k, v, log_gates=log_gates, scale=scale, state=state)
+    return out, dataclasses.replace(state, state=next_state, normalizer=normalizer)

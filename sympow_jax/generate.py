@@ -1,0 +1,158 @@
+"""Continues text with a trained model, and checks that the model computes the same in every form.
+
+    python -m sympow_jax.generate --workdir=DIR --prompt=TEXT      # or --prompt_file=FILE, or text on standard input
+        [--max_new_tokens=256] [--temperature=0.8] [--top_k=0] [--top_p=1] [--seed=0] [--batch=1] [--stop=TEXT ...]
+        [--step=latest|best|N] [--position.scaling=yarn ...] [--save_state=DIR] [--load_state=DIR]
+    python -m sympow_jax.generate --workdir=DIR --check [--prompt_file=FILE]
+
+Prints the continuation as it comes, without the prompt; rows of a batch one after another. Speed and the size of the
+state go to standard error. --temperature=0 takes the most likely token. --save_state keeps what was read, so that
+--load_state continues a long document without reading it again; --max_new_tokens=0 only reads.
+"""
+
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from sympow_jax import commands, generation
+from sympow_jax import config as config_lib
+from sympow_jax.config import ConfigError
+from sympow_jax.generation import check
+from sympow_jax.input_pipeline.tokenizers import load_tokenizer
+from sympow_jax.loading import AT_EVALUATION, load_step
+
+_DEFAULTS = {"max_new_tokens": 256, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0, "batch": 1}
+_FLAGS = ("workdir", "step", "prompt", "prompt_file", "save_state", "load_state", *_DEFAULTS)
+_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}  # shown as pictures, not obeyed
+
+
+def read_prompt(flags: Mapping[str, str]) -> str:
+    """The text of --prompt, --prompt_file (- is standard input), or of standard input when neither is given.
+
+    Raises:
+      ConfigError: both, neither on a terminal, no such file, or bytes that are not UTF-8.
+    """
+    if "prompt" in flags and "prompt_file" in flags:
+        raise ConfigError("--prompt and --prompt_file: give one of them")
+    if "prompt" in flags:
+        return _utf8(flags["prompt"].encode("utf-8", "surrogateescape"), "--prompt")
+    path = flags.get("prompt_file", "-")
+    if path != "-":
+        if not pathlib.Path(path).is_file():
+            raise ConfigError(f"--prompt_file = {path!r}: no such file")
+        return _utf8(pathlib.Path(path).read_bytes(), f"--prompt_file = {path!r}")
+    if sys.stdin.isatty():
+        raise ConfigError("--prompt is missing: give --prompt=TEXT, --prompt_file=FILE, or text on standard input")
+    return _utf8(sys.stdin.buffer.read(), "standard input")
+
+
+def _utf8(content: bytes, source: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{source}: byte 0x{content[error.start]:02x} at offset {error.start:,} is not UTF-8; convert it first"
+        ) from None
+
+
+def _numbers(flags: Mapping[str, str]) -> dict[str, Any]:
+    numbers = {
+        name: config_lib.parse_value(flags[name], default, f"--{name}") if name in flags else default
+        for name, default in _DEFAULTS.items()
+    }
+    for name, least in (("max_new_tokens", 0), ("batch", 1)):
+        if numbers[name] < least:
+            raise ConfigError(f"--{name} = {numbers[name]}: must be at least {least}")
+    return numbers
+
+
+def _step(flags: Mapping[str, str]) -> str | int:
+    step = flags.get("step", "latest")
+    if step not in ("latest", "best") and not step.isdigit():
+        raise ConfigError(f"--step = {step!r}: choose latest, best or a step number")
+    return int(step) if step.isdigit() else step
+
+
+def _read(decoder: generation.Decoder, stream: generation.Stream, ids: Any) -> None:
+    decoder.prepare(stream, ids.shape[1])
+    begin = time.perf_counter()
+    decoder.read(stream, ids)
+    jax.block_until_ready(stream.state)
+    seconds = time.perf_counter() - begin
+    note = f"read {ids.shape[1]:,} tokens in {seconds:.2f} s, {ids.size / seconds:,.0f} tokens/s"
+    _note(f"{note} (compiled in {decoder.compile_seconds:.1f} s)")
+
+
+def _write(decoder: generation.Decoder, stream: generation.Stream, pieces: Iterator[list[str]]) -> None:
+    """Prints the first row as it comes and the others after it; then the speed and the size of the state."""
+    visible = _CONTROLS if sys.stdout.isatty() else {}
+    before, begin, rows = stream.tokens_read, time.perf_counter(), [""] * stream.batch_size
+    for new in pieces:
+        rows = [row + text for row, text in zip(rows, new, strict=True)]
+        print(new[0].translate(visible), end="", flush=True)
+    print()
+    for number, text in enumerate(rows[1:], start=2):
+        print(f"--- sample {number} ---\n{text.translate(visible)}")
+    seconds, steps = time.perf_counter() - begin, stream.tokens_read - before
+    if steps:
+        rate = f"{steps * stream.batch_size / seconds:,.1f} tokens/s, {1e3 * seconds / steps:.2f} ms a step"
+        _note(f"generated {steps:,} tokens{f' x {stream.batch_size}' if stream.batch_size > 1 else ''}: {rate}")
+    kind = "state of constant size" if decoder.model.streams_constant else f"cache for {stream.max_length:,} tokens"
+    _note(f"{kind}: {stream.num_bytes:,} bytes")
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _generate(argv: Sequence[str]) -> int:
+    stop = [flag.removeprefix("--stop=") for flag in argv if flag.startswith("--stop=")]
+    rest = [flag for flag in argv if not flag.startswith("--stop=")]
+    own, _ = commands.split_flags(rest, [*_FLAGS, "stop", *AT_EVALUATION], switches=("check",))
+    if "workdir" not in own:
+        raise ConfigError("--workdir is missing: the folder of a trained run")
+    numbers = _numbers(own)
+    batch, new_tokens = numbers["batch"], numbers["max_new_tokens"]
+    sampling = generation.Sampling(*(numbers[name] for name in ("temperature", "top_k", "top_p", "seed")))
+    generation.check_stop(stop)
+    if "save_state" in own and batch > 1:
+        raise ConfigError(f"--save_state with --batch = {batch}: the state of one text is kept; use --batch=1")
+    optional = "check" in own or "load_state" in own
+    prompt = read_prompt(own) if "prompt" in own or "prompt_file" in own or not optional else ""
+    overrides = {name: own[name] for name in AT_EVALUATION if name in own}
+    commands.use_compilation_cache()
+    model, params, _ = load_step(own["workdir"], _step(own), overrides=overrides)
+    tokenizer = load_tokenizer(pathlib.Path(own["workdir"]) / "tokenizer")
+    if "check" in own:
+        return check.check(model, params, check.check_tokens(tokenizer, prompt))
+    decoder = generation.Decoder(model, params)
+    ids = generation.prompt_tokens(tokenizer, prompt, batch_size=batch, bos="load_state" not in own)
+    length = ids.shape[1] + new_tokens
+    if "load_state" in own:
+        stream = generation.load_state(own["load_state"], decoder, params, batch_size=batch, extra_length=length)
+    else:
+        stream = decoder.start(batch, length)
+    _read(decoder, stream, ids)
+    pieces = generation.generate(decoder, stream, tokenizer, sampling=sampling, max_new_tokens=new_tokens, stop=stop)
+    _write(decoder, stream, pieces)
+    if "save_state" in own:
+        generation.save_state(own["save_state"], decoder, stream, params)
+        _note(f"state after {stream.tokens_read:,} tokens: {own['save_state']}")
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns the exit code."""
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        return commands.one_line_errors(_generate, argv)
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,151 @@
+"""Reading tokens into a state: a prompt in chunks, then one compiled step for every position."""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sympow_jax.config import ConfigError
+from sympow_jax.models.registry import Model
+from sympow_jax.typing import PyTree
+
+CHUNK_SIZES = (512, 64, 8, 1)  # a prompt is read in as many of the first as fit, then of the second, ...: no padding
+
+
+@dataclasses.dataclass
+class Stream:
+    """A batch of texts that are read token by token; `Decoder.read` replaces its arrays in place.
+
+    Attributes:
+      state: what the model keeps of the tokens: finite states, convolution tails, windows, or caches.
+      logits: [B, V] of the next token, None before the first.
+      tokens_read: tokens behind the state, BOS included.
+      batch_size: B.
+      max_length: most tokens that the stream can hold; None where nothing bounds it.
+    """
+
+    state: PyTree
+    logits: jax.Array | None
+    tokens_read: int
+    batch_size: int
+    max_length: int | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the state."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
+
+
+class Decoder:
+    """Feeds tokens to a model, with one compiled program for each of CHUNK_SIZES, whatever the position.
+
+    The programs own the state that they are given and write it in place.
+
+    Attributes:
+      compile_seconds: spent on compiling so far.
+    """
+
+    def __init__(self, model: Model, params: PyTree):
+        self.model, self.compile_seconds = model, 0.0
+        self._params = _unstack_layers(params)
+        self._programs: dict[tuple, jax.stages.Compiled] = {}
+
+    def start(self, batch_size: int = 1, max_length: int = 0) -> Stream:
+        """An empty stream.
+
+        Args:
+          batch_size: rows that are read side by side.
+          max_length: tokens the stream can hold, BOS included: the size of the cache of softmax layers, and what
+            dynamic_ntk scales to. Not needed where the state has a constant size.
+
+        Raises:
+          ConfigError: a softmax model without max_length, or one beyond the rows of a learned_absolute table.
+        """
+        bound = self._longest(max_length)
+        create = jax.jit(self.model.initial_state, static_argnums=(0, 1))  # so that no two leaves share a buffer
+        return Stream(create(batch_size, bound or 1), None, 0, batch_size, bound)
+
+    def _longest(self, max_length: int) -> int | None:
+        config = self.model.config
+        learned = config.attention.position == "learned_absolute"
+        rows = config.position.max_length
+        if learned and max_length > rows:
+            raise ConfigError(
+                f"{max_length:,} tokens: learned_absolute has {rows:,} positions (position.max_length); use a shorter "
+                "prompt or fewer new tokens"
+            )
+        if self.model.streams_constant:
+            return rows if learned else None
+        if max_length < 1:
+            raise ConfigError(f"max_length = {max_length}: a softmax cache needs the number of tokens it must hold")
+        return max_length
+
+    def read(self, stream: Stream, tokens: np.ndarray | jax.Array) -> None:
+        """Reads tokens [B, T] into the stream, T >= 0, and leaves the logits of the token after them.
+
+        Raises:
+          ConfigError: more tokens than the stream can hold, or ids outside of the vocabulary.
+        """
+        tokens = np.asarray(tokens, np.int32)
+        if tokens.shape[:1] != (stream.batch_size,) or tokens.ndim != 2:
+            raise ConfigError(f"tokens have shape {tokens.shape}: the stream takes [{stream.batch_size}, T]")
+        total = stream.tokens_read + tokens.shape[1]
+        if stream.max_length is not None and total > stream.max_length:
+            raise ConfigError(
+                f"{total:,} tokens: the stream holds max_length = {stream.max_length:,}; start a longer one"
+            )
+        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.model.vocab_size):
+            raise ConfigError(
+                f"token ids must be from 0 to {self.model.vocab_size - 1}, got {tokens.min()}..{tokens.max()}"
+            )
+        start = 0
+        for size in CHUNK_SIZES:
+            while tokens.shape[1] - start >= size:
+                program = self._program(stream, size)
+                part = jnp.asarray(tokens[:, start : start + size])
+                stream.logits, stream.state = program(self._params, part, stream.state)
+                start += size
+        stream.tokens_read = total
+
+    def prepare(self, stream: Stream, num_tokens: int) -> None:
+        """Compiles what reading `num_tokens`, and then single tokens, will need."""
+        for size in CHUNK_SIZES:
+            if num_tokens >= size or size == 1:
+                self._program(stream, size)
+            num_tokens %= size
+
+    def _program(self, stream: Stream, size: int) -> jax.stages.Compiled:
+        key = (stream.batch_size, stream.max_length, size)
+        if key not in self._programs:
+            begin = time.perf_counter()
+            length = (stream.max_length or 0) if self.model.depends_on_length else 0
+            tokens = jax.ShapeDtypeStruct((stream.batch_size, size), jnp.int32)
+
+            def advance(layers, tokens, state):
+                return self.model.next_logits(_stack_layers(layers), tokens, state, length=length)
+
+            program = jax.jit(advance, donate_argnums=2)
+            self._programs[key] = program.lower(self._params, tokens, stream.state).compile()
+            self.compile_seconds += time.perf_counter() - begin
+        return self._programs[key]
+
+
+def _unstack_layers(params: PyTree) -> PyTree:
+    """Parameters with those of each layer apart: a compiled step need not cut them out of the stack every time."""
+
+    @jax.jit
+    def cut(stacked):
+        depth = jax.tree.leaves(stacked)[0].shape[0]
+        return tuple(jax.tree.map(lambda leaf, n=n: leaf[n], stacked) for n in range(depth))
+
+    return {name: cut(tree) if name.startswith("blocks_") else tree for name, tree in params.items()}
+
+
+def _stack_layers(layers: PyTree) -> PyTree:
+    """The inverse, inside of a program, which simplifies a cut of a stack to the layer itself."""
+    return {
+        name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *tree) if isinstance(tree, tuple) else tree
+        for name, tree in layers.items()
+    }

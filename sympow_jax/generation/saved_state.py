@@ -1,0 +1,166 @@
+"""States on disk: arrays and JSON, checked against the model that they continue. Nothing in them is executed."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sympow_jax import config as config_lib
+from sympow_jax.config import Config, ConfigError
+from sympow_jax.evals.files import read_npz, write_json, write_npz
+from sympow_jax.generation.decoder import Decoder, Stream
+from sympow_jax.training import manifest
+from sympow_jax.training.digests import digest_arrays
+from sympow_jax.training.workdir import read_json
+from sympow_jax.typing import PyTree
+
+FORMAT = 1
+_COMPUTED_ALIKE = (
+    "attention.implementation",
+    "attention.chunk_size",
+    "model.scan_layers",
+    "model.remat",
+    "model.loss_block",
+)
+
+
+def save_state(folder: str | pathlib.Path, decoder: Decoder, stream: Stream, params: PyTree) -> None:
+    """Writes folder/state.npz (the state and the next logits) and folder/state.json (what they belong to).
+
+    Slots of caches that were not written are left out. Both files are replaced atomically, the JSON last; it holds
+    the digest of the arrays, so that a pair that does not belong together is noticed.
+    """
+    folder = pathlib.Path(folder)
+    small = jax.eval_shape(lambda: decoder.model.initial_state(stream.batch_size, max(stream.tokens_read, 1)))
+    arrays = {}
+    for name, leaf in _named(stream.state).items():
+        arrays[name] = leaf[tuple(slice(0, size) for size in _named(small)[name].shape)]
+    if stream.logits is None:
+        raise ConfigError("--save_state: nothing was read; give a prompt")
+    arrays["logits"] = stream.logits
+    write_npz(folder / "state.npz", {name: _storable(np.asarray(array)) for name, array in arrays.items()})
+    about = {
+        "format": FORMAT,
+        "tokens_read": stream.tokens_read,
+        "batch_size": stream.batch_size,
+        "config": _identity(decoder.model.config),
+        "params": params_digest(params),
+        "dtypes": {name: str(array.dtype) for name, array in arrays.items()},
+        "arrays": _file_digest(folder / "state.npz"),
+    }
+    write_json(folder / "state.json", about)
+
+
+def load_state(
+    folder: str | pathlib.Path, decoder: Decoder, params: PyTree, *, batch_size: int, extra_length: int
+) -> Stream:
+    """The saved stream, with room for `extra_length` more tokens.
+
+    Args:
+      folder: written by `save_state`.
+      decoder, params: the model that the state is to be continued with.
+      batch_size: of the new stream; a state of one row is copied to each.
+      extra_length: tokens that will be read; only caches need room for them.
+
+    Raises:
+      ConfigError: another config or checkpoint, another batch size, or damaged files.
+    """
+    folder = pathlib.Path(folder)
+    about = read_json(folder / "state.json")
+    arrays = _read_arrays(folder, about)
+    _check_owner(folder, about, decoder.model.config, params)
+    rows = about["batch_size"]
+    if rows not in (1, batch_size):
+        raise ConfigError(
+            f"--load_state = {folder}: holds {rows} rows, and the batch is {batch_size}; use --batch={rows}"
+        )
+    stream = decoder.start(batch_size, about["tokens_read"] + extra_length)
+    empty = _named(stream.state)
+    if {*empty, "logits"} != {*arrays}:
+        raise ConfigError(f"--load_state = {folder}: its arrays are not those of this model; save it again")
+    filled = {name: _restore(folder, name, leaf, arrays[name], batch_size) for name, leaf in empty.items()}
+    treedef = jax.tree.structure(stream.state)
+    stream.state = jax.tree.unflatten(treedef, [filled[name] for name in empty])
+    stream.logits = jnp.asarray(_repeat(arrays["logits"], batch_size))
+    stream.tokens_read = about["tokens_read"]
+    return stream
+
+
+def _restore(folder: pathlib.Path, name: str, empty: jax.Array, saved: np.ndarray, batch_size: int) -> jax.Array:
+    """The saved array at the start of an empty one: all of it, or the written slots of a cache."""
+    saved, full = _repeat(saved, batch_size), np.array(empty)
+    if (
+        saved.ndim != full.ndim
+        or saved.dtype != full.dtype
+        or any(a > b for a, b in zip(saved.shape, full.shape, strict=True))
+    ):
+        raise ConfigError(
+            f"--load_state = {folder}: {name} is {saved.dtype}{list(saved.shape)}, which does not fit "
+            f"{full.dtype}{list(full.shape)}; save it again"
+        )
+    full[tuple(slice(0, size) for size in saved.shape)] = saved
+    return jnp.asarray(full)
+
+
+def _repeat(array: np.ndarray, batch_size: int) -> np.ndarray:
+    return np.repeat(array, batch_size, axis=0) if array.ndim and array.shape[0] == 1 else array
+
+
+def params_digest(params: PyTree) -> str:
+    """One digest of all parameters, names and values."""
+    return hashlib.sha256(json.dumps(digest_arrays(manifest.flatten(params)), sort_keys=True).encode()).hexdigest()
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """The settings that decide what a state means."""
+    flat = config_lib.flatten(config)
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in flat.items()
+        if name.split(".")[0] in ("model", "attention", "position") and name not in _COMPUTED_ALIKE
+    }
+
+
+def _check_owner(folder: pathlib.Path, about: Mapping[str, Any], config: Config, params: PyTree) -> None:
+    changes = config_lib.diff(about["config"], _identity(config))
+    if changes:
+        name, (old, new) = next(iter(changes.items()))
+        raise ConfigError(
+            f"--load_state = {folder}: {name} was {old!r} and is {new!r} now; load it with the model it is of"
+        )
+    if about["params"] != params_digest(params):
+        raise ConfigError(
+            f"--load_state = {folder}: belongs to other parameters, of another step or run; use --workdir and --step"
+        )
+
+
+def _read_arrays(folder: pathlib.Path, about: Any) -> dict[str, np.ndarray]:
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise ConfigError(f"--load_state = {folder}: state.json is not of format {FORMAT}; save the state again")
+    path = folder / "state.npz"
+    if not path.is_file() or _file_digest(path) != about["arrays"]:
+        raise ConfigError(f"--load_state = {folder}: state.npz is missing or not the one that was saved; save it again")
+    arrays = read_npz(path)
+    return {name: array.view(jnp.dtype(about["dtypes"][name])) for name, array in arrays.items()}
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """bfloat16, which npz does not know, as its bits."""
+    return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _file_digest(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

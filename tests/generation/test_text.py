@@ -1,0 +1,98 @@
+"""Streams of text: characters come whole, stop strings never appear, draws follow their distribution."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sympow_jax.config import ConfigError
+from sympow_jax.generation import Sampling, TextStream, sample
+from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
+
+
+class EscapedBytes(ByteTokenizer):
+    """Bytes of text with JSON escapes, as LongCrawl64 has them."""
+
+    def decode(self, ids):
+        from sympow_jax.input_pipeline.tokenizers import _ESCAPES, _unescape
+
+        return _ESCAPES.sub(_unescape, super().decode(ids))
+
+
+def stream_of(content: bytes, tokenizer=None, stop=()):
+    stream = TextStream(tokenizer or ByteTokenizer(), stop)
+    pieces = [stream.push(byte) for byte in content]
+    return pieces, "".join(pieces) + stream.finish(), stream
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve — 漢字 🙂 end", "a\\b \ufffd", "é" * 300, ""])
+def test_characters_come_whole_and_the_text_is_that_of_all_tokens(text):
+    pieces, joined, _ = stream_of(text.encode())
+    assert joined == text
+    assert "".join(pieces).count("\ufffd") <= text.count("\ufffd")
+
+
+def test_invalid_bytes_become_replacement_characters_and_nothing_is_lost(rng):
+    content = bytes(rng.integers(0, 256, 2000).tolist())
+    assert stream_of(content)[1] == content.decode("utf-8", "replace")
+
+
+def test_escapes_come_whole():
+    pieces, joined, _ = stream_of(rb"caf\u00e9 \ud83d\ude42\nend \\ x", EscapedBytes())
+    assert joined == "café 🙂\nend \\ x"
+    assert not any("\\u" in "".join(pieces[:i]) for i in range(len(pieces)))
+
+
+def test_text_is_cut_before_the_first_stop_string_and_its_start_is_held_back():
+    pieces, joined, stream = stream_of(b"one END two", stop=("EN!", "END"))
+    assert joined == "one " and stream.stopped
+    assert "".join(pieces[:5]) == "one " and stream.push(65) == ""
+    assert stream_of(b"one EN", stop=("END",))[1] == "one EN"
+
+
+def test_bos_ends_the_text():
+    stream = TextStream(ByteTokenizer())
+    assert stream.push(65) == "A" and stream.push(256) == "" and stream.stopped and stream.push(66) == ""
+
+
+LOGITS = np.log(np.asarray([[0.5, 0.3, 0.15, 0.05]], np.float32))
+
+
+def frequencies(sampling, draws=4000):
+    rows = jnp.asarray(np.repeat(LOGITS, draws, axis=0))
+    return np.bincount(np.asarray(sample(rows, 3, sampling)), minlength=4) / draws
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"temperature": 1.0}, [0.5, 0.3, 0.15, 0.05]),
+        ({"temperature": 0.5}, np.asarray([0.25, 0.09, 0.0225, 0.0025]) / 0.365),
+        ({"temperature": 1.0, "top_k": 2}, [0.625, 0.375, 0, 0]),
+        ({"temperature": 1.0, "top_k": 99}, [0.5, 0.3, 0.15, 0.05]),
+        ({"temperature": 1.0, "top_p": 0.81}, np.asarray([0.5, 0.3, 0.15, 0]) / 0.95),
+        ({"temperature": 1.0, "top_p": 0.5}, [1, 0, 0, 0]),
+        ({"temperature": 0.0}, [1, 0, 0, 0]),
+    ],
+)
+def test_draws_follow_the_distribution(options, expected):
+    found = frequencies(Sampling(**options))
+    np.testing.assert_allclose(found, expected, atol=0.03)
+    assert np.all(found[np.asarray(expected) == 0] == 0)
+
+
+def test_draws_depend_on_seed_row_and_position_and_on_nothing_else():
+    rows = jnp.asarray(np.zeros((8, 1000), np.float32))
+    draw = np.asarray(sample(rows, 5, Sampling(temperature=1.0, seed=1)))
+    assert len(set(draw)) > 4
+    np.testing.assert_array_equal(sample(rows[:3], 5, Sampling(temperature=1.0, seed=1)), draw[:3])
+    for other in (
+        sample(rows, 6, Sampling(temperature=1.0, seed=1)),
+        sample(rows, 5, Sampling(temperature=1.0, seed=2)),
+    ):
+        assert np.any(np.asarray(other) != draw)
+
+
+@pytest.mark.parametrize("options", [{"temperature": -0.1}, {"top_p": 1.1}, {"top_k": -1}, {"seed": -1}])
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(ConfigError, match="must be"):
+        Sampling(**options)

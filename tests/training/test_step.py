@@ -1,0 +1,97 @@
+"""What a step may never hold, what precision it keeps, and how often it is compiled."""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from sympow_jax.models.loss import token_nll
+from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.training import loop
+from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from sympow_jax.training.step import make_train_step
+from sympow_jax.training.train_state import create_train_state
+from tests.models.small import VOCAB, tiny_config
+
+T, V, E, BLOCK = 65_536, 50_304, 8, 8_192
+
+
+def equations(jaxpr):
+    """All equations, those of inner programs too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def test_the_logits_of_a_long_sequence_never_exist_at_once():
+    """The largest array of loss and gradient at T = 65,536, V = 50,304 is one block's logits; so say the bytes."""
+
+    def loss(hidden, kernel, targets):
+        nll, log_z = token_nll(hidden, kernel, targets, block=BLOCK)
+        return jnp.sum(nll + 1e-4 * log_z**2)
+
+    shapes = [((1, T, E), jnp.bfloat16), ((E, V), jnp.float32), ((1, T), jnp.int32)]
+    arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    program = gradient.trace(*arguments).jaxpr
+    sizes = [out.aval.size for equation in equations(program.jaxpr) for out in equation.outvars]
+    assert max(sizes) == BLOCK * V
+    memory = gradient.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+    assert memory < 3 * 4 * BLOCK * V < 4 * T * V / 2
+
+
+def test_bfloat16_multiplies_in_bfloat16_keeps_float32_masters_and_donates_them():
+    """Every projection and MLP product takes bfloat16; parameters, gradients, moments and the loss stay float32."""
+    config = resolve_implementation(tiny_config("conformal_sympow", "model.dtype=bfloat16"))
+    model = Model(config, VOCAB)
+    optimizer = make_optimizer(config.optimizer, 10)
+    step = make_train_step(model, optimizer, learning_rate_schedule(config.optimizer, 10))
+    state = jax.eval_shape(lambda: create_train_state(model, optimizer, 0))
+    tokens = jax.ShapeDtypeStruct((2, 24), jnp.int32)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        traced = step.trace(state, {"inputs": tokens, "targets": tokens})
+    new_state, metrics = traced.out_info
+    floats = [x.dtype for x in jax.tree.leaves((new_state, metrics)) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert set(floats) == {jnp.dtype(jnp.float32)}
+    products = [e for e in equations(traced.jaxpr.jaxpr) if e.primitive.name == "dot_general"]
+    shapes = {tuple(v.aval.shape for v in e.invars): {v.aval.dtype for v in e.invars} for e in products}
+    half = {jnp.dtype(jnp.bfloat16)}
+    assert shapes[(48, 32), (32, 48)] == shapes[(48, 48), (48, 32)] == half  # up and down of the MLP
+    donated = [info.donated for info in jax.tree.leaves(traced.lower().args_info)]
+    assert sum(donated) == len(jax.tree.leaves(state)) == len(donated) - 2  # all but inputs and targets
+
+
+@pytest.mark.slow
+def test_a_run_compiles_its_step_once(tmp_path, monkeypatch):
+    """Six steps with an evaluation, a checkpoint, accumulation and a traced step between them: one program each."""
+    made = {}
+
+    def remember(name):
+        make = getattr(loop, name)
+
+        def wrapped(*args, **options):
+            made[name] = make(*args, **options)
+            return made[name]
+
+        monkeypatch.setattr(loop, name, wrapped)
+
+    remember("make_train_step")
+    remember("make_eval_step")
+    flags = ("num_train_steps=6", "data.batch_size=4", "optimizer.accumulation_steps=2", "evaluation.every_steps=3")
+    flags += (
+        "evaluation.num_batches=2",
+        "checkpoint.every_steps=2",
+        "logging.every_steps=2",
+        "logging.peak_flops=1e12",
+    )
+    config = tiny_config("conformal_sympow", *flags, "logging.profile_steps=5", "logging.tensorboard=false")
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with jax.numpy_dtype_promotion("standard"):
+        assert loop.train(config, str(tmp_path)) == 0
+    assert made["make_train_step"]._cache_size() == 1
+    assert made["make_eval_step"]._cache_size() == 1
+    assert list((tmp_path / "profile" / "5").rglob("*.xplane.pb"))
+    assert not list((tmp_path / "profile").glob("[!5]*"))
