@@ -51,7 +51,8 @@ class TextStream:
             return self.finish()
         self._ids.append(int(token))
         text = self._tokenizer.decode(self._ids)
-        settled = text[: _UNSETTLED.search(text).start()]
+        unsettled = _UNSETTLED.search(text)
+        settled = text[: unsettled.start()] if unsettled else text
         new, self._known = settled[len(self._known) :], settled
         if settled == text and len(self._ids) >= 2 * _WINDOW:
             self._ids = self._ids[-_WINDOW:]

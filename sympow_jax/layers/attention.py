@@ -173,12 +173,11 @@ class Attention(nnx.Module):
             return kernel.attention_with_state(
                 q, k, v, scale=scale, implementation=implementation, initial_state=before, **options
             )[0]
-        attend = sequence_parallel.attend_gathered
+        options = {"scale": scale, "implementation": self._implementation()}
+        arguments = (q, k, v, log_gates, bias, context)
         if self.window is not None and self.window <= q.shape[1]:
-            attend = sequence_parallel.attend_window
-        return attend(
-            q, k, v, log_gates, bias, context, scale=scale, window=self.window, implementation=self._implementation()
-        )
+            return sequence_parallel.attend_window(*arguments, window=self.window, **options)
+        return sequence_parallel.attend_gathered(*arguments, window=self.window, **options)
 
     def kernel_inputs(self, x: Float[Array, "B T E"], context: Context) -> tuple[Array, Array, Array | None, float]:
         """(q, k, log_gates, scale) as the kernel gets them from whole sequences, rotary positions applied."""
@@ -215,6 +214,7 @@ class Attention(nnx.Module):
         if self.attention.position == "rope":
             phases, next_phase = ops.positions.rope_phases(context.token_positions(q.shape[1]), frequencies), None
         else:
+            assert beta is not None  # the layer of learned_rope has one
             phases, next_phase = ops.positions.learned_phases(
                 beta, frequencies, initial=phase, segment_ids=context.segment_ids
             )

@@ -168,12 +168,12 @@ def _tpu(name: str, kind: str, shape: tuple[int, ...]) -> list[Any]:
 
 
 def _gpu(name: str, kind: str, shape: tuple[int, ...]) -> list[Any]:
-    if len(shape) > 2 or shape[-1] > 8:
+    *hosts, devices = shape
+    if len(hosts) > 1 or devices > 8:
         raise ConfigError(f"--topology = {name!r}: {kind} takes N or HOSTSxN with 1 to 8 devices a host, as {kind}:8")
     _need("jax_cuda12_plugin", name, "plan-gpu")
-    hosts = shape[0] if len(shape) == 2 else 1
     description = importlib.resources.files("sympow_jax") / "topologies" / f"{kind}.txtpb"
-    options = {"target_config": description.read_text(), "topology": f"1x{hosts}x{shape[-1]}"}
+    options = {"target_config": description.read_text(), "topology": f"1x{hosts[0] if hosts else 1}x{devices}"}
     return _describe("cuda", kind, options)
 
 

@@ -4,6 +4,7 @@ Shard p of P holds tokens p T/P .. (p + 1) T/P - 1.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def _gather_forward(*leaves):
 
 def _gather_backward(leaves, cotangents):
     floats = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    gradients = [np.zeros(leaf.shape, jax.dtypes.float0) for leaf in leaves]
+    gradients: list[Any] = [np.zeros(leaf.shape, jax.dtypes.float0) for leaf in leaves]
     if floats:
         flat = jnp.concatenate([cotangents[i].reshape(axis_size(SEQ), -1) for i in floats], axis=1)
         row = jax.lax.psum_scatter(flat, SEQ)

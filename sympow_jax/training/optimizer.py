@@ -1,6 +1,9 @@
 """Optimizers and learning-rate schedules, from optax."""
 
+from collections.abc import Hashable
+
 import jax
+import jax.numpy as jnp
 import optax
 
 from sympow_jax.config import OptimizerConfig
@@ -66,7 +69,11 @@ def make_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.Gradi
     else:
         update = optax.adamw(schedule, b1, b2, eps, weight_decay=decay, mask=weight_decay_mask)
     if config.name == "muon":
-        groups = {"matrix": _muon(schedule, decay), "table": update, "other": update}
+        groups: dict[Hashable, optax.GradientTransformation] = {
+            "matrix": _muon(schedule, decay),
+            "table": update,
+            "other": update,
+        }
         update = optax.partition(groups, parameter_groups)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update
 
@@ -87,4 +94,4 @@ def _muon(schedule: optax.Schedule, decay: float) -> optax.GradientTransformatio
 
 def _scale_by_shape() -> optax.GradientTransformation:
     """Times 0.2 sqrt(max(rows, columns)): the root mean square of AdamW's updates (arXiv 2502.16982)."""
-    return optax.stateless_with_tree_map(lambda update, _: update * _MUON_RMS * max(update.shape[-2:]) ** 0.5)
+    return optax.stateless_with_tree_map(lambda update, _: update * _MUON_RMS * max(jnp.shape(update)[-2:]) ** 0.5)

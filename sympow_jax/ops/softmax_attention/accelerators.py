@@ -4,6 +4,8 @@ They compute plain causal attention, with grouped queries and a window, and spla
 neither takes gates or additive biases without a T x T array, which is what `blockwise` is for.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -49,9 +51,9 @@ def _obstacle_to_cudnn(x: Inputs) -> str | None:
     return None if Dv == D and D % 8 == 0 and D <= LANES else f"D={D}, Dv={Dv} are not equal multiples of 8 up to 128"
 
 
-def cudnn(x: Inputs, *, scale: float, window: int | None, implementation="cudnn") -> jax.Array:
+def cudnn(x: Inputs, *, scale: float, window: int | None, implementation: Any = "cudnn") -> jax.Array:
     """`jax.nn.dot_product_attention`; its window counts the tokens before the query."""
-    local = None if window is None else (window - 1, 0)
+    local: Any = None if window is None else (window - 1, 0)
     return jax.nn.dot_product_attention(
         x.q, x.k, x.v, scale=scale, is_causal=True, local_window_size=local, implementation=implementation
     )
@@ -68,9 +70,10 @@ def splash(x: Inputs, *, scale: float, window: int | None, interpret: bool = Fal
         mask = splash_attention_mask.LocalMask(shape, window_size=(window - 1, 0), offset=0)
     tile = next(size for size in (LARGEST_TILE, 256, LANES) if T % size == 0)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-    kernel = splash_attention_kernel.make_splash_mha_single_device(
+    sizes: dict[str, Any] = {f"block_{name}": tile for name in names}
+    kernel: Any = splash_attention_kernel.make_splash_mha_single_device(
         splash_attention_mask.MultiHeadMask([mask] * H),
-        block_sizes=splash_attention_kernel.BlockSizes(**{f"block_{name}": tile for name in names}),
+        block_sizes=splash_attention_kernel.BlockSizes(**sizes),
         interpret=interpret,
     )
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (x.q * jnp.asarray(scale, x.q.dtype), x.k, x.v))

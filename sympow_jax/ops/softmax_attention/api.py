@@ -122,7 +122,7 @@ def _attend(x: Inputs, scale, window, implementation, block_size, *, cached: boo
 
 def _choose(implementation: str | None, x: Inputs, block_size: int | None, *, cached: bool) -> str:
     """The implementation that was named, or the kernel of the accelerator if there is one, or the measured choice."""
-    if implementation in accelerators.KERNELS.values():
+    if implementation is not None and implementation in accelerators.KERNELS.values():
         reason = accelerators.obstacle(implementation, x, cached=cached)
         if reason:
             raise ValueError(f"implementation={implementation!r}: {reason}; use 'blockwise', or None")
