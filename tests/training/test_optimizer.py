@@ -115,6 +115,8 @@ def test_weight_decay_reaches_matrices_and_tables_only(rng):
 class OneLayer:
     """Stands for a model: logits are a table looked up by token, so that losses can be written down."""
 
+    mesh = None
+
     def losses(self, params, inputs, targets, *, segment_ids=None, positions=None):
         logits = params["table"][inputs]
         log_z = jax.nn.logsumexp(logits, axis=-1)
