@@ -35,9 +35,11 @@ def obstacle(name: str, x: Inputs, *, cached: bool) -> str | None:
 
 
 def _unsplit() -> bool:
-    """Whether the program is surely that of one device: inside shard_map, or in a process that has only one."""
-    kinds = jax.sharding.get_abstract_mesh().axis_types
-    return all(kind == jax.sharding.AxisType.Manual for kind in kinds) if kinds else jax.device_count() == 1
+    """Whether the program is surely that of one device: inside shard_map, on a mesh of one, or alone in a process."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return jax.device_count() == 1
+    return mesh.size == 1 or all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
 
 
 def _obstacle_to_cudnn(x: Inputs) -> str | None:
