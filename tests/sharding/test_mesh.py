@@ -1,0 +1,103 @@
+"""Mesh sizes, the table of parameter axes, and what is refused before anything is compiled."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from sympow_jax import sharding
+from sympow_jax.config import ConfigError
+from sympow_jax.models.registry import Model
+from sympow_jax.ops.softmax_attention import accelerators
+from sympow_jax.sharding.processes import launcher
+from sympow_jax.training.data import RunData, row_blocks
+from sympow_jax.training.mesh import config_mesh
+from sympow_jax.training.optimizer import make_optimizer
+from sympow_jax.training.train_state import abstract_train_state
+from tests.models.small import VOCAB, tiny_config
+
+SIZES = {"data": -1, "fsdp": 1, "tensor": 1, "seq": 1}
+
+
+def test_the_inferred_axis_takes_what_the_others_leave():
+    assert sharding.infer_sizes(SIZES | {"fsdp": 2, "seq": 2}, 8) == {"data": 2, "fsdp": 2, "tensor": 1, "seq": 2}
+    with pytest.raises(ValueError, match=r"mesh.seq = -1: mesh.data is -1 too"):
+        sharding.infer_sizes(SIZES | {"seq": -1}, 8)
+    with pytest.raises(ValueError, match=r"= 3 does not divide the 8 devices.*a product of 2 would"):
+        sharding.infer_sizes(SIZES | {"fsdp": 3}, 8)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["data.batch_size=4"], r"data.batch_size = 4: .*data 8 x fsdp 1.*use 8, or a mesh with data x fsdp = 4"),
+        (["mesh.tensor=4"], r"model.num_kv_heads = 2: .*tensor = 4; use 4, or mesh tensor = 2"),
+        (["mesh.tensor=2", "model.mlp_dim=33"], r"model.mlp_dim = 33: .*use 34, or mesh tensor = 1"),
+        (["mesh.fsdp=8", "model.embed_dim=36"], r"model.embed_dim = 36: .*fsdp x tensor = 8; use 40"),
+        (["mesh.seq=8", "data.seq_len=30"], r"data.seq_len = 30: must be a multiple of 8 .*use 32"),
+        (["mesh.data=16"], r"= 16 devices, and there are 8"),
+        (["mesh.seq=2", "attention.position=fire", "attention.implementation=blockwise"], r"mesh.seq = 2: .*no finite"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_one_line_with_the_value_that_would(flags, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        config_mesh(tiny_config("conformal_sympow", *["data.batch_size=8", *flags]))
+    assert "\n" not in str(error.value)
+
+
+def test_softmax_needs_two_halves_of_each_shard():
+    with pytest.raises(ConfigError, match=r"data.seq_len = 24: must be a multiple of 16"):
+        config_mesh(tiny_config("softmax_rope", "mesh.seq=8"))
+
+
+@pytest.mark.parametrize("variant", ["conformal_sympow", "softmax_fire_shared", "based"])
+def test_the_table_places_every_array_of_a_train_state(variant):
+    config = tiny_config(variant, "data.batch_size=8", "mesh.fsdp=2", "mesh.tensor=2")
+    state = abstract_train_state(
+        Model(config, VOCAB, config_mesh(config)), make_optimizer(config.optimizer, config.num_train_steps)
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    matrices = [leaf for path, leaf in leaves if "kernel'" in str(path[-1]) and leaf.ndim == 3]
+    assert matrices and all(leaf.sharding.shard_shape(leaf.shape) != leaf.shape for leaf in matrices)
+    params, moments = state.params, state.opt_state[1][0].mu
+    assert jax.tree.map(lambda x: x.sharding, params) == jax.tree.map(lambda x: x.sharding, moments)
+
+
+def test_an_unknown_parameter_needs_a_row():
+    with pytest.raises(ValueError, match=r"blocks_0/mixer/novelty: no row of the table"):
+        sharding.tree_specs({"blocks_0": {"mixer": {"novelty": np.zeros((2, 3))}}})
+    assert sharding.tree_specs({"blocks_0": {"mixer": {"query": {"kernel": np.zeros((2, 4, 4))}}}}) == {
+        "blocks_0": {"mixer": {"query": {"kernel": P(None, "fsdp", "tensor")}}}
+    }
+
+
+def test_a_batch_lies_in_rows_and_stretches_of_time():
+    config = tiny_config("sympow", "data.batch_size=8", "mesh.fsdp=2", "mesh.seq=2")
+    mesh = config_mesh(config)
+    assert row_blocks(mesh) == ([0, 1, 2, 3], 4)
+    tokens = np.arange(8 * 24, dtype=np.int32).reshape(8, 24)
+    placed = RunData(config, mesh, None, None).place({"inputs": tokens})["inputs"]  # pyright: ignore
+    np.testing.assert_array_equal(placed, tokens)
+    assert placed.sharding.shard_shape(placed.shape) == (2, 12)
+
+
+def test_a_launcher_is_recognised_by_what_it_sets(monkeypatch):
+    for name in ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS", "JOB_COMPLETION_INDEX", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    assert launcher() == ""
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "host-0,host-1")
+    assert launcher() == "GKE"
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "node"}.items():
+        monkeypatch.setenv(name, value)
+    assert launcher() == "SLURM"
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert launcher() == "Open MPI"
+    with pytest.raises(ValueError, match=r"--num_processes = 2.*give all three"):
+        sharding.join_processes(num_processes=2)
+
+
+def test_a_mesh_of_one_device_is_as_good_as_none():
+    with sharding.use_mesh(sharding.make_mesh(SIZES | {"data": 1})):
+        assert not sharding.is_sharded() and accelerators._unsplit()
+    with sharding.use_mesh(sharding.make_mesh(SIZES)):
+        assert sharding.is_sharded() and not accelerators._unsplit()
