@@ -56,7 +56,7 @@ def test_documents_must_be_long_enough(tmp_path):
 
 def flags_of(workdir, *more: str) -> list[str]:
     own = ("num_train_steps=4", "evaluation.every_steps=2", "checkpoint.every_steps=2", "logging.every_steps=2",
-           "evaluation.num_batches=1", "logging.peak_flops=1e9")  # fmt: skip
+           "evaluation.num_batches=1", "logging.peak_flops=1e9", "data.batch_size=8")  # fmt: skip
     flags = [f"--config.{flag}" for flag in (*TINY, *own, *more)]
     return ["--config=configs/quickstart.py:conformal_sympow", f"--workdir={workdir}", *flags]
 
