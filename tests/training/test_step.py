@@ -9,7 +9,7 @@ from jax.extend.core import jaxprs_in_params
 
 from sympow_jax.models.loss import token_nll
 from sympow_jax.models.registry import Model, resolve_implementation
-from sympow_jax.training import loop
+from sympow_jax.training import heldout, loop
 from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sympow_jax.training.step import make_train_step
 from sympow_jax.training.train_state import create_train_state
@@ -69,18 +69,24 @@ def test_a_run_compiles_its_step_once(tmp_path, monkeypatch):
     """Six steps with an evaluation, a checkpoint, accumulation and a traced step between them: one program each."""
     made = {}
 
-    def remember(name):
-        make = getattr(loop, name)
+    def remember(module, name):
+        make = getattr(module, name)
 
         def wrapped(*args, **options):
             made[name] = make(*args, **options)
             return made[name]
 
-        monkeypatch.setattr(loop, name, wrapped)
+        monkeypatch.setattr(module, name, wrapped)
 
-    remember("make_train_step")
-    remember("make_eval_step")
-    flags = ("num_train_steps=6", "data.batch_size=4", "optimizer.accumulation_steps=2", "evaluation.every_steps=3")
+    remember(loop, "make_train_step")
+    remember(heldout, "make_eval_step")
+    flags = (
+        "num_train_steps=6",
+        "mesh.data=2",
+        "data.batch_size=4",
+        "optimizer.accumulation_steps=2",
+        "evaluation.every_steps=3",
+    )
     flags += (
         "evaluation.num_batches=2",
         "checkpoint.every_steps=2",
