@@ -1,16 +1,17 @@
 """Speed and memory of the attention operations, as ratios to a matrix product timed in the same run.
 
-    python -m benchmarks.ops                                  # the default cases: table, and JSON with --output
-    python -m benchmarks.ops --case=p2,1,16384,4,64 --case=p4,1,16384,4,16:blockwise
-    python -m benchmarks.ops --sweep=1024,4096,16384,65536    # time per token against T, and the crossover
-    python -m benchmarks.ops --sweep=... --torch[=PYTHON]     # adds PyTorch's scaled_dot_product_attention
-    python -m benchmarks.ops --sweep=... --plot=FILE.png
+    python -m benchmarks.ops --output=docs/benchmarks/ops.json --plot=docs/ops_time_per_token.png [--torch[=PYTHON]]
+    python -m benchmarks.ops --case=p2,1,16384,4,64:chunked --case=p4,1,16384,4,16:blockwise:128
 
-A case is KERNEL,B,T,H,D[:implementation[:chunk]], KERNEL one of p2, p4, p6, taylor, softmax. Every measurement with
-its own peak memory runs in a process of its own.
+A case is KERNEL,B,T,H,D[:implementation[:chunk]], KERNEL one of p2, p4, p6, taylor (all with data gates), softmax,
+fox (softmax with data gates), fire (softmax with FIRE's bias). --torch adds PyTorch's causal
+scaled_dot_product_attention at the lengths of the softmax cases and of `LONG`. Every case runs in a process of its
+own, so that memory and thread pools are not shared; --output keeps the cases that it holds already, so that a
+stopped run goes on. The forward pass by itself is timed up to 16,384 tokens.
 """
 
 import argparse
+import functools
 import json
 import math
 import pathlib
@@ -18,18 +19,22 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-DEFAULT_CASES = (
-    "p2,1,16384,4,64:chunked",
-    "p2,1,16384,4,32:chunked",
-    "p2,4,512,4,32:chunked",
-    "p2,4,512,4,32:blockwise",
-    "p2,4,512,4,32:reference",
-    "p4,1,16384,4,16:chunked",
-    "p4,1,16384,4,16:blockwise",
-    "taylor,1,16384,4,16:chunked",
-    "softmax,1,8192,4,64",
-)
-SWEEP = ("softmax", 64), ("p2", 32), ("p2", 64), ("p4", 16)
+LENGTHS = {
+    "p2,1,{T},4,64:chunked": (1024, 4096, 8192, 16384, 65536, 131072),
+    "p2,1,{T},4,32:chunked": (1024, 4096, 16384, 65536),
+    "p4,1,{T},4,16:chunked": (1024, 4096, 16384, 65536),
+    "p4,1,{T},4,16:blockwise": (4096, 16384),
+    "p4,1,{T},4,64:blockwise": (1024, 4096, 32768),
+    "taylor,1,{T},4,16:chunked": (16384,),
+    "softmax,1,{T},4,64:blockwise": (1024, 4096, 8192, 16384),
+    "softmax,1,{T},4,32:blockwise": (1024, 4096, 16384),
+    "fox,1,{T},4,64:blockwise": (16384,),
+    "fire,1,{T},4,64:blockwise": (16384,),
+}
+LONG = (32768, 65536)
+FORWARD_UP_TO = 16384
+PARTS = ("forward", "forward+backward")
+SOFTMAX = ("softmax", "fox", "fire")
 
 
 def parse(case: str) -> dict:
@@ -49,18 +54,19 @@ def parse(case: str) -> dict:
     }
 
 
-def useful_flops(kernel: str, B: int, T: int, H: int, D: int) -> float:
-    """Of the forward pass, with the exact number of features; for softmax the causal half of the two products."""
-    if kernel == "softmax":
-        return 2.0 * B * H * T * T * D
-    features = (
-        1 + D + math.comb(D + 1, 2) if kernel == "taylor" else math.comb(D + int(kernel[1:]) - 1, int(kernel[1:]))
-    )
-    return 4.0 * features * (D + 1) * B * H * T
+def useful_flops(case: dict) -> dict[str, float]:
+    """With the exact number of features for a linear form, and of the causal half of the products for a quadratic."""
+    B, T, H, D = (case[n] for n in "BTHD")
+    kernel = case["kernel"]
+    if kernel in SOFTMAX or case["implementation"] in ("reference", "blockwise"):
+        return dict(zip(PARTS, (2.0 * B * H * T * T * D, 7.0 * B * H * T * T * D), strict=True))
+    features = 1 + D + math.comb(D + 1, 2) if kernel == "taylor" else math.comb(D + int(kernel[1:]) - 1, D - 1)
+    forward = 4.0 * features * (D + 1) * B * H * T
+    return dict(zip(PARTS, (forward, 3 * forward), strict=True))
 
 
 def programs(case: dict, dtype: str) -> dict:
-    """The forward and the forward + backward program of a case, as functions without arguments."""
+    """The compiled forward and forward + backward programs of a case, as functions without arguments."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -71,23 +77,31 @@ def programs(case: dict, dtype: str) -> dict:
     shape = tuple(case[n] for n in "BTHD")
     q, k, v, cotangent = (jnp.asarray(rng.normal(size=shape), dtype) for _ in range(4))
     gates = jax.nn.log_sigmoid(jnp.asarray(6.9 + rng.normal(size=shape[:3]), jnp.float32))
+    bias = ops.positions.learned_bias("fire", ops.positions.init_bias("fire", jax.random.key(0), case["H"]))
     options = {"implementation": case["implementation"]}
 
-    def attention(q, k, v, gates):
-        if case["kernel"] == "softmax":
-            return ops.softmax_attention(q, k, v, log_gates=gates, block_size=case["chunk"], **options)
-        if case["kernel"] == "taylor":
-            return ops.taylor_attention(q, k, v, log_gates=gates, chunk_size=case["chunk"], **options)
-        degree = int(case["kernel"][1:])
-        return ops.power_attention(q, k, v, degree=degree, log_gates=gates, chunk_size=case["chunk"], **options)
+    def attention(q, k, v, gates, bias):
+        kernel = case["kernel"]
+        if kernel in SOFTMAX:
+            extra = {"fox": {"log_gates": gates}, "fire": {"bias": bias}}.get(kernel, {})
+            return ops.softmax_attention(q, k, v, block_size=case["chunk"], **extra, **options)
+        arguments = {"log_gates": gates, "chunk_size": case["chunk"], **options}
+        if kernel == "taylor":
+            return ops.taylor_attention(q, k, v, **arguments)
+        return ops.power_attention(q, k, v, degree=int(kernel[1:]), **arguments)
 
-    forward = jax.jit(attention)
-    both = jax.jit(lambda cotangent, *inputs: jax.vjp(attention, *inputs)[1](cotangent))
-    return {"forward": lambda: forward(q, k, v, gates), "forward+backward": lambda: both(cotangent, q, k, v, gates)}
+    def both(cotangent, *inputs):
+        return jax.vjp(attention, *inputs)[1](cotangent)
+
+    inputs = q, k, v, gates, bias
+    compiled = {"forward+backward": (jax.jit(both).lower(cotangent, *inputs).compile(), (cotangent, *inputs))}
+    if case["T"] <= FORWARD_UP_TO:
+        compiled["forward"] = (jax.jit(attention).lower(*inputs).compile(), inputs)
+    return {name: functools.partial(program, *arguments) for name, (program, arguments) in compiled.items()}
 
 
 def measure(case: dict, dtype: str, seconds: float) -> dict:
-    """Both programs of a case interleaved with the probe, in this process; the memory is that of the process."""
+    """The programs of a case interleaved with the probe, in this process; the memory is that of the process."""
     from benchmarks import probe
 
     product, probe_flops = probe.gemm_probe()
@@ -95,26 +109,30 @@ def measure(case: dict, dtype: str, seconds: float) -> dict:
     bare = probe.peak_memory_bytes()
     times = probe.interleaved({"probe": product, **programs(case, dtype)}, seconds=seconds)
     peak = probe_flops / times["probe"]["median"]
-    flops = useful_flops(*(case[n] for n in ("kernel", "B", "T", "H", "D")))
+    flops = useful_flops(case)
     row = {
         **case,
         "dtype": dtype,
         "peak_memory_mb": (probe.peak_memory_bytes() - bare) / 2**20,
         "probe_gflops": peak / 1e9,
     }
-    for name, factor in (("forward", 1), ("forward+backward", 3)):
-        rate = factor * flops / times[name]["median"]
-        row[name] = {
-            **times[name],
-            "gflops": rate / 1e9,
-            "fraction_of_probe": rate / peak,
-            "us_per_token": 1e6 * times[name]["median"] / (case["B"] * case["T"]),
-        }
+    for name in PARTS:
+        if name in times:
+            rate = flops[name] / times[name]["median"]
+            row[name] = {**times[name], "gflops": rate / 1e9, "fraction_of_probe": rate / peak}
+    return with_time_per_token(row)
+
+
+def with_time_per_token(row: dict) -> dict:
+    for name in PARTS:
+        if name in row:
+            row[name]["us_per_token"] = 1e6 * row[name]["median"] / (row["B"] * row["T"])
     return row
 
 
 def measure_torch(case: dict, seconds: float) -> dict:
     """PyTorch's causal scaled_dot_product_attention, two threads; runs under an interpreter that has torch."""
+    import statistics
     import time
 
     import torch
@@ -122,25 +140,27 @@ def measure_torch(case: dict, seconds: float) -> dict:
     torch.set_num_threads(2)
     q, k, v = (torch.randn(case["B"], case["H"], case["T"], case["D"], requires_grad=True) for _ in range(3))
     attention = torch.nn.functional.scaled_dot_product_attention
-    row = {**case, "kernel": "torch sdpa", "dtype": "float32"}
     cotangent = torch.ones_like(q)
-    for name in ("forward", "forward+backward"):
+    row = {**case, "kernel": "torch sdpa", "dtype": "float32"}
+    for name in PARTS[case["T"] > FORWARD_UP_TO :]:
         times, start = [], time.perf_counter()
-        while len(times) < 2 or time.perf_counter() - start < seconds / 2:
+        while len(times) < 8 and (len(times) < 2 or time.perf_counter() - start < seconds / 2):
             begin = time.perf_counter()
             out = attention(q, k, v, is_causal=True)
             if name != "forward":
                 out.backward(cotangent)
             times.append(time.perf_counter() - begin)
-        times = sorted(times[1:])
-        median = times[len(times) // 2]
-        row[name] = {"median": median, "runs": len(times), "us_per_token": 1e6 * median / (case["B"] * case["T"])}
-    return row
+            if times[0] > seconds / 2:
+                break
+        times = times[1:] or times
+        row[name] = {"median": statistics.median(times), "best": min(times), "runs": len(times)}
+    return with_time_per_token(row)
 
 
-def in_own_process(kind: str, case: dict, arguments, python: str = sys.executable) -> dict:
-    """One measurement in a process of its own, so that memory and thread pools are not shared."""
-    command = [python, str(pathlib.Path(__file__).resolve()), f"--worker={kind}", f"--case={json.dumps(case)}"]
+def in_own_process(case: dict, arguments) -> dict:
+    """One measurement in a process of its own; PyTorch's in an interpreter of its own."""
+    python = arguments.torch if case["kernel"] == "torch sdpa" else sys.executable
+    command = [python, str(pathlib.Path(__file__).resolve()), f"--worker={json.dumps(case)}"]
     command += [f"--dtype={arguments.dtype}", f"--seconds={arguments.seconds}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
@@ -148,28 +168,28 @@ def in_own_process(kind: str, case: dict, arguments, python: str = sys.executabl
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def name_of(row: dict) -> str:
+    form = ":".join(str(row[n]) for n in ("implementation", "chunk") if row[n])
+    return f"{row['kernel']} B{row['B']} T{row['T']} H{row['H']} D{row['D']} {form}".strip()
+
+
 def print_table(rows: list[dict]) -> None:
-    """One line a case."""
+    """One line a case, and the ratios between them."""
     print(f"{'case':42s} {'fwd ms':>9s} {'of GEMM':>8s} {'f+b ms':>9s} {'of GEMM':>8s} {'us/token':>9s} {'MB':>7s}")
     for row in rows:
-        form = ":".join(str(row[n]) for n in ("implementation", "chunk") if row[n])
-        name = f"{row['kernel']} B{row['B']} T{row['T']} H{row['H']} D{row['D']} {form}"
         cells = []
-        for part in ("forward", "forward+backward"):
-            cells.append(f"{1e3 * row[part]['median']:9.1f}")
-            fraction = row[part].get("fraction_of_probe")
+        for part in PARTS:
+            fraction = row.get(part, {}).get("fraction_of_probe")
+            cells.append(f"{1e3 * row[part]['median']:9.1f}" if part in row else " " * 9)
             cells.append(f"{fraction:8.1%}" if fraction else " " * 8)
-        print(
-            f"{name:42s} {' '.join(cells)} {row[part]['us_per_token']:9.2f} {row.get('peak_memory_mb', math.nan):7.0f}"
-        )
-
-
-def crossover(rows: list[dict], slow: str, fast: tuple[str, int]) -> int | None:
-    """The smallest measured T from which `fast` trains faster than `slow`."""
-    times = {(r["kernel"], r["D"], r["T"]): r["forward+backward"]["median"] for r in rows}
-    lengths = sorted({r["T"] for r in rows if r["kernel"] == slow})
-    wins = [T for T in lengths if times.get((*fast, T), math.inf) < times[slow, 64, T]]
-    return wins[0] if wins else None
+        memory = f"{row['peak_memory_mb']:7.0f}" if "peak_memory_mb" in row else ""
+        print(f"{name_of(row):42s} {' '.join(cells)} {row[PARTS[1]]['us_per_token']:9.2f} {memory}")
+    times = {(r["kernel"], r["T"]): r[PARTS[1]]["median"] for r in rows if r["D"] == 64}
+    for slow in ("softmax", "torch sdpa"):
+        shared = sorted(T for kernel, T in times if kernel == slow and ("p2", T) in times)
+        ratios = ", ".join(f"{T}: {times[slow, T] / times['p2', T]:.2f}" for T in shared)
+        if shared:
+            print(f"forward + backward at head_dim 64, {slow} over p2, by T: {ratios}")
 
 
 def plot(rows: list[dict], path: str) -> None:
@@ -180,47 +200,65 @@ def plot(rows: list[dict], path: str) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for kernel, D in dict.fromkeys((r["kernel"], r["D"]) for r in rows):
-        points = sorted(
-            (r["T"], r["forward+backward"]["us_per_token"]) for r in rows if (r["kernel"], r["D"]) == (kernel, D)
-        )
-        axes.plot(*zip(*points, strict=True), marker="o", label=f"{kernel}, head_dim {D}")
+    lines: dict[str, list] = {}
+    for row in rows:
+        form = f", {row['implementation']}" if row["implementation"] else ""
+        label = f"{row['kernel']}, head_dim {row['D']}{form}"
+        lines.setdefault(label, []).append((row["T"], row[PARTS[1]]["us_per_token"]))
+    for label, points in lines.items():
+        if len(points) > 1:
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
     axes.set(xscale="log", yscale="log", xlabel="context (tokens)", ylabel="forward + backward, µs per token")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
+
+
+def default_cases(*, with_torch: bool) -> list[dict]:
+    """Every kernel at its lengths, PyTorch's next to the cases it is compared with."""
+    cases = [parse(case.format(T=T)) for case, lengths in LENGTHS.items() for T in lengths]
+    if with_torch:
+        softmax = [case for case in cases if case["kernel"] == "softmax" and case["D"] == 64]
+        lengths = sorted({case["T"] for case in softmax} | set(LONG))
+        cases += [{**softmax[0], "kernel": "torch sdpa", "T": T, "implementation": None} for T in lengths]
+    return sorted(cases, key=lambda case: case["T"])
+
+
+def save(rows: list[dict], path: str) -> None:
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    pathlib.Path(path).write_text(f"[\n{lines}\n]\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", help="KERNEL,B,T,H,D[:implementation[:chunk]]; may be repeated")
-    parser.add_argument("--sweep", help="lengths, comma-separated: time per token of every kernel")
     parser.add_argument("--torch", nargs="?", const=sys.executable, help="also PyTorch, run by this interpreter")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--seconds", type=float, default=10.0, help="for each case")
-    parser.add_argument("--output", help="write all rows as JSON")
-    parser.add_argument("--plot", help="write the plot of a sweep")
-    parser.add_argument("--worker", choices=("jax", "torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--output", help="the JSON of all rows; those in it are not measured again")
+    parser.add_argument("--plot", help="the figure of time per token against context")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        case = json.loads(arguments.case[0])
-        run = measure_torch(case, arguments.seconds) if arguments.worker == "torch" else None
-        print(json.dumps(run or measure(case, arguments.dtype, arguments.seconds)))
+        case = json.loads(arguments.worker)
+        torch = case["kernel"] == "torch sdpa"
+        print(
+            json.dumps(
+                measure_torch(case, arguments.seconds) if torch else measure(case, arguments.dtype, arguments.seconds)
+            )
+        )
         return
 
-    cases = [parse(case) for case in arguments.case or (() if arguments.sweep else DEFAULT_CASES)]
-    for T in (int(T) for T in (arguments.sweep or "").split(",") if T):
-        cases += [parse(f"{kernel},1,{T},4,{D}") for kernel, D in SWEEP]
-    rows = [in_own_process("jax", case, arguments) for case in cases]
-    if arguments.torch:
-        shapes = {tuple(case[n] for n in "BTHD"): case for case in cases if case["D"] == 64}
-        rows += [in_own_process("torch", case, arguments, arguments.torch) for case in shapes.values()]
+    cases = [parse(case) for case in arguments.case or ()] or default_cases(with_torch=bool(arguments.torch))
+    output = pathlib.Path(arguments.output) if arguments.output else None
+    rows = json.loads(output.read_text()) if output and output.exists() else []
+    for case in cases:
+        if any(case.items() <= row.items() for row in rows):
+            continue
+        rows.append(in_own_process(case, arguments))
+        if output:
+            save(rows, arguments.output)
     print_table(rows)
-    if arguments.sweep:
-        for slow in ("softmax", "torch sdpa") if arguments.torch else ("softmax",):
-            print(f"p2 at head_dim 64 trains faster than {slow} from T = {crossover(rows, slow, ('p2', 64))} on")
-    if arguments.output:
-        pathlib.Path(arguments.output).write_text(json.dumps(rows, indent=1))
     if arguments.plot:
         plot(rows, arguments.plot)
 

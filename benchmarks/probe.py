@@ -19,21 +19,20 @@ def gemm_probe(size: int = PROBE_SIZE) -> tuple[Callable[[], object], float]:
 
 
 def interleaved(cases: dict[str, Callable[[], object]], *, seconds: float, repeats: int = 7) -> dict[str, dict]:
-    """Runs the cases in turn, after one warm-up each, until the time is over; seconds per run of each."""
-    for case in cases.values():
-        jax.block_until_ready(case())
+    """Runs the compiled cases in turn until the time is over; seconds per run of each.
+
+    The first round is a warm-up that does not count, unless it takes half of the time.
+    """
     times: dict[str, list[float]] = {name: [] for name in cases}
     start = time.perf_counter()
-    rounds = 0
-    while rounds < repeats or time.perf_counter() - start < seconds:
-        if rounds >= 3 and time.perf_counter() - start > seconds:
-            break
+    for done in range(repeats + 1):
         for name, case in cases.items():
             begin = time.perf_counter()
             jax.block_until_ready(case())
             times[name].append(time.perf_counter() - begin)
-        rounds += 1
-    return {name: summary(values) for name, values in times.items()}
+        if time.perf_counter() - start > (seconds if done else seconds / 2):
+            break
+    return {name: summary(values[1:] or values) for name, values in times.items()}
 
 
 def summary(times: list[float]) -> dict:

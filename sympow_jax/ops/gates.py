@@ -12,6 +12,7 @@ from sympow_jax.ops.positions.biases import alibi_slopes
 from sympow_jax.typing import Array, Float, accumulation_dtype
 
 POWER_GATE_BIAS = 6.906768  # sigmoid of it is 0.999
+MIN_LOG_GATE = -1000.0  # exp is exactly 0 far above it; finite, so that differences of sums are never inf - inf
 
 
 def data_log_gates(logits: Float[Array, "B T K"], bias: Float[Array, "K"] | float = 0.0) -> Float[Array, "B T K"]:
@@ -44,6 +45,11 @@ def time_scale_logits(num_heads: int, shortest: float, longest: float) -> np.nda
     if not 0 < shortest <= longest:
         raise ValueError(f"shortest={shortest}, longest={longest}: legal are 0 < shortest <= longest; swap or fix them")
     return -np.log(np.expm1(1.0 / np.geomspace(shortest, longest, num_heads))).astype(np.float32)
+
+
+def finite_log_gates(log_gates: Float[Array, "B T H"]) -> Float[Array, "B T H"]:
+    """Gates that let nothing pass, down to -inf, as the smallest number whose sums keep their digits."""
+    return jnp.maximum(log_gates, MIN_LOG_GATE)
 
 
 @jax.custom_vjp

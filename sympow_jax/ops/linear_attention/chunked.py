@@ -24,7 +24,7 @@ from sympow_jax.typing import Array, Float
 def chunked(
     kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"], chunk_size: int
 ) -> tuple[Float[Array, "B T K G Dv"], Float[Array, "B K P Dv1"]]:
-    """Returns [num, den] of every row and the final state; see the package docstring for the equations."""
+    """Returns num / den of every row and the final state; see the package docstring for the equations."""
     B, T, K, G, D = inputs.q.shape
     P, e = state.shape[2:]
     chunks, segment = _plan(T, chunk_size)
@@ -159,11 +159,13 @@ def _backward(kernel: Kernel, residuals, cotangents):
 
 
 def _unless_padding(chunk):
-    """A scan body that skips chunks of padding.
+    """On a CPU, a scan body that skips chunks of padding.
 
     The branch is also what makes XLA materialise the slices of a chunk, instead of fusing them into the expansion,
-    whose loop then is not vectorised.
+    whose loop then is not vectorised. On a GPU it would wait for the predicate at each chunk.
     """
+    if target_platform() != "cpu":
+        return chunk
 
     def body(state, xs):
         tokens, *rest = xs if isinstance(xs[0], tuple) else (xs,)

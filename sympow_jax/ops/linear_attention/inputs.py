@@ -6,10 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+from sympow_jax.ops.gates import finite_log_gates
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.typing import Array, Bool, Float, Int, accumulation_dtype
-
-MIN_LOG_GATE = -1000.0  # exp is exactly 0 far above it; finite, so that differences of sums are never inf - inf
 
 
 @jax.tree_util.register_dataclass
@@ -35,7 +34,7 @@ def group_inputs(q, k, v, *, log_gates, segment_ids, scale, state) -> LinearInpu
     scale = 1.0 / math.sqrt(D) if scale is None else scale
     dtype = accumulation_dtype(q, k, v)
     q = (q.astype(dtype) * jnp.asarray(scale, dtype)).astype(q.dtype).reshape(B, T, K, H // K, D)
-    gates = jnp.zeros((B, T, K), dtype) if log_gates is None else jnp.maximum(log_gates.astype(dtype), MIN_LOG_GATE)
+    gates = jnp.zeros((B, T, K), dtype) if log_gates is None else finite_log_gates(log_gates.astype(dtype))
     runs, valid = number_runs(segment_ids, None if state is None else state.segment_id, (B, T))
     return LinearInputs(q, k, v, gates, runs, valid)
 

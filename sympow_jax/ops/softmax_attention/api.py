@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sympow_jax.ops.gates import cumulative_log_gates
+from sympow_jax.ops.gates import cumulative_log_gates, finite_log_gates
 from sympow_jax.ops.platform import target_platform
 from sympow_jax.ops.position_bias import PositionBias
 from sympow_jax.ops.softmax_attention import accelerators
@@ -153,7 +153,8 @@ def _inputs(q, k, v, log_gates, bias, segment_ids, positions, key_positions) -> 
         k_order = k_positions = key_positions
     gates = None
     if log_gates is not None:
-        gates = _gates_at_queries_and_keys(log_gates.astype(accumulation_dtype(log_gates, q)), q_order, key_positions)
+        log_gates = finite_log_gates(log_gates.astype(accumulation_dtype(log_gates, q)))
+        gates = _gates_at_queries_and_keys(log_gates, q_order, key_positions)
         gates = jax.tree.map(lambda g: repeat_heads(g, H), gates)
     segments = None if segment_ids is None else (segment_ids, segment_ids)
     return Inputs(q, k, v, gates, bias, q_positions, k_positions, q_order, k_order, segments)
