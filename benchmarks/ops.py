@@ -14,6 +14,7 @@ import argparse
 import functools
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -102,6 +103,8 @@ def programs(case: dict, dtype: str) -> dict:
 
 def measure(case: dict, dtype: str, seconds: float) -> dict:
     """The programs of a case interleaved with the probe, in this process; the memory is that of the process."""
+    import jax
+
     from benchmarks import probe
 
     product, probe_flops = probe.gemm_probe()
@@ -113,6 +116,8 @@ def measure(case: dict, dtype: str, seconds: float) -> dict:
     row = {
         **case,
         "dtype": dtype,
+        "device": f"{jax.device_count()} {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
+        "jax": jax.__version__,
         "peak_memory_mb": (probe.peak_memory_bytes() - bare) / 2**20,
         "probe_gflops": peak / 1e9,
     }
@@ -141,7 +146,7 @@ def measure_torch(case: dict, seconds: float) -> dict:
     q, k, v = (torch.randn(case["B"], case["H"], case["T"], case["D"], requires_grad=True) for _ in range(3))
     attention = torch.nn.functional.scaled_dot_product_attention
     cotangent = torch.ones_like(q)
-    row = {**case, "kernel": "torch sdpa", "dtype": "float32"}
+    row = {**case, "kernel": "torch sdpa", "dtype": "float32", "torch": torch.__version__}
     for name in PARTS[case["T"] > FORWARD_UP_TO :]:
         times, start = [], time.perf_counter()
         while len(times) < 8 and (len(times) < 2 or time.perf_counter() - start < seconds / 2):

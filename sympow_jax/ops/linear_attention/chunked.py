@@ -159,13 +159,11 @@ def _backward(kernel: Kernel, residuals, cotangents):
 
 
 def _unless_padding(chunk):
-    """On a CPU, a scan body that skips chunks of padding.
+    """A scan body that skips chunks of padding.
 
     The branch is also what makes XLA materialise the slices of a chunk, instead of fusing them into the expansion,
-    whose loop then is not vectorised. On a GPU it would wait for the predicate at each chunk.
+    whose loop then is not vectorised.
     """
-    if target_platform() != "cpu":
-        return chunk
 
     def body(state, xs):
         tokens, *rest = xs if isinstance(xs[0], tuple) else (xs,)
