@@ -215,7 +215,8 @@ def test_a_closed_gate_is_the_edge_of_a_document(form, closed):
     arrays["log_gates"] = arrays["log_gates"].at[:, 20].set(closed)
     actual = forward_and_gradients(arrays, {}, None, tuple(form.items()), cotangent)
     for (name, a), (_, e) in zip(named(actual), named(expected), strict=True):
-        np.testing.assert_allclose(a, e, rtol=1e-4, atol=2e-5, err_msg=name)
+        # a tile sees gates relative to its last key: beside one clipped at -1000, to about 6e-5
+        np.testing.assert_allclose(a, e, rtol=3e-4, atol=1e-4, err_msg=name)
 
 
 def test_strong_gates_stay_exact_far_into_the_sequence():
