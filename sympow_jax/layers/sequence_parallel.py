@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from sympow_jax import ops, sharding
 from sympow_jax.layers.context import Context
-from sympow_jax.ops.linear_attention.inputs import MIN_LOG_GATE
+from sympow_jax.ops.gates import MIN_LOG_GATE
 from sympow_jax.typing import Array, PyTree
 
 Totals = dict[str, Array]
