@@ -1,0 +1,73 @@
+"""Context parallelism: outputs and gradients of one device, with documents across the edges of shards."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sympow_jax import sharding
+from sympow_jax.models.registry import Model
+from sympow_jax.sharding import exchange
+from tests.models.small import VOCAB, tiny_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def packed_batch(B: int, T: int) -> dict[str, jax.Array]:
+    """Documents of uneven lengths, one longer than two shards, and padding at the end of a row."""
+    rng = np.random.default_rng(0)
+    ids = np.ones((B, T), np.int32)
+    ids[0] = np.cumsum(rng.random(T) < 6 / T) + 1
+    ids[1, T // 8 + 3 :] = 2
+    ids[1, -5:] = 0
+    starts = np.maximum.accumulate(np.where(np.diff(ids, axis=1, prepend=-1) != 0, np.arange(T)[None], 0), axis=1)
+    tokens = rng.integers(0, VOCAB, (2, B, T), np.int32)
+    positions = (np.arange(T)[None] - starts).astype(np.int32)
+    return {"inputs": tokens[0], "targets": tokens[1], "segment_ids": ids, "positions": positions}
+
+
+def losses_and_gradients(config, mesh, batch):
+    model = Model(config, VOCAB, mesh)
+    params = Model(config, VOCAB).init(jax.random.key(0))
+    if mesh is not None:
+        params = jax.device_put(params, sharding.tree_shardings(params, mesh))
+        batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+
+    def loss(params, batch):
+        batch = dict(batch)
+        nll = model.nll(params, batch.pop("inputs"), batch.pop("targets"), **batch)[0]
+        return jnp.mean(nll), nll
+
+    (_, nll), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch)
+    return nll, gradients
+
+
+@pytest.mark.parametrize(
+    ("variant", "steps"),
+    [
+        ("conformal_sympow", False),
+        ("conformal_sympow", True),
+        ("fox", False),
+        ("softmax_fire", False),
+        ("based", False),
+    ],
+)
+def test_shards_of_a_sequence_give_the_outputs_and_gradients_of_one_device(monkeypatch, variant, steps):
+    """`steps` passes states in log2(P) steps instead of one all-gather."""
+    monkeypatch.setattr(exchange, "SMALL_GATHER", 0 if steps else 1 << 30)
+    config = tiny_config(variant, "data.seq_len=64", "attention.chunk_size=4", "attention.implementation=auto")
+    if variant in ("conformal_sympow", "based"):
+        config = tiny_config(variant, "data.seq_len=64", "attention.chunk_size=4", "attention.implementation=chunked")
+    batch = packed_batch(2, 64)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "seq": 8 if steps else 4})
+    want, want_gradients = losses_and_gradients(config, None, batch)
+    nll, gradients = losses_and_gradients(config, mesh, batch)
+    np.testing.assert_allclose(nll, want, rtol=2e-5, atol=2e-6)
+    for (path, a), b in zip(jax.tree.leaves_with_path(gradients), jax.tree.leaves(want_gradients), strict=True):
+        assert np.max(np.abs(a - b)) <= 3e-5 * np.max(np.abs(b)) + 1e-8, path
