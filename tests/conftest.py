@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-FLAGS = ["--xla_force_host_platform_device_count=8"]
-if sys.version_info < (3, 12):  # with jax < 0.11, whose fusion emitters take most of the time to compile
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+# The fusion emitters, which jax < 0.11 can do without, take most of the time to compile.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+    + (" --xla_cpu_use_fusion_emitters=false" if sys.version_info < (3, 12) else "")
+)
 
 import jax
 import numpy as np
