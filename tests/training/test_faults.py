@@ -35,6 +35,20 @@ FLAGS = {
 }  # fmt: skip
 
 
+SLOWLY = """
+import time
+from sympow_jax.commands import run_program, train_main
+from sympow_jax.input_pipeline.prefetch import Prefetch
+
+take = Prefetch.__next__
+def take_slowly(self):
+    time.sleep(0.1)
+    return take(self)
+Prefetch.__next__ = take_slowly
+run_program(train_main)
+"""
+
+
 def command(workdir: pathlib.Path, *more: str, **changes) -> list[str]:
     flags = [f"--config.{name}={value}" for name, value in (FLAGS | changes).items()]
     config = "--config=configs/quickstart.py:conformal_sympow"
@@ -67,11 +81,12 @@ def plain_environment() -> dict[str, str]:
 
 
 def start(workdir: pathlib.Path, **changes) -> subprocess.Popen:
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    """train.py, but a step takes at least 0.1 s, so that a signal meets the run where the test wants it."""
+    python, _, *flags = command(workdir, **changes)
     return subprocess.Popen(
-        command(workdir, **changes),
+        [python, "-c", SLOWLY, *flags],
         cwd=ROOT,
-        env=environment,
+        env=plain_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -85,8 +100,11 @@ def last_step(workdir: pathlib.Path) -> int:
 
 def wait_for_step(workdir: pathlib.Path, step: int, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 300
-    while last_step(workdir) < step:
-        assert process.poll() is None, process.communicate()
+    while True:
+        ended = process.poll() is not None
+        if last_step(workdir) >= step:
+            return
+        assert not ended, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
