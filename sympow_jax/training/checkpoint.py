@@ -166,16 +166,19 @@ class Checkpointer:
 
     def close(self) -> None:
         """Waits, deletes the steps that need not be kept and ends the background threads."""
+        self._close(prune=not self._read_only)
+
+    def _close(self, *, prune: bool) -> None:
         self._settle()
-        if not self._read_only:
+        if prune:
             self._prune()
         self._orbax.close()
 
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._close(prune=error is None and not self._read_only)  # what is left after an error may all be needed
 
     def _start(self, step: int, args: ocp.args.Composite) -> None:
         self._pending = step

@@ -251,7 +251,7 @@ def test_a_closed_folder_and_a_full_disk_are_named_and_older_checkpoints_survive
     result = train(workdir, limit=20_000, env=no_cache)  # metrics fit, checkpoints do not
     assert_error(result, "saving step", "free space")
     assert "training continues" in result.stderr
-    assert checkpoints(workdir) == steps
+    assert checkpoints(workdir) == steps[-3:]  # those to be kept
     assert_finishes_like(straight, workdir)
 
 
