@@ -80,7 +80,7 @@ Kernel = PowerKernel | TaylorKernel | BumpKernel''',
         "from sympow_jax.ops.taylor_attention.api import taylor_step as taylor_step\n"
         + "".join(
             f"from sympow_jax.ops.bump_attention.api import bump_{name} as bump_{name}\n"
-            for name in ("attention", "attention_with_state", "initial_state", "step")
+            for name in ("attention", "attention_with_state", "initial_state", "state", "step")
         ),
     ),
     "sympow_jax/layers/kernels.py": [
@@ -90,7 +90,8 @@ Kernel = PowerKernel | TaylorKernel | BumpKernel''',
             "\ndef _taylor()",
             """
 def _bump() -> LinearKernel:
-    functions = (ops.bump_attention, ops.bump_attention_with_state, ops.bump_step, ops.bump_initial_state)
+    functions = (ops.bump_attention, ops.bump_attention_with_state, ops.bump_step)
+    functions += (ops.bump_state, ops.bump_initial_state)
     return LinearKernel(BumpKernel(), *functions)
 
 
