@@ -39,7 +39,8 @@ def test_a_store_of_longcrawl64s_layout_trains_and_evaluates_at_its_length(tmp_p
     workdir = f"--workdir={tmp_path / 'run'}"
     flags = {
         "model.num_layers": 1, "model.embed_dim": 8, "model.mlp_dim": 8, "model.num_heads": 1, "model.head_dim": 8,
-        "mesh.data": 1, "data.train": path, "data.heldout": path, "data.seq_len": LENGTH, "data.batch_size": 1, "num_train_steps": 2,
+        "mesh.data": 1,
+        "data.train": path, "data.heldout": path, "data.seq_len": LENGTH, "data.batch_size": 1, "num_train_steps": 2,
         "optimizer.warmup_steps": 0, "evaluation.num_batches": 1, "logging.every_steps": 1, "logging.peak_flops": 1e12,
     }  # fmt: skip
     config = [f"--config={ROOT}/configs/quickstart.py", *(f"--config.{name}={value}" for name, value in flags.items())]
