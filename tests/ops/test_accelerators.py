@@ -58,7 +58,7 @@ def test_a_tpu_gets_splash_attention(monkeypatch):
     gradient = jax.jit(jax.grad(lambda q, k, v: ops.softmax_attention(q, k, v, segment_ids=jnp.asarray(IDS)).sum()))
     with compiling_for("tpu"):
         lowered = gradient.trace(*make_arrays()).lower(lowering_platforms=("tpu",))
-    assert lowered.as_text().count("tpu_custom_call") == 3  # forward, queries, keys and values
+    assert lowered.as_text().count("tpu_custom_call") in (2, 3)  # forward and backward, in one kernel or two
 
 
 def chosen(platform, dtype=jnp.bfloat16, T=256, segment_ids=None, cached=False, **changes):
