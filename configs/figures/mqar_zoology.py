@@ -8,7 +8,8 @@ where the papers put a convolution. 64 tokens, 8 pairs, vocabulary 512, zero fil
 steps of 32 examples, 48,000 of them, each seen once.
 Paper: 64 to 256 tokens with 4 to 16 pairs of a vocabulary of 8,192, zero filler, width 64 to 512, 100,000 examples
 for 64 epochs, best of four learning rates: attention solves every setting.
-Found: not run.
+Found (2 CPU cores, commit e26b1e4): softmax_rope reaches an accuracy of 0.12, one of eight values, after all 1,500
+steps (54 s): it has not learned to look up. Not solved yet; the other variants not run.
 """
 
 from ml_collections import ConfigDict
