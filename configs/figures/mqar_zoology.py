@@ -20,7 +20,7 @@ from configs import default
 def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     """A window of two tokens, then one layer of `variant`."""
     c = default.get_config(variant or "conformal_sympow")
-    c.num_train_steps = 1_500
+    c.num_train_steps = 3_000
     c.model.num_layers = 2
     c.model.embed_dim = 64
     c.model.num_heads = 2
@@ -29,21 +29,19 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     c.model.embedding_norm = False
     c.model.scan_layers = False
     c.model.tied_embeddings = False
-    c.model.init_std = 0.1
-    c.attention.layer_pattern = ("window", "attention")
-    c.attention.window = 2
+    c.attention.layer_pattern = ("short_conv", "attention")
+    c.attention.conv_width = 3
     c.data.train = c.data.heldout = "mqar"
     c.data.seq_len = 64
-    c.data.batch_size = 32
+    c.data.batch_size = 64
     c.task.vocab_size = 512
     c.task.num_pairs = 8
     c.task.random_filler = False
-    c.optimizer.learning_rate = 1e-2
+    c.optimizer.learning_rate = 3e-3
     c.optimizer.warmup_steps = 50
-    c.optimizer.weight_decay = 0.0
-    c.evaluation.every_steps = 200
+    c.evaluation.every_steps = 250
     c.evaluation.num_batches = 8
     c.evaluation.lengths = (64, 128, 256)
-    c.checkpoint.every_steps = 500
+    c.checkpoint.every_steps = 1_000
     c.logging.every_steps = 50
     return c

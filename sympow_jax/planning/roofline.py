@@ -12,7 +12,8 @@ class Roofline:
     """Bounds, not predictions: a real step takes longer.
 
     Attributes:
-      compute_seconds: FLOPs of the compiled program over the peaks of their types.
+      compute_seconds: FLOPs of the compiled program over the peaks of their types, at least the model's (a kernel of a
+        library, as cuDNN's attention, does not tell its own).
       memory_seconds: bytes through device memory over its bandwidth.
       network_seconds: exchanges over the links that they can use.
       step_seconds: the largest of the three, as if they overlapped perfectly.
@@ -58,7 +59,10 @@ def roofline(
     """
     peaks = {"float32": target.device.peak_float32, "bfloat16": target.device.peak}
     times = {
-        "compute": sum(count / peaks[dtype] for dtype, count in flops.items()),
+        "compute": max(
+            sum(count / peaks[dtype] for dtype, count in flops.items()),
+            model_flops / (num_devices * target.device.peak),
+        ),
         "memory": memory_bytes / target.device.hbm_bandwidth,
         "network": network_seconds,
     }

@@ -126,33 +126,34 @@ def _main_bytes(shapes) -> int:
 def _fusion_traffic(program: Program, computation: Computation, fusion: Instruction) -> float:
     """Operands and results, but only the parts of large arrays that the fusion slices or updates in place."""
     inner = program.computations[fusion.called()[0]]
-    origin = {i.name: i.name for i in inner.values() if i.opcode == "parameter"}
-    users: dict[str, list[Instruction]] = {name: [] for name in origin}
-    for instruction in inner.values():
-        for name in instruction.operands:
-            if name in origin and instruction.opcode == "bitcast":
-                origin[instruction.name] = origin[name]
-            elif name in origin:
-                users[origin[name]].append(instruction)
-    ordered = sorted((inner[name] for name in users), key=lambda p: int(p.value))
     total = 0.0
-    for parameter, operand in zip(ordered, fusion.operands, strict=False):
+    for number, operand in enumerate(fusion.operands):
         outer = computation[operand].shapes
-        if any(s.on_chip for s in outer):
-            continue
-        uses = users[parameter.name]
-        if uses and all(u.opcode in _READS_PART and origin.get(u.operands[0]) == parameter.name for u in uses):
-            total += sum(s.bytes for u in uses for s in u.shapes)
-        elif uses and all(
-            u.opcode == "dynamic-update-slice" and origin.get(u.operands[0]) == parameter.name for u in uses
-        ):
-            continue
-        else:
-            total += _main_bytes(outer)
-    roots = [i for i in inner.values() if i.is_root]
-    written = [inner[name] for name in roots[0].operands] if roots[0].opcode == "tuple" else roots
-    for root, shape in zip(written, fusion.shapes, strict=False):
+        if not any(s.on_chip for s in outer):
+            total += min(_read_inside(program, inner, number), _main_bytes(outer))
+    root = next(i for i in inner.values() if i.is_root)
+    written = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    for made, shape in zip(written, fusion.shapes, strict=False):
         if not shape.on_chip:
-            partial = root.opcode == "dynamic-update-slice"
-            total += inner[root.operands[1]].shapes[0].bytes if partial else shape.bytes
+            partial = made.opcode == "dynamic-update-slice"
+            total += inner[made.operands[1]].shapes[0].bytes if partial else shape.bytes
+    return total
+
+
+def _read_inside(program: Program, inner: Computation, number: int) -> float:
+    """Bytes that a fused computation reads of its parameter `number`: slices, also in fusions inside; else inf."""
+    parameter = next(i for i in inner.values() if i.opcode == "parameter" and int(i.value) == number)
+    names, total = {parameter.name}, 0.0
+    for instruction in inner.values():
+        for position, name in enumerate(instruction.operands):
+            if name not in names:
+                continue
+            if instruction.opcode == "bitcast":
+                names.add(instruction.name)
+            elif instruction.opcode == "fusion":
+                total += _read_inside(program, program.computations[instruction.called()[0]], position)
+            elif instruction.opcode in _READS_PART and position == 0:
+                total += sum(s.bytes for s in instruction.shapes)
+            elif instruction.opcode != "dynamic-update-slice" or position > 0:
+                return math.inf
     return total

@@ -97,6 +97,28 @@ def test_memory_traffic_counts_a_slice_of_a_large_array_once():
     assert rows <= work.memory_bytes(hlo.parse(text)) < 8 * rows
 
 
+def test_memory_traffic_looks_into_fusions_of_fusions():
+    text = """HloModule nested
+%inner (p: f32[64,8], i: s32[]) -> f32[1,8] {
+  %p = f32[64,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %row = f32[1,8]{1,0} dynamic-slice(%p, %i, %zero), dynamic_slice_sizes={1,8}
+}
+%outer (q: f32[64,8], j: s32[]) -> f32[1,8] {
+  %q = f32[64,8]{1,0} parameter(0)
+  %j = s32[] parameter(1)
+  ROOT %f = f32[1,8]{1,0} fusion(%q, %j), kind=kLoop, calls=%inner
+}
+ENTRY %main (x: f32[64,8], k: s32[]) -> f32[1,8] {
+  %x = f32[64,8]{1,0} parameter(0)
+  %k = s32[] parameter(1)
+  ROOT %g = f32[1,8]{1,0} fusion(%x, %k), kind=kOutput, calls=%outer
+}"""
+    row, index = 8 * 4, 4
+    assert work.memory_bytes(hlo.parse(text)) == 2 * row + index
+
+
 def test_convolution_window_of_a_batched_product():
     # a batch of 4 as a spatial dim with dilation, as the TPU compiler writes it: one valid position for each output
     assert work._valid_positions(4, 4, size=4, stride=3, lhs_dilate=4, rhs_dilate=1, low=0) == 4

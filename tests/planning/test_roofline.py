@@ -24,3 +24,8 @@ def test_a_step_takes_as_long_as_its_slowest_part():
 def test_float32_products_run_at_tf32_speed_on_gpus():
     assert bounds("h100", flops={"float32": 989e12}).compute_seconds == pytest.approx(2.0)
     assert bounds("v5e", flops={"float32": 197e12}).compute_seconds == pytest.approx(1.0)
+
+
+def test_compute_is_at_least_the_models():
+    r = bounds("v5e", flops={"bfloat16": 1.0}, memory_bytes=0.0, network_seconds=0.0)
+    assert (r.compute_seconds, r.mfu) == pytest.approx((0.5, 1.0))

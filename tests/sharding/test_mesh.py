@@ -50,7 +50,7 @@ def test_softmax_needs_two_halves_of_each_shard():
         config_mesh(tiny_config("softmax_rope", "mesh.seq=8"))
 
 
-@pytest.mark.parametrize("variant", ["conformal_sympow", "softmax_fire_shared", "based"])
+@pytest.mark.parametrize("variant", ["conformal_sympow", "softmax_fire_shared", "softmax_absolute", "based"])
 def test_the_table_places_every_array_of_a_train_state(variant):
     config = tiny_config(variant, "data.batch_size=8", "mesh.fsdp=2", "mesh.tensor=2")
     state = abstract_train_state(
