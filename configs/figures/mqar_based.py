@@ -4,7 +4,7 @@
     python eval.py --workdir=runs/mqar_based/NAME --lengths=64,128,256 --pairs=4,8,16,32
 
 VARIANT based (feature_dim 8, 16, 24), softmax_rope, conformal_sympow, rebased; the report draws accuracy and state.
-Budget: 1,500 steps of 32 x 64 tokens, as mqar_zoology.py; random filler, as Based's configurations leave it.
+Budget: 3,000 steps of 64 x 64 tokens, as mqar_zoology.py; random filler, as Based's configurations leave it.
 Paper: vocabulary 8,192, 100,000 examples of 64 tokens with 4 pairs and 20,000 each of 128 to 256 tokens with 8 to 64,
 32 epochs, tested up to 1,024 tokens with 256 pairs. Read from its figure, +-0.02: full attention 1.00; Based 0.54 at
 5.8 kB of state, 0.71 at 11.6 kB, 0.82 at 23 kB, 0.89 at 40 kB, 0.97 to 0.99 from 81 kB on; sliding windows 0.07 at

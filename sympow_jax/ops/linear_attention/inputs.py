@@ -34,7 +34,11 @@ def group_inputs(q, k, v, *, log_gates, segment_ids, scale, state) -> LinearInpu
     scale = 1.0 / math.sqrt(D) if scale is None else scale
     dtype = accumulation_dtype(q, k, v)
     q = (q.astype(dtype) * jnp.asarray(scale, dtype)).astype(q.dtype).reshape(B, T, K, H // K, D)
-    gates = jnp.zeros((B, T, K), dtype) if log_gates is None else finite_log_gates(log_gates.astype(dtype))
+    if log_gates is None:
+        # behind a barrier: XLA would add the zeros up at compile time, for minutes
+        gates = jax.lax.optimization_barrier(jnp.zeros((B, T, K), dtype))
+    else:
+        gates = finite_log_gates(log_gates.astype(dtype))
     runs, valid = number_runs(segment_ids, None if state is None else state.segment_id, (B, T))
     return LinearInputs(q, k, v, gates, runs, valid)
 
