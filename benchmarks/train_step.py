@@ -7,6 +7,7 @@
 A case is VARIANT,H,B,T: 4 layers of width 256, H heads of 256 / H, MLP 1024, tied byte vocabulary, float32. Both sides
 clip the gradient and apply AdamW. PyTorch's has learned positions, scaled_dot_product_attention, fused AdamW and two
 threads, and warms up on a short batch, as eager steps compile nothing. Steps alternate, one process working at a time.
+Under JAX_NUM_CPU_DEVICES=2 each core is a device, and they split B. --config flags reach our model alone.
 """
 
 import argparse

@@ -15,8 +15,21 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     c.variant = variant
     c.seed = 0  # parameters, data order and evaluation draws all derive from it
     c.num_train_steps = 1_000  # optimizer steps; training is bounded by steps, never by the clock
+    c.model = _model()
+    c.attention = _attention()
+    c.position = _position()
+    c.data = _data()
+    c.task = _task()  # of data.train = mqar | copy | selective_copy | passkey, and of eval.py --task
+    c.mesh = _mesh()  # devices along each axis; one of them may be -1: what the others leave
+    c.optimizer = _optimizer()
+    c.evaluation = _evaluation()
+    c.checkpoint = _checkpoint()
+    c.logging = _logging()
+    return c
 
-    c.model = m = ConfigDict()
+
+def _model() -> ConfigDict:
+    m = ConfigDict()
     m.num_layers = 12
     m.embed_dim = 768
     m.num_heads = 12
@@ -32,8 +45,11 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     m.scan_layers = True  # one compiled layer body for a run of equal layers; False unrolls (same parameters)
     m.remat = "none"  # none | dots | attention | block | offload: what layers keep for backward (models/remat.py)
     m.loss_block = 8_192  # tokens whose logits exist at once
+    return m
 
-    c.attention = a = ConfigDict()
+
+def _attention() -> ConfigDict:
+    a = ConfigDict()
     a.kernel = "variant"  # variant | softmax | power | taylor | rebased
     a.position = "variant"  # variant | none | rope | learned_rope | alibi | kerple_log | kerple_power | t5 | ...
     a.gate = "variant"  # variant | none | fixed | learned | data
@@ -51,8 +67,11 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     a.layer_pattern = ("variant",)  # layer kinds, repeated over the depth: attention | window | gated_conv | short_conv
     a.implementation = "auto"  # auto | reference | blockwise | chunked | recurrent; auto is resolved once
     a.chunk_size = 0  # chunk length of linear kernels; 0 = measured default
+    return a
 
-    c.position = p = ConfigDict()
+
+def _position() -> ConfigDict:
+    p = ConfigDict()
     p.base = 10_000.0  # rope: frequencies are base^(-2i/D)
     p.convention = "standard"  # standard | manifest: frequencies 2 pi / max_length^(2i/D)
     p.scaling = "none"  # none | linear | ntk | dynamic_ntk | yarn | llama3
@@ -60,8 +79,11 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     p.original_length = 0  # tokens; 0 = data.seq_len
     p.max_length = 0  # tokens: rows of the learned_absolute table, N of the manifest convention; 0 = longest evaluated
     p.alibi_slope_scale = 1.0  # multiplies ALiBi's slopes
+    return p
 
-    c.data = d = ConfigDict()
+
+def _data() -> ConfigDict:
+    d = ConfigDict()
     d.train = "python-stdlib"  # a corpus built in, a folder or URL of a store, a nanoGPT .bin, tfds:NAME, or a task
     d.heldout = "python-stdlib"  # likewise, for held-out loss and evaluation
     d.seq_len = 512
@@ -71,22 +93,31 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     d.cache_bytes = 256 << 20  # bound on decoded chunks kept in memory
     d.prefetch_batches = 8
     d.num_threads = 2
+    return d
 
-    c.task = t = ConfigDict()  # of data.train = mqar | copy | selective_copy | passkey, and of eval.py --task
+
+def _task() -> ConfigDict:
+    t = ConfigDict()
     t.vocab_size = 8_192  # mqar, copy, selective_copy
     t.num_pairs = 8  # mqar: key-value pairs; selective_copy: tokens to remember
     t.num_passes = 1  # mqar: how often the pairs are written
     t.power = 0.01  # mqar: a of the gaps between a pair and its query, slot r with weight r^(a - 1); 1 is uniform
     t.random_filler = True  # mqar: tokens between queries are random (Based), not 0 (Zoology, ReBased)
     t.tokenizer = "byte"  # passkey: byte, gpt2:FOLDER, ...; eval.py takes the run's
+    return t
 
-    c.mesh = h = ConfigDict()  # devices along each axis; one of them may be -1: what the others leave
+
+def _mesh() -> ConfigDict:
+    h = ConfigDict()
     h.data = -1  # rows of the batch
     h.fsdp = 1  # rows of the batch, with parameters and optimizer state cut as well
     h.tensor = 1  # heads and MLP features; divides num_kv_heads and mlp_dim
     h.seq = 1  # the time dim: contexts too long for one device
+    return h
 
-    c.optimizer = o = ConfigDict()
+
+def _optimizer() -> ConfigDict:
+    o = ConfigDict()
     o.name = "adamw"  # adamw | adam (no weight decay) | muon (matrices; everything else by adamw)
     o.learning_rate = 3e-3
     o.schedule = "cosine"  # cosine | linear | constant | wsd (warm-up, stable, decay)
@@ -102,25 +133,34 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     o.accumulation_steps = 1  # microbatches in a step; divides batch_size
     o.max_skipped_steps = 10  # steps in a row not applied (not finite, or outliers) before the run stops
     o.outlier_ratio = 0.0  # a gradient norm beyond this many times its running mean is not applied; 0 = no bound
+    return o
 
-    c.evaluation = e = ConfigDict()
+
+def _evaluation() -> ConfigDict:
+    e = ConfigDict()
     e.every_steps = 250  # held-out loss during training; 0 = only at the end
     e.num_batches = 16  # batches of that held-out loss
     e.lengths = (512, 1024, 2048, 4096)  # contexts of eval.py
     e.num_documents = 48  # held-out documents of eval.py
     e.chunk_size = 512  # tokens that eval.py streams at a time
     e.contextwise_length = 0  # at every held-out loss also the loss by position up to here, in octaves; 0 = no
+    return e
 
-    c.checkpoint = k = ConfigDict()
+
+def _checkpoint() -> ConfigDict:
+    k = ConfigDict()
     k.every_steps = 250
     k.keep_last = 2
     k.keep_every = 0  # also keep every n-th step for ever; 0 = no
     k.keep_best = True  # also keep the step with the lowest held-out loss
+    return k
 
-    c.logging = g = ConfigDict()
+
+def _logging() -> ConfigDict:
+    g = ConfigDict()
     g.every_steps = 10  # a row of metrics.jsonl and of TensorBoard
     g.tensorboard = True
     g.wandb_project = ""  # Weights & Biases project that also gets the metrics; "" = none
     g.profile_steps = (0,)  # steps traced by the profiler into workdir/profile; 0 = none
     g.peak_flops = 0.0  # FLOP/s of one device for MFU; 0 = known accelerator, else measured by a matrix product
-    return c
+    return g

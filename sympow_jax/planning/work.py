@@ -148,7 +148,7 @@ def _read_inside(program: Program, inner: Computation, number: int) -> float:
         for position, name in enumerate(instruction.operands):
             if name not in names:
                 continue
-            if instruction.opcode == "bitcast":
+            if instruction.opcode == "bitcast" and not instruction.is_root:
                 names.add(instruction.name)
             elif instruction.opcode == "fusion":
                 total += _read_inside(program, program.computations[instruction.called()[0]], position)
