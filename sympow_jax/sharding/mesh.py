@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -55,14 +56,33 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     """A mesh with the four axes, over the first devices that the product of `sizes` (see `infer_sizes`) takes.
 
     `devices` are those of this run, or of a topology that is only compiled for.
+
+    Raises:
+      ValueError: in one line, TPU slices that neither `data` nor `fsdp` can be spread over.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = infer_sizes(sizes, len(devices))
     used = devices[: math.prod(sizes.values())]
     shape, types = tuple(sizes[axis] for axis in AXES), (AxisType.Auto,) * len(AXES)
-    if len(used) == 1:  # nothing to arrange
-        return Mesh(np.asarray(used, object).reshape(shape), AXES, axis_types=types)
-    return jax.make_mesh(shape, AXES, axis_types=types, devices=used)
+    return Mesh(_arrange(shape, used), AXES, axis_types=types)
+
+
+def _arrange(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+    """The devices as an array of `shape` whose neighbours are close on the network; slices lie along the batch."""
+    if len(devices) == 1:  # nothing to arrange
+        return np.asarray(devices, object).reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1 or devices[0].platform != "tpu":  # hosts of GPUs are in order already, the first axis across them
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    axis = next((i for i in range(len(BATCH)) if shape[i] % slices == 0), None)
+    if axis is None:
+        raise ValueError(
+            f"mesh.data = {shape[0]}: the {len(devices)} devices are {slices} slices, which only rows of the batch can "
+            f"be spread over; use a multiple of {slices} for mesh.data or mesh.fsdp"
+        )
+    across = tuple(slices if i == axis else 1 for i in range(len(shape)))
+    inside = tuple(size // count for size, count in zip(shape, across, strict=True))
+    return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
 
 
 def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:

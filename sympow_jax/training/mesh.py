@@ -37,7 +37,10 @@ def config_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     _check_rows(config, sizes)
     _check_parameters(config, sizes)
     _check_sequence(config, sizes)
-    return sharding.make_mesh(sizes, devices)
+    try:
+        return sharding.make_mesh(sizes, devices)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _product(sizes: dict[str, int], axes: Sequence[str]) -> str:

@@ -1,5 +1,8 @@
 """Mesh sizes, the table of parameter axes, and what is refused before anything is compiled."""
 
+import dataclasses
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -25,6 +28,43 @@ def test_the_inferred_axis_takes_what_the_others_leave():
         sharding.infer_sizes(SIZES | {"seq": -1}, 8)
     with pytest.raises(ValueError, match=r"= 3 does not divide the 8 devices.*a product of 2 would"):
         sharding.infer_sizes(SIZES | {"fsdp": 3}, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a mesh asks of a TPU chip: there is none here."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int = 0
+    process_index: int = 0
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5"
+
+
+def chips(*shape: int, slices: int = 1) -> list[Chip]:
+    places = list(itertools.product(range(slices), *(range(size) for size in shape)))
+    return [Chip(i, place[1:], place[0]) for i, place in enumerate(places)]
+
+
+def test_an_axis_may_take_a_part_of_an_axis_of_the_torus():
+    mesh = sharding.make_mesh(SIZES | {"seq": 8}, chips(4, 4, 4))
+    assert mesh.devices.shape == (8, 1, 1, 8)
+    assert len({chip.id for chip in mesh.devices.flat}) == 64
+
+
+@pytest.mark.parametrize("axis", ["data", "fsdp"])
+def test_slices_lie_along_the_batch(axis):
+    sizes = SIZES | {"data": 1, axis: 4, "seq": 4}
+    devices = sharding.make_mesh(sizes, chips(2, 2, 2, slices=2)).devices.reshape(4, 4)
+    assert [{chip.slice_index for chip in row} for row in devices] == [{0}, {0}, {1}, {1}]
+
+
+def test_slices_that_rows_cannot_be_spread_over_are_refused():
+    with pytest.raises(ValueError, match=r"mesh.data = 1: .* 2 slices.*use a multiple of 2") as error:
+        sharding.make_mesh(SIZES | {"data": 1, "seq": 16}, chips(2, 2, 2, slices=2))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
