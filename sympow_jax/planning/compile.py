@@ -10,7 +10,7 @@ import jax
 from sympow_jax.config import Config, ConfigError
 from sympow_jax.models.registry import Model, resolve_implementation
 from sympow_jax.ops.platform import compiling_for
-from sympow_jax.planning.targets import GIB, Target
+from sympow_jax.planning.targets import GIB, Target, mismatch
 from sympow_jax.training.data import abstract_batch
 from sympow_jax.training.mesh import config_mesh
 from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -160,7 +160,8 @@ def explain(text: str, config: Config, target: Target) -> PlanError:
             "sharding", f"{where}: the compiler cannot lay the program out on this mesh; change mesh.data, mesh.fsdp, "
             f"mesh.tensor or mesh.seq: {line[:200]}"
         )  # fmt: skip
-    return PlanError("compiler", f"{where}: {line[:300]}")
+    cause = mismatch(target.platform)
+    return PlanError("compiler", f"{where}: {cause + '; ' if cause else ''}{line[:300]}")
 
 
 def _memory_text(line: str) -> str:

@@ -13,7 +13,7 @@ from sympow_jax.planning import hlo, work
 from sympow_jax.planning.collectives import Collective, collectives, network_seconds, summed
 from sympow_jax.planning.compile import Built, Memory, PlanError, Step, memory_knobs
 from sympow_jax.planning.roofline import roofline
-from sympow_jax.planning.targets import GIB, Target
+from sympow_jax.planning.targets import GIB, Target, compiler
 
 Plan = dict[str, Any]
 
@@ -74,6 +74,7 @@ def header(config: Config, target: Target) -> Plan:
     d = config.data
     return {
         "compiled_for": target.name,
+        "compiler": compiler(target.platform),
         "devices": len(target.devices),
         "variant": config.variant,
         "degree": config.attention.degree if config.attention.kernel == "power" else 0,
@@ -126,7 +127,7 @@ def table(plan: Plan) -> Table:
     rows.add_row(
         "step",
         f"{plan['batch_size']} x {plan['context']:,} tokens, remat {plan['remat']}, accumulation "
-        f"{plan['accumulation_steps']}, {plan['implementation']}",
+        f"{plan['accumulation_steps']}, {plan['implementation']}, chunk_size {plan['chunk_size']}",
     )
     for name, memory in plan["memory"].items():
         rows.add_row(f"memory, {name}", _memory_text(memory))

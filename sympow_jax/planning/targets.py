@@ -12,6 +12,7 @@ NVLink, one direction; between hosts one network card for each GPU as in DGX sys
 
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.resources
 import importlib.util
 import math
@@ -183,6 +184,26 @@ def _need(module: str, name: str, extra: str) -> None:
             f"--topology = {name!r}: needs {module}, the compiler for this hardware; install the extra {extra!r}: "
             f"pip install 'sympow_jax[{extra}]'"
         )
+
+
+def compiler(platform: str) -> str:
+    """The package that compiles for a platform, and its version."""
+    package = {"tpu": "libtpu", "gpu": "jax-cuda12-plugin", "cpu": "jaxlib"}[platform]
+    return f"{package} {importlib.metadata.version(package)}"
+
+
+def mismatch(platform: str) -> str:
+    """What to install if libtpu is not of the release that this jax was made with; "" if it is, or for others."""
+    if platform != "tpu":
+        return ""
+    text = " ".join(importlib.metadata.requires("jax") or [])
+    wanted, installed = re.search(r"libtpu==([\d.]+)\.\*", text), importlib.metadata.version("libtpu")
+    if wanted is None or installed.startswith(wanted[1] + ".") or installed == wanted[1]:
+        return ""
+    return (
+        f"libtpu {installed} is not the {wanted[1]}.* that jax {jax.__version__} is made for: "
+        f"pip install 'jax[tpu]=={jax.__version__}'"
+    )
 
 
 @functools.cache

@@ -112,7 +112,8 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
         update = computation[instruction.operands[1 if instruction.opcode == "dynamic-update-slice" else -1]]
         return 2.0 * _main_bytes(update.shapes)
     if instruction.opcode in ("copy-start", "slice-start"):
-        return float(sum(_main_bytes([s]) for s in instruction.shapes[:2]))
+        moved = min(shape.bytes for shape in instruction.shapes[:2])  # of a slice, what is cut out
+        return float(moved * sum(not shape.on_chip for shape in instruction.shapes[:2]))
     if instruction.opcode == "fusion":
         return _fusion_traffic(program, computation, instruction)
     read = sum(_main_bytes(computation[name].shapes) for name in instruction.operands if name in computation)

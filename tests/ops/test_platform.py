@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sympow_jax.ops.linear_attention.chunked import _by_rows
@@ -41,3 +42,17 @@ def test_rows_are_split_for_cpu_caches_only_on_the_cpu():
 
     assert "f32[1,2,8256]" in shapes("cpu")
     assert "f32[1,2,8256]" not in shapes("tpu")
+
+
+@pytest.mark.parametrize("D", [1, 2, 5, 8])
+def test_the_expansion_of_each_platform_is_the_same(D):
+    x = jax.random.normal(jax.random.key(0), (3, D, 7))
+
+    def expansion(platform):
+        with compiling_for(platform):
+            return PowerKernel(2).features(x), str(jax.make_jaxpr(PowerKernel(2).features)(x))
+
+    (on_cpu, by_copies), (on_tpu, by_slices) = expansion("cpu"), expansion("tpu")
+    assert by_copies != by_slices
+    np.testing.assert_allclose(on_tpu, on_cpu, rtol=1e-6)
+    assert on_tpu.shape == (3, D * (D + 1) // 2, 7)

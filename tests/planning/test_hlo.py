@@ -97,6 +97,18 @@ def test_memory_traffic_counts_a_slice_of_a_large_array_once():
     assert rows <= work.memory_bytes(hlo.parse(text)) < 8 * rows
 
 
+def test_memory_traffic_of_a_started_slice_is_what_it_cuts_out():
+    text = """HloModule step
+
+ENTRY %main (p: f32[1000,8]) -> f32[2,8] {
+  %p = f32[1000,8]{1,0} parameter(0)
+  %start = (f32[1000,8]{1,0}, f32[2,8]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[4:6], [0:8]}
+  ROOT %done = f32[2,8]{1,0:T(8,128)S(1)} slice-done(%start)
+}
+"""
+    assert work.memory_bytes(hlo.parse(text)) == 2 * 8 * 4  # read from memory into VMEM
+
+
 def test_memory_traffic_looks_into_fusions_of_fusions():
     text = """HloModule nested
 %inner (p: f32[64,8], i: s32[]) -> f32[1,8] {

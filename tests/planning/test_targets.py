@@ -1,3 +1,4 @@
+import importlib.metadata
 import importlib.util
 
 import numpy as np
@@ -35,6 +36,18 @@ def test_a_missing_compiler_names_the_extra(name, module, extra, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda found: None if found == module else object())
     with pytest.raises(ConfigError, match=rf"needs {module}.*pip install 'sympow_jax\[{extra}\]'"):
         targets.find(name)
+
+
+@pytest.mark.parametrize(
+    ("installed", "fits"), [("0.0.42.1", True), ("0.0.42", True), ("0.0.4", False), ("0.0.52", False)]
+)
+def test_a_tpu_compiler_of_another_release_is_named(installed, fits, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: installed)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda package: ['libtpu==0.0.42.*; extra == "tpu"'])
+    says = targets.mismatch("tpu")
+    assert says.startswith(f"libtpu {installed} is not the 0.0.42.* that jax") == (not fits)
+    assert fits or "pip install 'jax[tpu]==" in says
+    assert targets.mismatch("gpu") == ""
 
 
 def test_every_kind_is_listed_and_every_gpu_is_described():

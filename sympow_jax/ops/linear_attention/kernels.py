@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sympow_jax.ops.platform import target_platform
 from sympow_jax.typing import Array, Float
 
 SQRT2 = math.sqrt(2.0)
@@ -77,8 +78,15 @@ def _squares(x: Array) -> Array:
     """Degree 2 in the cyclic-offset layout: x_i x_((i + r) mod D) for r = 0 .. D // 2, each pair once.
 
     Offset 0 has weight 1, the others sqrt(2); for an even D the last offset, r = D / 2, meets every pair twice, so
-    only its first half is kept. Copies of x laid end to end and cut into rows of D + 1 are its cyclic shifts: row r
-    starts with x_r. There is no gather, and the products are one vectorised loop over the tokens.
+    only its first half is kept.
+    """
+    return _products_by_slices(x) if target_platform() == "tpu" else _products_by_copies(x)
+
+
+def _products_by_copies(x: Array) -> Array:
+    """One vectorised loop over the tokens for all offsets but 0.
+
+    Copies of x laid end to end and cut into rows of D + 1 are its cyclic shifts: row r starts with x_r.
     """
     *batch, D, C = x.shape
     R = D // 2 + 1
@@ -86,6 +94,16 @@ def _squares(x: Array) -> Array:
     shifts = copies[..., : R * (D + 1), :].reshape(*batch, R, D + 1, C)[..., 1:, :D, :]
     pairs = (x[..., None, :, :] * shifts).reshape(*batch, (R - 1) * D, C)
     return jnp.concatenate([x * x, pairs[..., : D * (D - 1) // 2, :]], axis=-2)
+
+
+def _products_by_slices(x: Array) -> Array:
+    """A product for each offset. On a TPU rows of D + 1 are not whole tiles: copies would travel through memory."""
+    D = x.shape[-2]
+    twice, scaled = jnp.concatenate([x, x], axis=-2), SQRT2 * x
+    rows = [scaled * twice[..., r : r + D, :] for r in range(1, D // 2 + 1)]
+    if D % 2 == 0:
+        rows[-1] = rows[-1][..., : D // 2, :]
+    return jnp.concatenate([x * x, *rows], axis=-2)
 
 
 def _squares_vjp(x: Array, g: Array) -> tuple[Array]:
