@@ -38,6 +38,7 @@ def jax_steps(variant: str, H: int, B: int, T: int, more: list[str]) -> dict[str
     from benchmarks.probe import gemm_probe
     from sympow_jax.commands import use_compilation_cache
     from sympow_jax.config import parse_flags
+    from sympow_jax.host_memory import keep_freed_memory
     from sympow_jax.models.registry import Model, resolve_implementation
     from sympow_jax.sharding import batch_sharding
     from sympow_jax.training.mesh import config_mesh
@@ -45,6 +46,7 @@ def jax_steps(variant: str, H: int, B: int, T: int, more: list[str]) -> dict[str
     from sympow_jax.training.step import make_train_step
     from sympow_jax.training.train_state import create_train_state
 
+    keep_freed_memory()  # as train.py does
     use_compilation_cache()
     shape = {"num_layers": LAYERS, "embed_dim": WIDTH, "mlp_dim": MLP, "num_heads": H, "head_dim": WIDTH // H}
     flags = [f"--config.model.{name}={value}" for name, value in shape.items()]

@@ -17,6 +17,7 @@ from sympow_jax.config import TASKS, Config, ConfigError, nearest
 from sympow_jax.evals.files import write_json, write_result
 from sympow_jax.evals.length_generalisation import length_generalisation, read_documents
 from sympow_jax.evals.position_bias import distance_curves
+from sympow_jax.host_memory import keep_freed_memory
 from sympow_jax.input_pipeline.corpus import cache_folder
 from sympow_jax.input_pipeline.opening import open_data
 from sympow_jax.input_pipeline.views import concat_view
@@ -53,6 +54,7 @@ def one_line_errors(run: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
 
 def run_program(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Exits with the code of `main`; after an error nothing that ends with the process prints past its one line."""
+    keep_freed_memory()
     code = main(sys.argv[1:])
     if code == 1 and not os.environ.get("SYMPOW_JAX_TRACEBACK"):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
