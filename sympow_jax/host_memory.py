@@ -2,6 +2,7 @@
 
 import ctypes
 import glob
+import os
 import platform
 
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")
@@ -13,10 +14,15 @@ def keep_freed_memory() -> bool:
 
     XLA allocates the temporaries of a program when it starts and frees them when it ends. glibc gives blocks of that
     size back to the system at once, so that every step faults in, and the system clears, each page again: measured,
-    14% of a step of 16,384 tokens (RESULTS.md, training step). Call it before JAX starts its threads, which would
-    take heaps of their own. Nothing happens beside an accelerator or with another C library.
+    14% of a step of 16,384 tokens (RESULTS.md, training step). The price is memory: a heap may hold the temporaries of
+    one step more than it needs. Call it before JAX starts its threads, which would take heaps of their own.
+
+    Nothing changes beside an accelerator, with another C library, or where the environment already sets glibc's malloc
+    (MALLOC_* or GLIBC_TUNABLES; MALLOC_ARENA_MAX=8 is enough to turn this off).
     """
-    if platform.libc_ver()[0] != "glibc" or any(glob.glob(pattern) for pattern in _ACCELERATORS):
+    theirs = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    accelerated = any(glob.glob(pattern) for pattern in _ACCELERATORS)
+    if platform.libc_ver()[0] != "glibc" or accelerated or theirs:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all([mallopt(_ARENA_MAX, 1), mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1)])

@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from sympow_jax.host_memory import keep_freed_memory
+
 ROUNDS = """
 import ctypes, resource, threading
 from sympow_jax.host_memory import keep_freed_memory
@@ -41,3 +43,11 @@ def test_freed_memory_is_not_faulted_in_again():
 
     assert faults(False) > 4 * size // 2**21  # once a round, in pages of 4 KiB or 2 MiB
     assert faults(True) < size // 2**21
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MALLOC_ARENA_MAX", "8"), ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1")]
+)
+def test_what_the_environment_says_of_malloc_stays(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    assert not keep_freed_memory()
