@@ -1,16 +1,18 @@
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
 
-from sympow_jax.host_memory import keep_freed_memory
+from sympow_jax import host_memory
 
 ROUNDS = """
 import ctypes, resource, threading
-from sympow_jax.host_memory import keep_freed_memory
+from sympow_jax import host_memory
 
-assert not {keep} or keep_freed_memory()
+host_memory._ACCELERATORS = ()
+assert not {keep} or host_memory.keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
@@ -36,10 +38,13 @@ thread.join()
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_is_not_faulted_in_again():
     size = 2**28
+    theirs = ("MALLOC_", "GLIBC_TUNABLES")
+    unset = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
 
     def faults(keep):
         code = ROUNDS.format(keep=keep, size=size)
-        return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        command = [sys.executable, "-c", code]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, env=unset).stdout)
 
     assert faults(False) > 4 * size // 2**21  # once a round, in pages of 4 KiB or 2 MiB
     assert faults(True) < size // 2**21
@@ -49,5 +54,13 @@ def test_freed_memory_is_not_faulted_in_again():
     ("name", "value"), [("MALLOC_ARENA_MAX", "8"), ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1")]
 )
 def test_what_the_environment_says_of_malloc_stays(name, value, monkeypatch):
+    monkeypatch.setattr(host_memory, "_ACCELERATORS", ())
+    monkeypatch.setattr(host_memory.ctypes, "CDLL", None)  # nothing may be called
     monkeypatch.setenv(name, value)
-    assert not keep_freed_memory()
+    assert not host_memory.keep_freed_memory()
+
+
+def test_nothing_changes_beside_an_accelerator(tmp_path, monkeypatch):
+    monkeypatch.setattr(host_memory, "_ACCELERATORS", (str(tmp_path),))
+    monkeypatch.setattr(host_memory.ctypes, "CDLL", None)
+    assert not host_memory.keep_freed_memory()

@@ -121,7 +121,8 @@ def axes_of(group: tuple[int, ...], mesh_shape: dict[str, int]) -> str:
 def bandwidth(group: tuple[int, ...], target: Target, devices: list) -> float:
     """Bytes/s that one device can send to a group, at best.
 
-    On a torus: the links of the dims that the group spans, both ways around a ring and one way along a line. On GPUs:
+    On a torus: the links of the dims that the group spans, both ways around a whole ring and one way along a line or a
+    part of a ring, whose other links belong to other groups. On GPUs:
     NVLink inside a host, the network cards as soon as the group spans hosts.
     """
     device = target.device
@@ -130,9 +131,10 @@ def bandwidth(group: tuple[int, ...], target: Target, devices: list) -> float:
         hosts = {d.process_index for d in members}
         return device.link_bandwidth if len(hosts) == 1 else device.host_bandwidth
     coordinates = np.array([d.coords[: device.torus_dims] for d in members])
-    spans = [axis for axis in range(device.torus_dims) if len(set(coordinates[:, axis])) > 1]
-    ways = [2 if target.shape[axis] % device.wraps_at == 0 else 1 for axis in spans]
-    return device.link_bandwidth * max(sum(ways), 1)
+    places = [len(set(coordinates[:, axis])) for axis in range(device.torus_dims)]
+    rings = [size == count and size % device.wraps_at == 0 for size, count in zip(target.shape, places, strict=True)]
+    ways = sum(2 if ring else 1 for ring, count in zip(rings, places, strict=True) if count > 1)
+    return device.link_bandwidth * max(ways, 1)
 
 
 def network_seconds(found: list[Collective], target: Target, devices: list) -> float:

@@ -155,13 +155,15 @@ def explain(text: str, config: Config, target: Target) -> PlanError:
         )  # fmt: skip
     if "RESOURCE_EXHAUSTED" in line or "out of memory" in line.lower():
         return PlanError("memory", f"{where}: {_memory_text(line)}; {memory_knobs(config, target)}")
+    cause = mismatch(target.platform)
+    if cause and "INTERNAL" in line:
+        return PlanError("compiler", f"{where}: {cause}; {line[:300]}")
     if "harding" in line or "divisible" in line or "partition" in line.lower():
         return PlanError(
             "sharding", f"{where}: the compiler cannot lay the program out on this mesh; change mesh.data, mesh.fsdp, "
             f"mesh.tensor or mesh.seq: {line[:200]}"
         )  # fmt: skip
-    cause = mismatch(target.platform)
-    return PlanError("compiler", f"{where}: {cause + '; ' if cause else ''}{line[:300]}")
+    return PlanError("compiler", f"{where}: {line[:300]}")
 
 
 def _memory_text(line: str) -> str:

@@ -140,7 +140,8 @@ def table(plan: Plan) -> Table:
     )
     rows.add_row("at best", f"MFU {r['mfu']:.1%}, {r['tokens_per_second']:,.0f} tokens/s, {_days(plan)}")
     seconds = plan["compile_seconds"]
-    rows.add_row("compiled in", ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
+    by = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    rows.add_row("compiled in", f"{by}, by {plan['compiler']}")
     return rows
 
 

@@ -186,18 +186,29 @@ def _need(module: str, name: str, extra: str) -> None:
         )
 
 
+COMPILERS = {"tpu": "libtpu", "gpu": "jax-cuda12-pjrt", "cpu": "jaxlib"}
+
+
 def compiler(platform: str) -> str:
     """The package that compiles for a platform, and its version."""
-    package = {"tpu": "libtpu", "gpu": "jax-cuda12-plugin", "cpu": "jaxlib"}[platform]
-    return f"{package} {importlib.metadata.version(package)}"
+    package = COMPILERS[platform]
+    return f"{package} {_version(package)}"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"  # a nightly, or one that came with the machine
 
 
 def mismatch(platform: str) -> str:
     """What to install if libtpu is not of the release that this jax was made with; "" if it is, or for others."""
-    if platform != "tpu":
+    installed = _version(COMPILERS[platform])
+    if platform != "tpu" or installed == "unknown":
         return ""
     text = " ".join(importlib.metadata.requires("jax") or [])
-    wanted, installed = re.search(r"libtpu==([\d.]+)\.\*", text), importlib.metadata.version("libtpu")
+    wanted = re.search(r"libtpu==([\d.]+)\.\*", text)
     if wanted is None or installed.startswith(wanted[1] + ".") or installed == wanted[1]:
         return ""
     return (

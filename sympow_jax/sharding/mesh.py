@@ -58,7 +58,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     `devices` are those of this run, or of a topology that is only compiled for.
 
     Raises:
-      ValueError: in one line, TPU slices that neither `data` nor `fsdp` can be spread over.
+      ValueError: in one line, TPU slices that `data` and `fsdp` cannot be spread over, or a part of one that is no box.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = infer_sizes(sizes, len(devices))
@@ -73,14 +73,19 @@ def _arrange(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
         return np.asarray(devices, object).reshape(shape)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1 or devices[0].platform != "tpu":  # hosts of GPUs are in order already, the first axis across them
-        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    axis = next((i for i in range(len(BATCH)) if shape[i] % slices == 0), None)
-    if axis is None:
+        try:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        except AssertionError:
+            raise ValueError(
+                f"mesh: the first {len(devices)} chips of the slice are not a box; use all of them (mesh.data = -1)"
+            ) from None
+    data = math.gcd(shape[0], slices)
+    across = (data, slices // data, 1, 1)
+    if shape[1] % across[1]:
         raise ValueError(
-            f"mesh.data = {shape[0]}: the {len(devices)} devices are {slices} slices, which only rows of the batch can "
-            f"be spread over; use a multiple of {slices} for mesh.data or mesh.fsdp"
+            f"mesh: data {shape[0]} x fsdp {shape[1]}: the {len(devices)} devices are {slices} slices, which only rows "
+            f"of the batch can be spread over; use a multiple of {slices} for mesh.data, mesh.fsdp or their product"
         )
-    across = tuple(slices if i == axis else 1 for i in range(len(shape)))
     inside = tuple(size // count for size, count in zip(shape, across, strict=True))
     return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
 

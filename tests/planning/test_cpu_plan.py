@@ -128,6 +128,15 @@ def test_what_a_compiler_refuses_becomes_one_line(text, kind, says):
     assert str(error) in report.matrix([plan])
 
 
+def test_an_internal_error_names_a_compiler_of_another_release(monkeypatch):
+    monkeypatch.setattr("sympow_jax.planning.compile.mismatch", lambda platform: f"the one for {platform} is old")
+    target = targets.find("cpu:1")
+    error = explain("INTERNAL: RET_CHECK failure while partitioning", config(), target)
+    assert error.kind == "compiler"
+    assert "the one for cpu is old; INTERNAL: RET_CHECK" in str(error)
+    assert report.failure(config(), target, error)["compiler"].startswith("jaxlib ")
+
+
 def test_wrong_flags_are_one_line():
     for flags, says in ((["--list="], "no such flag|--list"), ([*SMALL], "--topology is missing")):
         with pytest.raises(config_lib.ConfigError, match=says):

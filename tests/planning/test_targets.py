@@ -50,6 +50,12 @@ def test_a_tpu_compiler_of_another_release_is_named(installed, fits, monkeypatch
     assert targets.mismatch("gpu") == ""
 
 
+def test_a_compiler_without_a_distribution_has_no_version(monkeypatch):
+    monkeypatch.setitem(targets.COMPILERS, "tpu", "no-such-libtpu")
+    assert targets.compiler("tpu") == "no-such-libtpu unknown"
+    assert targets.mismatch("tpu") == ""
+
+
 def test_every_kind_is_listed_and_every_gpu_is_described():
     listed = [line.partition(":")[0] for line in targets.legal()]
     assert listed == [*DEVICES, "cpu"]
@@ -73,6 +79,7 @@ def test_bandwidth_of_a_torus_and_of_hosts():
     assert bandwidth(tuple(ids[0]), v5e, pod) == 50e9  # a line of 4
     assert bandwidth(tuple(ids[:, 0]), v5e, pod) == 2 * 50e9  # a ring of 16
     assert bandwidth(tuple(ids.ravel()), v5e, pod) == 3 * 50e9
+    assert bandwidth(tuple(ids[:8, 0]), v5e, pod) == 50e9  # half a ring: the way back is not its own
     gpus = [Chip(None, i // 8) for i in range(16)]
     h100 = Target("h100:2x8", DEVICES["h100"], (2, 8), tuple(gpus))
     assert bandwidth(tuple(range(8)), h100, gpus) == 450e9

@@ -54,16 +54,23 @@ def test_an_axis_may_take_a_part_of_an_axis_of_the_torus():
     assert len({chip.id for chip in mesh.devices.flat}) == 64
 
 
-@pytest.mark.parametrize("axis", ["data", "fsdp"])
-def test_slices_lie_along_the_batch(axis):
-    sizes = SIZES | {"data": 1, axis: 4, "seq": 4}
-    devices = sharding.make_mesh(sizes, chips(2, 2, 2, slices=2)).devices.reshape(4, 4)
-    assert [{chip.slice_index for chip in row} for row in devices] == [{0}, {0}, {1}, {1}]
+@pytest.mark.parametrize("rows", [{"data": 4}, {"fsdp": 4}, {"data": 2, "fsdp": 2}])
+def test_slices_lie_along_the_batch(rows):
+    sizes = SIZES | {"data": 1, "seq": 4} | rows
+    devices = sharding.make_mesh(sizes, chips(2, 2, 1, slices=4)).devices.reshape(4, 4)
+    assert [{chip.slice_index for chip in row} for row in devices] == [{0}, {1}, {2}, {3}]
 
 
-def test_slices_that_rows_cannot_be_spread_over_are_refused():
-    with pytest.raises(ValueError, match=r"mesh.data = 1: .* 2 slices.*use a multiple of 2") as error:
-        sharding.make_mesh(SIZES | {"data": 1, "seq": 16}, chips(2, 2, 2, slices=2))
+@pytest.mark.parametrize(
+    ("flags", "devices", "message"),
+    [
+        (["mesh.data=1", "mesh.seq=16"], chips(2, 2, 2, slices=2), r"data 1 x fsdp 1: .* 2 slices.*a multiple of 2"),
+        (["mesh.data=3", "data.batch_size=3"], chips(2, 2, 1), r"mesh: the first 3 chips of the slice are not a box"),
+    ],
+)
+def test_chips_that_a_mesh_cannot_be_laid_over_are_one_line(flags, devices, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        config_mesh(tiny_config("conformal_sympow", "data.seq_len=32", *flags), devices)
     assert "\n" not in str(error.value)
 
 
