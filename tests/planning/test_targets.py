@@ -39,7 +39,7 @@ def test_a_missing_compiler_names_the_extra(name, module, extra, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("installed", "fits"), [("0.0.42.1", True), ("0.0.42", True), ("0.0.4", False), ("0.0.52", False)]
+    ("installed", "fits"), [("0.0.42.1", True), ("0.0.42", True), ("0.0.421", False), ("0.0.52", False)]
 )
 def test_a_tpu_compiler_of_another_release_is_named(installed, fits, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda package: installed)
