@@ -13,8 +13,8 @@ def keep_freed_memory() -> bool:
     """Keeps what a program frees for the next one, where programs run on the CPU; returns whether it does.
 
     XLA allocates the temporaries of a program when it starts and frees them when it ends. glibc gives blocks of that
-    size back to the system at once, so that every step faults in, and the system clears, each page again: measured,
-    14% of a step of 16,384 tokens (RESULTS.md, training step). The price is memory: the process keeps the most
+    size back to the system at once, so that every step faults in, and the system clears, each page again
+    (RESULTS.md, training step). The price is memory: the process keeps the most
     that it ever used, compilation and checkpoints included, and a block that finds no hole of its size grows the heap.
     Call it before JAX starts its threads, which would take heaps of their own.
 
