@@ -20,6 +20,7 @@ import shutil
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -382,19 +383,22 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 def _quieten_orbax() -> None:
     """Hides the dozen tracebacks about one failure of Orbax, which `save` and `restore` report in a line.
 
-    Orbax logs some; others come from asyncio, which reports each write of an abandoned save when it is collected.
+    Orbax logs some; others come from asyncio, which reports each write of an abandoned save when it is collected, and
+    from Python, about writes that were never started: a warning, or what kept it from warning.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_not_from_orbax)  # adding it again changes nothing
+    warnings.filterwarnings("ignore", r"coroutine '.*write_fragment' was never awaited", RuntimeWarning)
     previous = sys.unraisablehook
-    if getattr(previous, "drops_closed_loops", False):
+    if getattr(previous, "drops_late_news", False):
         return
 
     def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":  # late news for an abandoned read or write
+        code = getattr(unraisable.object, "cr_code", None)
+        if str(unraisable.exc_value) != "Event loop is closed" and "/orbax/" not in getattr(code, "co_filename", ""):
             previous(unraisable)
 
-    hook.drops_closed_loops = True  # pyright: ignore[reportFunctionMemberAccess]
+    hook.drops_late_news = True  # pyright: ignore[reportFunctionMemberAccess]
     sys.unraisablehook = hook
 
 

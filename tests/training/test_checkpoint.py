@@ -7,6 +7,7 @@ import logging
 import pathlib
 import resource
 import shutil
+import sys
 from collections.abc import Iterator
 
 import jax
@@ -390,6 +391,18 @@ def test_late_reports_of_orbax_failures_are_dropped_and_others_are_not(caplog):
         except (ValueError, ZeroDivisionError) as error:  # as asyncio does for the other writes of a failed save
             logging.getLogger("asyncio").error("exception was never retrieved", exc_info=error)
     assert [str(record.exc_info[1]) for record in caplog.records] == ["division by zero"]
+
+
+@pytest.mark.parametrize(("file", "reports"), [("/python/orbax/serialization.py", 0), ("/python/other.py", 1)])
+def test_writes_that_orbax_never_started_are_dropped_without_a_word(monkeypatch, file, reports):
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: heard.append(repr(unraisable.exc_value)))
+    Checkpointer("unused", read_only=True)
+    defined = {}
+    exec(compile("async def write(): pass", file, "exec"), defined)
+    last = [defined["write"]()]
+    eval("last.clear()", {"__builtins__": {}, "last": last})  # as inside namedtuple's __new__: no warning can be made
+    assert heard[:1] == ["KeyError('__import__')"] * reports
 
 
 def test_failures_in_a_row_stop_the_run(damaged):
