@@ -42,6 +42,7 @@ from sympow_jax.training.manifest import (
 )
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
+_ORBAX_MARKS = ("/orbax/", _TEMPORARY, "OCDBT")  # its code, its folders, its format
 _RETRY_SECONDS = (1.0, 2.0, 4.0)
 
 log = logging.getLogger(__name__)
@@ -376,8 +377,8 @@ def list_steps(directory: pathlib.Path) -> list[int]:
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
     frames = traceback.walk_tb(record.exc_info[2] if record.exc_info else None)
-    files = [record.pathname, *(frame.f_code.co_filename for frame, _ in frames)]
-    return not any("/orbax/" in text for text in (*files, record.getMessage()))
+    texts = [record.getMessage(), record.pathname, *(frame.f_code.co_filename for frame, _ in frames)]
+    return not any(mark in text for mark in _ORBAX_MARKS for text in texts)
 
 
 def _quieten_orbax() -> None:
