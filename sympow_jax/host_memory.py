@@ -14,9 +14,9 @@ def keep_freed_memory() -> bool:
 
     XLA allocates the temporaries of a program when it starts and frees them when it ends. glibc gives blocks of that
     size back to the system at once, so that every step faults in, and the system clears, each page again
-    (RESULTS.md, training step). The price is memory: the process keeps the most
-    that it ever used, compilation and checkpoints included, and a block that finds no hole of its size grows the heap.
-    Call it before JAX starts its threads, which would take heaps of their own.
+    (RESULTS.md, training step). The price is memory: the process keeps the most that it ever used, compilation and
+    checkpoints included, and a block that finds no hole of its size grows the heap. Call it before JAX starts its
+    threads, which would take heaps of their own.
 
     Nothing changes beside an accelerator, with another C library, or where the environment already sets glibc's malloc
     (MALLOC_* or GLIBC_TUNABLES; MALLOC_ARENA_MAX=8 is enough to turn this off).
