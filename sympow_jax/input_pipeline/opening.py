@@ -36,6 +36,11 @@ def open_data(
         return BinStore(name)
     elif pathlib.Path(name, f"{split}.zarr").is_dir():
         name = str(pathlib.Path(name, f"{split}.zarr"))
+    elif any(pathlib.Path(name, f"{other}.zarr").is_dir() for other in ("train", "heldout")):
+        raise chunked_array.StoreError(
+            f"data.{split} = {name!r}: no document fell to its {split}.zarr; prepare it again into another --output "
+            f"with another --heldout_fraction, or name another store for data.{split}"
+        )
     if is_packed(name):
         return open_packed_store(name, seq_len=seq_len, cache_bytes=cache_bytes)
     return open_store(name, missing_chunks=missing_chunks, cache_bytes=cache_bytes)
