@@ -38,8 +38,8 @@ def open_data(
         name = str(pathlib.Path(name, f"{split}.zarr"))
     elif any(pathlib.Path(name, f"{other}.zarr").is_dir() for other in ("train", "heldout")):
         raise chunked_array.StoreError(
-            f"data.{split} = {name!r}: no document fell to its {split}.zarr; prepare it again into another --output "
-            f"with another --heldout_fraction, or name another store for data.{split}"
+            f"data.{split} = {name!r}: {split}.zarr has no rows, as no document of at least --document_length fell to it; "
+            "prepare it again into another --output with another --document_length or --heldout_fraction"
         )
     if is_packed(name):
         return open_packed_store(name, seq_len=seq_len, cache_bytes=cache_bytes)
