@@ -38,7 +38,7 @@ def open_data(
         name = str(pathlib.Path(name, f"{split}.zarr"))
     elif any(pathlib.Path(name, f"{other}.zarr").is_dir() for other in ("train", "heldout")):
         raise chunked_array.StoreError(
-            f"data.{split} = {name!r}: {split}.zarr has no rows, as no document of at least --document_length fell to it; "
+            f"data.{split} = {name!r}: {split}.zarr has no rows: no document of --document_length fell to it; "
             "prepare it again into another --output with another --document_length or --heldout_fraction"
         )
     if is_packed(name):
