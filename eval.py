@@ -10,7 +10,7 @@ Results go to DIR/eval/NAME.{json,npz,png}. --pairs belongs to mqar and selectiv
 whose haystack is --data.
 """
 
-from sympow_jax.commands import eval_main, run_program
+from sympow_jax.eval import main
 
 if __name__ == "__main__":
-    run_program(eval_main)
+    main()

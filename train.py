@@ -9,7 +9,7 @@ The same command on the same workdir continues where the run stopped. Other flag
                                   one of N processes; not needed on TPU, GKE, SLURM or Open MPI, where it is detected
 """
 
-from sympow_jax.commands import run_program, train_main
+from sympow_jax.train import main
 
 if __name__ == "__main__":
-    run_program(train_main)
+    main()

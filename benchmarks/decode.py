@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks import probe
 from sympow_jax.config import parse_flags
 from sympow_jax.generation import Decoder, Sampling, sample
-from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.ops.softmax_attention.cache import KVCache
 
 VOCAB = 257

@@ -21,8 +21,8 @@ import zarr
 
 from sympow_jax.input_pipeline import make_batches, open_store, prefetch
 from sympow_jax.input_pipeline.batches import StoreBatches
+from sympow_jax.input_pipeline.prepare.writer import Format, finish_store, write_array
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
-from sympow_jax.input_pipeline.writer import Format, finish_store, write_array
 
 COLUMNS = 65536
 TOKENS_PER_BATCH = 2**19  # half a million, as in the published runs at 65,536

@@ -36,12 +36,11 @@ def jax_steps(variant: str, H: int, B: int, T: int, more: list[str]) -> dict[str
     import numpy as np
 
     from benchmarks.probe import gemm_probe
-    from sympow_jax.commands import use_compilation_cache
+    from sympow_jax.command_line import keep_freed_memory, use_compilation_cache
     from sympow_jax.config import parse_flags
-    from sympow_jax.host_memory import keep_freed_memory
-    from sympow_jax.models.registry import Model, resolve_implementation
+    from sympow_jax.models.model import Model, resolve_implementation
     from sympow_jax.sharding import batch_sharding
-    from sympow_jax.training.mesh import config_mesh
+    from sympow_jax.training.config_mesh import config_mesh
     from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
     from sympow_jax.training.step import make_train_step
     from sympow_jax.training.train_state import create_train_state

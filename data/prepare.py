@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from sympow_jax.input_pipeline import build, corpus, sources, tfds, tokenizers, verify
+from sympow_jax.input_pipeline import tfds, tokenizers
+from sympow_jax.input_pipeline.prepare import build, corpus, sources, verify
 
 DEFAULTS = build.Request()
 TOKENIZER_HELP = "byte, gpt2[:FOLDER], gpt2-json[:FOLDER], a tokenizer.json, or train:VOCAB_SIZE (default byte)"

@@ -18,8 +18,8 @@ from typing import Any
 
 import jax
 
-from sympow_jax import commands, generation
-from sympow_jax import config as config_lib
+from sympow_jax import generation
+from sympow_jax.command_line import flag_value, run_program, split_flags, step_flag, use_compilation_cache
 from sympow_jax.config import ConfigError
 from sympow_jax.generation import check
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
@@ -60,21 +60,11 @@ def _utf8(content: bytes, source: str) -> str:
 
 
 def _numbers(flags: Mapping[str, str]) -> dict[str, Any]:
-    numbers = {
-        name: config_lib.parse_value(flags[name], default, f"--{name}") if name in flags else default
-        for name, default in _DEFAULTS.items()
-    }
+    numbers = {name: flag_value(flags, name, default) for name, default in _DEFAULTS.items()}
     for name, least in (("max_new_tokens", 0), ("batch", 1)):
         if numbers[name] < least:
             raise ConfigError(f"--{name} = {numbers[name]}: must be at least {least}")
     return numbers
-
-
-def _step(flags: Mapping[str, str]) -> str | int:
-    step = flags.get("step", "latest")
-    if step not in ("latest", "best") and not step.isdigit():
-        raise ConfigError(f"--step = {step!r}: choose latest, best or a step number")
-    return int(step) if step.isdigit() else step
 
 
 def _read(decoder: generation.Decoder, stream: generation.Stream, ids: Any) -> None:
@@ -109,10 +99,11 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _generate(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
+    """Continues the text, or checks the model, as the flags say; returns the exit code."""
     stop = [flag.removeprefix("--stop=") for flag in argv if flag.startswith("--stop=")]
     rest = [flag for flag in argv if not flag.startswith("--stop=")]
-    own, _ = commands.split_flags(rest, [*_FLAGS, "stop", *AT_EVALUATION], switches=("check",))
+    own, _ = split_flags(rest, [*_FLAGS, "stop", *AT_EVALUATION], switches=("check",))
     if "workdir" not in own:
         raise ConfigError("--workdir is missing: the folder of a trained run")
     numbers = _numbers(own)
@@ -124,8 +115,8 @@ def _generate(argv: Sequence[str]) -> int:
     optional = "check" in own or "load_state" in own
     prompt = read_prompt(own) if "prompt" in own or "prompt_file" in own or not optional else ""
     overrides = {name: own[name] for name in AT_EVALUATION if name in own}
-    commands.use_compilation_cache()
-    model, params, _ = load_step(own["workdir"], _step(own), overrides=overrides)
+    use_compilation_cache()
+    model, params, _ = load_step(own["workdir"], step_flag(own), overrides=overrides)
     tokenizer = load_tokenizer(pathlib.Path(own["workdir"]) / "tokenizer")
     if "check" in own:
         return check.check(model, params, check.check_tokens(tokenizer, prompt))
@@ -145,14 +136,11 @@ def _generate(argv: Sequence[str]) -> int:
     return 0
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit code."""
-    sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        return commands.one_line_errors(_generate, argv)
-    except KeyboardInterrupt:
-        return 130
+def main() -> None:
+    """Runs the command on this process's flags and exits; text goes out as UTF-8 whatever the locale."""
+    sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
+    run_program(run)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

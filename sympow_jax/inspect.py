@@ -9,26 +9,22 @@ with --batch, the documents and the text that batch N of the run was.
 
 import json
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from sympow_jax import commands
 from sympow_jax import config as config_lib
-from sympow_jax.config import TASKS, Config, ConfigError
+from sympow_jax.command_line import flag_value, run_program, split_flags
+from sympow_jax.config import Config, ConfigError
 from sympow_jax.input_pipeline.batches import describe_batch
-from sympow_jax.input_pipeline.task_store import make_task
 from sympow_jax.models import flops
-from sympow_jax.models.registry import Model, resolve_implementation
-from sympow_jax.training.data import open_run_data
+from sympow_jax.models.model import Model, resolve_implementation
+from sympow_jax.training.data import open_run_data, vocabulary
 from sympow_jax.training.run_files import check_data, load_config
 from sympow_jax.training.screen import parameter_table
 from sympow_jax.training.workdir import read_json
-
-BYTE_VOCABULARY, GPT2_VOCABULARY = 257, 50_257
 
 
 def state_bytes(model: Model, length: int) -> int:
@@ -59,21 +55,14 @@ def print_batch(workdir: str, batch: int) -> None:
         print(json.dumps(sequence))  # JSON escapes control characters of the data
 
 
-def _vocabulary(config: Config) -> int:
-    """The vocabulary that a config will have, without opening its data: GPT-2's where only the data would tell."""
-    name, d = config.data.train, config.data
-    if name in TASKS:
-        return make_task(name, d.seq_len, config.task).vocab_size
-    return BYTE_VOCABULARY if name == "python-stdlib" else GPT2_VOCABULARY
-
-
-def _inspect(argv: Sequence[str]) -> int:
-    own, rest = commands.split_flags(argv, ("workdir", "batch"), prefix="config")
+def run(argv: Sequence[str]) -> int:
+    """Prints what the flags ask for; returns the exit code."""
+    own, rest = split_flags(argv, ("workdir", "batch"), prefix="config")
     if "workdir" not in own:
         config = config_lib.parse_flags(rest)
-        print_config(config, _vocabulary(config))
+        print_config(config, vocabulary(config))
     elif "batch" in own:
-        number = config_lib.parse_value(own["batch"], 0, "--batch")
+        number = flag_value(own, "batch", 0)
         if number < 0:
             raise ConfigError(f"--batch = {number}: batches are numbered from 0")
         print_batch(own["workdir"], number)
@@ -83,5 +72,10 @@ def _inspect(argv: Sequence[str]) -> int:
     return 0
 
 
+def main() -> None:
+    """Runs the command on this process's flags and exits."""
+    run_program(run)
+
+
 if __name__ == "__main__":
-    sys.exit(commands.one_line_errors(_inspect, sys.argv[1:]))
+    main()

@@ -8,7 +8,7 @@ import jax
 
 from sympow_jax.config import Config, ConfigError, override
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer
-from sympow_jax.models.registry import Model
+from sympow_jax.models.model import Model
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.run_files import load_config
 from sympow_jax.training.workdir import read_json

@@ -15,18 +15,16 @@ import json
 import logging
 import os
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import jax
 from rich.console import Console
 
-from sympow_jax import commands
 from sympow_jax import config as config_lib
-from sympow_jax.config import Config, ConfigError
-from sympow_jax.inspect import BYTE_VOCABULARY, GPT2_VOCABULARY
+from sympow_jax.command_line import flag_value, run_program, split_flags
+from sympow_jax.config import Config, ConfigError, parse_variants
 from sympow_jax.planning import fit, report, targets
-from sympow_jax.sweep import parse_variants
+from sympow_jax.training.data import vocabulary
 
 
 def parse_configs(flags: Sequence[str], variants: str) -> list[Config]:
@@ -49,23 +47,24 @@ def _prepare_compilers() -> None:
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.CRITICAL)  # an absent GPU driver is no error here
 
 
-def _plan(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
+    """Plans what the flags name; returns 0 if something fits, 2 if nothing does."""
     if "--list" in argv:
         print("\n".join(targets.legal()))
         return 0
     topologies = [flag.partition("=")[2] for flag in argv if flag.startswith("--topology=")]
     known = ("topology", "output", "variants", "max_compiles")
-    own, rest = commands.split_flags(argv, known, switches=("fit",), prefix="config")
+    own, rest = split_flags(argv, known, switches=("fit",), prefix="config")
     if not topologies:
         raise ConfigError("--topology is missing: for example --topology=v5e:4x4 or h100:8; --list names them all")
     configs = parse_configs(rest, own.get("variants", ""))
     chosen_mesh = any(flag.startswith("--config.mesh.") for flag in rest)
-    max_compiles = config_lib.parse_value(own.get("max_compiles", "12"), 0, "--max_compiles")
+    max_compiles = flag_value(own, "max_compiles", 12)
     _prepare_compilers()
     console, plans = Console(), []
     for target in [targets.find(name) for name in topologies]:
         for config in configs:
-            vocab_size = BYTE_VOCABULARY if config.data.train == "python-stdlib" else GPT2_VOCABULARY
+            vocab_size = vocabulary(config)
             if "fit" in own:
                 plans += _search(config, vocab_size, target, max_compiles)
                 continue
@@ -100,5 +99,10 @@ def _write(own: dict[str, str], plans: Sequence[report.Plan]) -> None:
         path.with_name(path.name + ".md").write_text(report.matrix(plans))
 
 
+def main() -> None:
+    """Runs the command on this process's flags and exits."""
+    run_program(run)
+
+
 if __name__ == "__main__":
-    sys.exit(commands.one_line_errors(_plan, sys.argv[1:]))
+    main()

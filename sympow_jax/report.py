@@ -6,18 +6,17 @@ first run is what the paired differences are taken against.
 
 import json
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
-from sympow_jax.commands import one_line_errors, split_flags
+from sympow_jax.command_line import run_program, split_flags
 from sympow_jax.config import Config, ConfigError, flatten, override
 from sympow_jax.evals.files import read_npz, write_text
 from sympow_jax.evals.paired import paired_difference
 from sympow_jax.models import flops
-from sympow_jax.models.registry import Model
+from sympow_jax.models.model import Model
 from sympow_jax.plots.report import report_page
 from sympow_jax.plots.style import run_labels
 from sympow_jax.training.run_files import load_config
@@ -26,12 +25,8 @@ from sympow_jax.variants import LINEAR_KERNELS
 IGNORED_DIFFERENCES = ("logging.", "checkpoint.", "data.prefetch", "data.num_threads")
 
 
-def main(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """Writes the page; returns the exit code."""
-    return one_line_errors(_report, argv)
-
-
-def _report(argv: Sequence[str]) -> int:
     folders = [argument for argument in argv if not argument.startswith("--")]
     own, _ = split_flags([argument for argument in argv if argument.startswith("--")], ("output",))
     if not folders:
@@ -163,5 +158,10 @@ def _differences(configs: Sequence[Config]) -> dict[str, list[Any]]:
     }
 
 
+def main() -> None:
+    """Runs the command on this process's flags and exits."""
+    run_program(run)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

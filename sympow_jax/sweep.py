@@ -9,45 +9,39 @@ ROOT/VARIANT-seedN and is an ordinary workdir: run the same command again after 
 
 import json
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sympow_jax import commands
 from sympow_jax import config as config_lib
-from sympow_jax.config import ConfigError, nearest
+from sympow_jax.command_line import flag_value, run_program, split_flags, use_compilation_cache
+from sympow_jax.config import ConfigError, parse_variants
+from sympow_jax.evaluate import LENGTH_GENERALISATION, EvaluationRequest, evaluate
 from sympow_jax.plots import style
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
 from sympow_jax.training import run_files
 from sympow_jax.training.loop import train
 from sympow_jax.training.workdir import write_json_atomic, write_text_atomic
-from sympow_jax.variants import VARIANTS
-
-EVALUATION = "length_generalisation"
-
-
-def parse_variants(text: str, seeds: tuple[int, ...]) -> list[tuple[str, int]]:
-    """[(variant, seed)] of "all" or "a,b:0+1", in the order given."""
-    runs: dict[str, tuple[int, ...]] = {}
-    for item in text.split(","):
-        name, _, own = item.strip().partition(":")
-        if name not in (*VARIANTS, "all"):
-            raise ConfigError(f"--variants: no variant {name!r}{nearest(name, list(VARIANTS))}")
-        chosen = config_lib.parse_value(own.replace("+", ","), (0,), "--variants") if own else seeds
-        runs |= {variant: chosen for variant in (VARIANTS if name == "all" else [name])}
-    return [(variant, seed) for variant, chosen in runs.items() for seed in chosen]
 
 
 def run_one(config: config_lib.Config, workdir: pathlib.Path, lengths: Sequence[int]) -> int:
     """Trains to the end and evaluates, or does what of it is missing."""
-    result = workdir / "eval" / f"{EVALUATION}.json"
+    result = workdir / "eval" / f"{LENGTH_GENERALISATION}.json"
     if result.exists() and _is_of(result, config, lengths):
         run_files.check_resume(run_files.resolve_for(config, str(workdir)), str(workdir))
         return 0
     code = train(config, str(workdir))
     if code:
         return code
-    return commands.eval_main([f"--workdir={workdir}", f"--lengths={','.join(map(str, lengths))}"])
+    request = EvaluationRequest(
+        workdir=str(workdir),
+        task=LENGTH_GENERALISATION,
+        lengths=tuple(lengths),
+        data=config.data.heldout,
+        name=LENGTH_GENERALISATION,
+        num_documents=config.evaluation.num_documents,
+    )
+    evaluate(request)
+    return 0
 
 
 def _is_of(result: pathlib.Path, config: config_lib.Config, lengths: Sequence[int]) -> bool:
@@ -77,7 +71,7 @@ def markdown_table(results: Sequence[dict[str, Any]]) -> str:
 
 def write_summary(root: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> None:
     """ROOT/sweep.md, sweep.json and sweep.png of the runs that are evaluated."""
-    files = [workdir / "eval" / f"{EVALUATION}.json" for workdir in workdirs]
+    files = [workdir / "eval" / f"{LENGTH_GENERALISATION}.json" for workdir in workdirs]
     results = [json.loads(file.read_text()) for file in files if file.exists()]
     if results:
         write_text_atomic(root / "sweep.md", markdown_table(results))
@@ -85,16 +79,17 @@ def write_summary(root: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> None:
         style.save(length_generalisation_figure(results), root / "sweep.png")
 
 
-def _sweep(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
+    """Runs the sweep that the flags name; returns the exit code."""
     known = ("variants", "seeds", "root", "lengths")
-    own, rest = commands.split_flags(argv, known, prefix="config")
+    own, rest = split_flags(argv, known, prefix="config")
     for name in ("variants", "root"):
         if name not in own:
             raise ConfigError(f"--{name} is missing; see python -m sympow_jax.sweep in README.md")
-    seeds = config_lib.parse_value(own.get("seeds", "0"), (0,), "--seeds")
+    seeds = flag_value(own, "seeds", (0,))
     runs = parse_variants(own["variants"], seeds)
     base = config_lib.parse_flags(rest)
-    lengths = config_lib.parse_value(own["lengths"], (0,), "--lengths") if "lengths" in own else base.evaluation.lengths
+    lengths = flag_value(own, "lengths", base.evaluation.lengths)
     path = next(flag for flag in rest if flag.startswith("--config=")).partition(":")[0]
     changes = [flag for flag in rest if not flag.startswith("--config=")]
     root = pathlib.Path(own["root"])
@@ -102,7 +97,7 @@ def _sweep(argv: Sequence[str]) -> int:
     configs = [
         config_lib.parse_flags([f"{path}:{variant}", *changes, f"--config.seed={seed}"]) for variant, seed in runs
     ]
-    commands.use_compilation_cache()
+    use_compilation_cache()
     for number, (config, workdir) in enumerate(zip(configs, workdirs, strict=True), start=1):
         print(f"sweep: run {number} of {len(runs)}, {workdir}", flush=True)
         code = run_one(config, workdir, lengths)
@@ -113,5 +108,10 @@ def _sweep(argv: Sequence[str]) -> int:
     return 0
 
 
+def main() -> None:
+    """Runs the command on this process's flags and exits."""
+    run_program(run)
+
+
 if __name__ == "__main__":
-    sys.exit(commands.one_line_errors(_sweep, sys.argv[1:]))
+    main()

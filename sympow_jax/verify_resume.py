@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sympow_jax.commands import one_line_errors, run_program, split_flags, use_compilation_cache
+from sympow_jax.command_line import run_program, split_flags, use_compilation_cache
 from sympow_jax.config import Config, ConfigError, override, parse_flags, resolve
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.loop import train
@@ -138,7 +138,8 @@ def _run_and_kill(root: pathlib.Path, workdir: pathlib.Path, target: int, rng: r
     return Kill(seen, max(checkpoints.steps(), default=0))
 
 
-def _verify(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
+    """Runs the proof that the flags name; returns 0 if all is equal and 1 if not."""
     if list(argv[:1]) == [_TRAIN]:
         use_compilation_cache()
         return train(resolve(read_json(argv[1])), argv[2])
@@ -165,10 +166,10 @@ def _verify(argv: Sequence[str]) -> int:
     return 0
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command line above; returns the exit code."""
-    return one_line_errors(_verify, argv)
+def main() -> None:
+    """Runs the command on this process's flags and exits."""
+    run_program(run)
 
 
 if __name__ == "__main__":
-    run_program(main)
+    main()

@@ -12,10 +12,11 @@ import pytest
 import sympow_jax
 from sympow_jax import config as config_lib
 from sympow_jax import generate, generation
+from sympow_jax.command_line import one_line_errors
 from sympow_jax.evals.files import write_json
 from sympow_jax.generation.text import MAX_STOP_LENGTH
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
-from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.training.checkpoint import Checkpointer
 from tests.models.small import tiny_config
 
@@ -49,12 +50,12 @@ def runs(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
     """The suite has its own compilation cache."""
-    monkeypatch.setattr("sympow_jax.commands.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("sympow_jax.generate.use_compilation_cache", lambda: None)
 
 
 def run(capsys, workdir, *flags):
     """(exit code, standard output, standard error)."""
-    code = generate.main([f"--workdir={workdir}", *flags])
+    code = one_line_errors(generate.run, [f"--workdir={workdir}", *flags])
     return code, *capsys.readouterr()
 
 

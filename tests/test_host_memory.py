@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from sympow_jax import host_memory
+from sympow_jax import command_line
 
 ROUNDS = """
 import ctypes, resource, threading
-from sympow_jax import host_memory
+from sympow_jax import command_line
 
-host_memory._ACCELERATORS = ()
-assert not {keep} or host_memory.keep_freed_memory()
+command_line._ACCELERATORS = ()
+assert not {keep} or command_line.keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
@@ -54,13 +54,13 @@ def test_freed_memory_is_not_faulted_in_again():
     ("name", "value"), [("MALLOC_ARENA_MAX", "8"), ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1")]
 )
 def test_what_the_environment_says_of_malloc_stays(name, value, monkeypatch):
-    monkeypatch.setattr(host_memory, "_ACCELERATORS", ())
-    monkeypatch.setattr(host_memory.ctypes, "CDLL", None)  # nothing may be called
+    monkeypatch.setattr(command_line, "_ACCELERATORS", ())
+    monkeypatch.setattr(command_line.ctypes, "CDLL", None)  # nothing may be called
     monkeypatch.setenv(name, value)
-    assert not host_memory.keep_freed_memory()
+    assert not command_line.keep_freed_memory()
 
 
 def test_nothing_changes_beside_an_accelerator(tmp_path, monkeypatch):
-    monkeypatch.setattr(host_memory, "_ACCELERATORS", (str(tmp_path),))
-    monkeypatch.setattr(host_memory.ctypes, "CDLL", None)
-    assert not host_memory.keep_freed_memory()
+    monkeypatch.setattr(command_line, "_ACCELERATORS", (str(tmp_path),))
+    monkeypatch.setattr(command_line.ctypes, "CDLL", None)
+    assert not command_line.keep_freed_memory()

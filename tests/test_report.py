@@ -9,9 +9,10 @@ import pytest
 
 from sympow_jax import config as config_lib
 from sympow_jax import report
+from sympow_jax.command_line import one_line_errors
 from sympow_jax.evals.files import write_json, write_result
 from sympow_jax.evals.length_generalisation import length_generalisation
-from sympow_jax.models.registry import resolve_implementation
+from sympow_jax.models.model import resolve_implementation
 from tests.evals.toy import Bigram, make_store
 
 
@@ -75,7 +76,7 @@ def test_page_over_several_runs(tmp_path):
     curves = {"variant": "conformal_sympow", "query_position": 255, "distance": [0, 1, 255], "layers": layers}
     write_json(tmp_path / "a" / "eval" / "position_bias.json", curves)
     output = tmp_path / "report.html"
-    assert report.main([*runs, f"--output={output}"]) == 0
+    assert report.run([*runs, f"--output={output}"]) == 0
     page = Page(output.read_text())
     text = " ".join(page.text)
     for expected in (
@@ -115,7 +116,7 @@ def test_other_store_is_named_and_does_not_stop_the_report(tmp_path):
     other = dataclasses.replace(make_store(length=256), digest="another", address="gs://longcrawl64/heldout.zarr")
     runs = [make_run(tmp_path / "a", "sympow"), make_run(tmp_path / "b", "sympow", seed=1, store=other)]
     output = tmp_path / "report.html"
-    assert report.main([*runs, f"--output={output}"]) == 0
+    assert report.run([*runs, f"--output={output}"]) == 0
     text = output.read_text()
     assert "used different stores" in text and "Published curves" in text and "sympow (seed 1)" in text
 
@@ -124,7 +125,7 @@ def test_twenty_runs_stay_small(tmp_path):
     first = make_run(tmp_path / "0", "softmax_nope")
     runs = [first, *(shutil.copytree(first, tmp_path / str(i)) for i in range(1, 20))]
     output = tmp_path / "report.html"
-    report.main([*map(str, runs), f"--output={output}"])
+    report.run([*map(str, runs), f"--output={output}"])
     assert output.stat().st_size < 3_000_000
     assert output.read_text().count("softmax_nope [19]") > 3  # equal labels are told apart by the folder
 
@@ -134,7 +135,7 @@ def test_twenty_runs_stay_small(tmp_path):
     [([], "no run given"), (["nowhere"], "nowhere: no workdir"), (["a", "--outptu=x"], "no such flag.*output")],
 )
 def test_errors_are_one_line(arguments, message, capsys):
-    assert report.main(arguments) == 1
+    assert one_line_errors(report.run, arguments) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error)

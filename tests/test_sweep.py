@@ -6,10 +6,11 @@ import pathlib
 
 import pytest
 
-from sympow_jax import commands, sweep
-from sympow_jax.config import ConfigError
+from sympow_jax import sweep
+from sympow_jax.config import ConfigError, parse_variants
 from sympow_jax.training.run_files import resolve_for
 from sympow_jax.training.workdir import write_json_atomic
+from sympow_jax.variants import VARIANTS
 from tests.models.small import ROOT
 
 
@@ -38,17 +39,16 @@ def trained(monkeypatch):
         write_json_atomic(pathlib.Path(workdir) / "config.json", tree)
         return 0
 
-    def eval_main(argv):
-        folder = pathlib.Path(argv[0].partition("=")[2])
+    def evaluate(request):
+        folder = pathlib.Path(request.workdir)
         variant, _, seed = folder.name.rpartition("-seed")
         (folder / "eval").mkdir()
-        lengths = [int(length) for length in argv[1].partition("=")[2].split(",")]
-        write_json_atomic(folder / "eval" / f"{sweep.EVALUATION}.json", result_of(variant, int(seed), lengths))
-        return 0
+        result = result_of(variant, int(seed), list(request.lengths))
+        write_json_atomic(folder / "eval" / f"{request.name}.json", result)
 
     monkeypatch.setattr(sweep, "train", train)
-    monkeypatch.setattr(commands, "eval_main", eval_main)
-    monkeypatch.setattr(commands, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(sweep, "evaluate", evaluate)
+    monkeypatch.setattr(sweep, "use_compilation_cache", lambda: None)
     return trained
 
 
@@ -59,23 +59,23 @@ def test_a_stopped_sweep_goes_on_where_it_stopped(tmp_path, trained):
     ]  # fmt: skip
     trained.append(None)
     with pytest.raises(KeyboardInterrupt):
-        sweep._sweep(command)
+        sweep.run(command)
     assert trained == [None] and not (tmp_path / "sweep.json").exists()
     trained.remove(None)
-    assert sweep._sweep([command[0], "--variants=softmax_rope:0+1", *command[2:]]) == 0
+    assert sweep.run([command[0], "--variants=softmax_rope:0+1", *command[2:]]) == 0
     assert len(json.loads((tmp_path / "sweep.json").read_text())) == 2
-    assert sweep._sweep(command) == 0
+    assert sweep.run(command) == 0
     assert trained == ["softmax_rope-seed0", "softmax_rope-seed1", "sympow-seed0"]
     table = (tmp_path / "sweep.md").read_text().splitlines()
     assert len(table) == 2 + 3 and table[-1].startswith("| sympow | 0 | 2.512 | 3.024 |")
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
     with pytest.raises(ConfigError, match=r"optimizer\.learning_rate: differs from the run in"):
-        sweep._sweep([*command, "--config.optimizer.learning_rate=1"])
+        sweep.run([*command, "--config.optimizer.learning_rate=1"])
 
 
 def test_variants_are_named_with_their_seeds():
-    runs = sweep.parse_variants("fox:3+4,sympow", (0, 1))
+    runs = parse_variants("fox:3+4,sympow", (0, 1))
     assert runs == [("fox", 3), ("fox", 4), ("sympow", 0), ("sympow", 1)]
-    assert len(sweep.parse_variants("all,fox:0+1", (0,))) == len(sweep.VARIANTS) + 1
+    assert len(parse_variants("all,fox:0+1", (0,))) == len(VARIANTS) + 1
     with pytest.raises(ConfigError, match="no variant 'foxx'; did you mean 'fox'"):
-        sweep.parse_variants("foxx", (0,))
+        parse_variants("foxx", (0,))

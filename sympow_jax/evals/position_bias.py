@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sympow_jax.layers.attention import Attention
-from sympow_jax.models.registry import Model
+from sympow_jax.models.model import Model
 from sympow_jax.typing import Array, Float, Int, PyTree
 
 

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sympow_jax.evals import bootstrap
-from sympow_jax.input_pipeline.copying import Copy, SelectiveCopy
-from sympow_jax.input_pipeline.mqar import MQAR
-from sympow_jax.input_pipeline.passkey import Needle, Passkey
 from sympow_jax.input_pipeline.store import Store
-from sympow_jax.input_pipeline.synthetic import Task
+from sympow_jax.input_pipeline.tasks.copying import Copy, SelectiveCopy
+from sympow_jax.input_pipeline.tasks.mqar import MQAR
+from sympow_jax.input_pipeline.tasks.passkey import Needle, Passkey
+from sympow_jax.input_pipeline.tasks.synthetic import Task
 
 EVALUATION_SEED = 1 << 40  # added to the seed, far from any training seed
 _LOGITS_AT_ONCE = 1 << 25

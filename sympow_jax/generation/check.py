@@ -30,7 +30,7 @@ from sympow_jax.input_pipeline.tokenizers import Tokenizer
 from sympow_jax.layers.attention import Attention
 from sympow_jax.layers.block import Block
 from sympow_jax.layers.context import Context
-from sympow_jax.models.registry import Model
+from sympow_jax.models.model import Model
 from sympow_jax.models.transformer import layer_runs
 from sympow_jax.typing import Array, Float, PyTree
 from sympow_jax.variants import LINEAR_KERNELS

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sympow_jax.config import ConfigError
-from sympow_jax.models.registry import Model
+from sympow_jax.models.model import Model
 from sympow_jax.typing import PyTree
 
 CHUNK_SIZES = (512, 64, 8, 1)  # a prompt is read in as many of the first as fit, then of the second, ...: no padding

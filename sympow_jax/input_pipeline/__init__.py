@@ -2,10 +2,10 @@
 
 from sympow_jax.input_pipeline.batches import BatchSource, describe_batch, make_batches
 from sympow_jax.input_pipeline.chunked_array import StoreError
-from sympow_jax.input_pipeline.corpus import STDLIB_NAME, default_corpus
 from sympow_jax.input_pipeline.opening import open_batches, open_data
 from sympow_jax.input_pipeline.packing import open_packed_store
 from sympow_jax.input_pipeline.prefetch import Prefetch, prefetch
+from sympow_jax.input_pipeline.prepare.corpus import STDLIB_NAME, default_corpus
 from sympow_jax.input_pipeline.store import Store, TokenStore, open_store
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, TokenizerError, load_tokenizer
 from sympow_jax.input_pipeline.views import concat_view

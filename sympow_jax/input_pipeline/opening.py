@@ -6,10 +6,10 @@ import pathlib
 from sympow_jax.config import TASKS, TaskConfig
 from sympow_jax.input_pipeline import chunked_array, tfds
 from sympow_jax.input_pipeline.batches import StoreBatches, make_batches
-from sympow_jax.input_pipeline.corpus import STDLIB_NAME, default_corpus
 from sympow_jax.input_pipeline.packing import PackedStore, open_packed_store
+from sympow_jax.input_pipeline.prepare.corpus import STDLIB_NAME, default_corpus
 from sympow_jax.input_pipeline.store import Store, open_store
-from sympow_jax.input_pipeline.task_store import task_store
+from sympow_jax.input_pipeline.tasks.task_store import task_store
 from sympow_jax.input_pipeline.views import BinStore
 
 _log = logging.getLogger(__name__)

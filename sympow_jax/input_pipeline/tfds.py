@@ -13,7 +13,7 @@ import numpy as np
 
 from sympow_jax.input_pipeline.chunked_array import StoreError
 from sympow_jax.input_pipeline.packing import pack
-from sympow_jax.input_pipeline.sources import Document, SourceError
+from sympow_jax.input_pipeline.prepare.sources import Document, SourceError
 from sympow_jax.input_pipeline.store import Store
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer
 

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 
 from sympow_jax.config import Config, ConfigError
-from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.ops.platform import compiling_for
 from sympow_jax.planning.targets import GIB, Target, mismatch
+from sympow_jax.training.config_mesh import config_mesh
 from sympow_jax.training.data import abstract_batch
-from sympow_jax.training.mesh import config_mesh
 from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sympow_jax.training.step import make_eval_step, make_train_step
 from sympow_jax.training.train_state import abstract_train_state

@@ -6,11 +6,11 @@ from typing import Any
 
 from sympow_jax import config as config_lib
 from sympow_jax.config import Config, ConfigError
-from sympow_jax.models.registry import resolve_implementation
+from sympow_jax.models.model import resolve_implementation
 from sympow_jax.planning.compile import PlanError, build
 from sympow_jax.planning.report import Plan, failure, plan
 from sympow_jax.planning.targets import Target
-from sympow_jax.training.mesh import config_mesh
+from sympow_jax.training.config_mesh import config_mesh
 from sympow_jax.variants import LINEAR_KERNELS
 
 Changes = dict[str, Any]

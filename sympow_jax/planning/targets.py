@@ -173,7 +173,7 @@ def _gpu(name: str, kind: str, shape: tuple[int, ...]) -> list[Any]:
     if len(hosts) > 1 or devices > 8:
         raise ConfigError(f"--topology = {name!r}: {kind} takes N or HOSTSxN with 1 to 8 devices a host, as {kind}:8")
     _need("jax_cuda12_plugin", name, "plan-gpu")
-    description = importlib.resources.files("sympow_jax") / "topologies" / f"{kind}.txtpb"
+    description = importlib.resources.files("sympow_jax.planning") / "topologies" / f"{kind}.txtpb"
     options = {"target_config": description.read_text(), "topology": f"1x{hosts[0] if hosts else 1}x{devices}"}
     return _describe("cuda", kind, options)
 

@@ -10,12 +10,15 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sympow_jax import sharding
-from sympow_jax.config import Config
+from sympow_jax.config import TASKS, Config
 from sympow_jax.input_pipeline.batches import Batch, StoreBatches
 from sympow_jax.input_pipeline.opening import open_batches
 from sympow_jax.input_pipeline.prefetch import Prefetch, prefetch
 from sympow_jax.input_pipeline.store import Store
+from sympow_jax.input_pipeline.tasks.task_store import make_task
 from sympow_jax.input_pipeline.tokenizers import Tokenizer
+
+BYTE_VOCABULARY, GPT2_VOCABULARY = 257, 50_257
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,3 +155,11 @@ def abstract_batch(config: Config, mesh: Mesh | None, *, packed: bool = False) -
     shape = (config.data.batch_size, config.data.seq_len)
     where = None if mesh is None else sharding.batch_sharding(mesh)
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in names.items()}
+
+
+def vocabulary(config: Config) -> int:
+    """The vocabulary that a config will have, without opening its data: GPT-2's where only the data would tell."""
+    name = config.data.train
+    if name in TASKS:
+        return make_task(name, config.data.seq_len, config.task).vocab_size
+    return BYTE_VOCABULARY if name == "python-stdlib" else GPT2_VOCABULARY

@@ -10,7 +10,7 @@ import numpy as np
 from sympow_jax.config import TASKS, Config, ConfigError
 from sympow_jax.evals.length_generalisation import bin_edges, choose_documents, read_documents
 from sympow_jax.evals.streaming import Scorer
-from sympow_jax.models.registry import Model
+from sympow_jax.models.model import Model
 from sympow_jax.training.data import RunData
 from sympow_jax.training.step import make_accuracy_step, make_eval_step
 from sympow_jax.typing import PyTree

@@ -11,15 +11,15 @@ from jax.sharding import Mesh
 from sympow_jax.config import Config
 from sympow_jax.input_pipeline.prefetch import Prefetch
 from sympow_jax.models import flops, remat
-from sympow_jax.models.registry import Model
+from sympow_jax.models.model import Model
 from sympow_jax.training import peak, run_files
 from sympow_jax.training.bad_steps import BadSteps
 from sympow_jax.training.checkpoint import Checkpointer, CheckpointError, list_steps
+from sympow_jax.training.config_mesh import config_mesh
 from sympow_jax.training.data import RunData, open_run_data
 from sympow_jax.training.goodput import Goodput
 from sympow_jax.training.heldout import Heldout
 from sympow_jax.training.initial_weights import plan_initial_weights
-from sympow_jax.training.mesh import config_mesh
 from sympow_jax.training.meter import Meter
 from sympow_jax.training.metrics import MetricsWriter, check_wandb, last_logged_step
 from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer

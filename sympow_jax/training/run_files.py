@@ -5,7 +5,7 @@ import fnmatch
 import pathlib
 
 from sympow_jax.config import Config, ConfigError, diff, resolve
-from sympow_jax.models.registry import resolve_implementation
+from sympow_jax.models.model import resolve_implementation
 from sympow_jax.training.data import RunData
 from sympow_jax.training.workdir import read_json, write_json_atomic
 

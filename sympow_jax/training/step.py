@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from sympow_jax import sharding
-from sympow_jax.models.registry import Model
+from sympow_jax.models.model import Model
 from sympow_jax.training.train_state import TrainState
 from sympow_jax.typing import Array, PyTree
 

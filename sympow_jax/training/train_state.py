@@ -10,7 +10,7 @@ import optax
 from flax import serialization
 
 from sympow_jax import sharding
-from sympow_jax.models.registry import Model
+from sympow_jax.models.model import Model
 from sympow_jax.typing import Array, Float, Int, PyTree
 
 

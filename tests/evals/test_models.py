@@ -9,8 +9,8 @@ import pytest
 from sympow_jax import config as config_lib
 from sympow_jax.evals.length_generalisation import length_generalisation
 from sympow_jax.evals.retrieval import Matcher
-from sympow_jax.input_pipeline.mqar import MQAR
-from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.input_pipeline.tasks.mqar import MQAR
+from sympow_jax.models.model import Model, resolve_implementation
 from tests.evals.toy import make_store
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

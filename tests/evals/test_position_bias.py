@@ -7,7 +7,7 @@ import pytest
 
 from sympow_jax import ops
 from sympow_jax.evals.position_bias import distance_curves
-from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.plots.position_bias import position_bias_figure
 from tests.models.small import VOCAB, tiny_config
 

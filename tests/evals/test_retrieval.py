@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sympow_jax.evals.retrieval import Matcher, copy_grid, depth_grid, mqar_grid
-from sympow_jax.input_pipeline.mqar import MQAR
+from sympow_jax.input_pipeline.tasks.mqar import MQAR
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
 from sympow_jax.plots import style
 from sympow_jax.plots.heatmap import accuracy_heatmap

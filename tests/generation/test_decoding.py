@@ -8,7 +8,7 @@ import pytest
 from sympow_jax.config import override
 from sympow_jax.generation import Decoder, Sampling, check, sample
 from sympow_jax.generation.decoder import CHUNK_SIZES
-from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.variants import VARIANTS
 from tests.models.small import VOCAB, tiny_config
 

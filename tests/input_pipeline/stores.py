@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from sympow_jax.input_pipeline.chunked_array import MANIFEST
-from sympow_jax.input_pipeline.writer import Format, write_array, write_json
+from sympow_jax.input_pipeline.prepare.writer import Format, write_array, write_json
 
 
 def write_store(

@@ -14,11 +14,11 @@ import pytest
 
 from data import prepare
 from sympow_jax.input_pipeline import default_corpus, open_packed_store, open_store
-from sympow_jax.input_pipeline import shards as shards_module
-from sympow_jax.input_pipeline.build import BuildError, Request, build, heldout
-from sympow_jax.input_pipeline.sources import NanoGPTFile, PythonStdlib, SourceError, TextFiles
+from sympow_jax.input_pipeline.prepare import shards as shards_module
+from sympow_jax.input_pipeline.prepare.build import BuildError, Request, build, heldout
+from sympow_jax.input_pipeline.prepare.sources import NanoGPTFile, PythonStdlib, SourceError, TextFiles
+from sympow_jax.input_pipeline.prepare.verify import verify
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
-from sympow_jax.input_pipeline.verify import verify
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

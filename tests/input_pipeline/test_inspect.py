@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 
 from sympow_jax import inspect
-from sympow_jax.commands import one_line_errors
+from sympow_jax.command_line import one_line_errors
 from sympow_jax.config import parse_flags
 from sympow_jax.training.data import open_run_data
 from sympow_jax.training.run_files import save_run_files
@@ -23,7 +23,7 @@ def test_the_printed_batch_is_the_one_that_training_reads(tmp_path, rng, capsys)
     run, workdir = open_run_data(config), str(tmp_path / "run")
     (tmp_path / "run").mkdir()
     save_run_files(config, workdir, run)
-    assert one_line_errors(inspect._inspect, [f"--workdir={workdir}", "--batch=81234"]) == 0
+    assert one_line_errors(inspect.run, [f"--workdir={workdir}", "--batch=81234"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     _, batch = next(run.prefetch(81234, 81235))
     assert len(lines) == config.data.batch_size and {line["store"][-6:] for line in lines} == {"a.zarr", "b.zarr"}
@@ -31,5 +31,5 @@ def test_the_printed_batch_is_the_one_that_training_reads(tmp_path, rng, capsys)
         assert line["text"] == run.tokenizer.decode(targets)
     shutil.rmtree(tmp_path / "b.ledger")
     write_store(tmp_path / "b.zarr", np.zeros((9, 70), "<u2"), chunks=(4, 32))
-    assert one_line_errors(inspect._inspect, [f"--workdir={workdir}", "--batch=81234"]) == 1
+    assert one_line_errors(inspect.run, [f"--workdir={workdir}", "--batch=81234"]) == 1
     assert "data.heldout_digest: the run in" in capsys.readouterr().err

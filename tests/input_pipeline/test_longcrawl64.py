@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import zarr
 
-from sympow_jax import commands, inspect
+from sympow_jax import eval as eval_command
+from sympow_jax import inspect, train
 from sympow_jax.input_pipeline import open_store
 from tests.input_pipeline.stores import random_tokens, write_store
 
@@ -35,7 +36,8 @@ def test_a_store_of_longcrawl64s_layout_trains_and_evaluates_at_its_length(tmp_p
         array.attrs.update({"vocab_size": 257, "bos_id": 256, "tokenizer": {"kind": "byte"}})
     np.testing.assert_array_equal(zarr.open_array(path, mode="r", zarr_format=2)[2040:], tokens[2040:])
     assert open_store(str(path)).num_documents == 2051
-    monkeypatch.setattr(commands, "use_compilation_cache", lambda: None)
+    for command in (train, eval_command):
+        monkeypatch.setattr(command, "use_compilation_cache", lambda: None)
     workdir = f"--workdir={tmp_path / 'run'}"
     flags = {
         "model.num_layers": 1, "model.embed_dim": 8, "model.mlp_dim": 8, "model.num_heads": 1, "model.head_dim": 8,
@@ -45,9 +47,9 @@ def test_a_store_of_longcrawl64s_layout_trains_and_evaluates_at_its_length(tmp_p
     }  # fmt: skip
     config = [f"--config={ROOT}/configs/quickstart.py", *(f"--config.{name}={value}" for name, value in flags.items())]
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
-        assert commands.train_main([workdir, *config]) == 0
+        assert train.run([workdir, *config]) == 0
         options = [f"--lengths=16384,{LENGTH}", "--num_documents=2"]
-        assert commands.eval_main([workdir, *options]) == 0
+        assert eval_command.run([workdir, *options]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
     assert abs(losses[0] - np.log(257)) < 0.5 and losses[1] < losses[0]

@@ -1,4 +1,5 @@
 import functools
+import types
 
 import jax
 import numpy as np
@@ -7,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import default
-from sympow_jax import commands
+from sympow_jax import evaluate
 from sympow_jax.config import resolve
 from sympow_jax.input_pipeline import make_batches, open_packed_store
-from sympow_jax.input_pipeline.build import Request, build
 from sympow_jax.input_pipeline.packing import pack
-from sympow_jax.input_pipeline.sources import Document
+from sympow_jax.input_pipeline.prepare.build import Request, build
+from sympow_jax.input_pipeline.prepare.sources import Document
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
-from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.models.model import Model, resolve_implementation
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -101,12 +102,13 @@ def test_windows_of_another_length_are_refused(packed):
         make_batches(packed[0], seq_len=8, batch_size=1)
 
 
-def test_packed_rows_are_not_evaluated_as_long_documents(packed, tmp_path):
-    arguments = {"lengths": (16,), "num_documents": 1, "window": 0, "stride": 0, "name": "x", "run": {}}
+def test_packed_rows_are_not_evaluated_as_long_documents(packed, tmp_path, monkeypatch):
+    config = resolve(default.get_config())
+    workdir, address = str(tmp_path), packed[0].address
+    monkeypatch.setattr(evaluate, "load_step", lambda *_, **__: (types.SimpleNamespace(config=config), None, 0))
+    request = evaluate.EvaluationRequest(workdir, evaluate.LENGTH_GENERALISATION, (16,), address, "x", num_documents=1)
     with pytest.raises(ValueError, match="its rows are packed or padded documents"):
-        commands.evaluate(
-            resolve(default.get_config()), None, None, workdir=str(tmp_path), data=packed[0].address, **arguments
-        )
+        evaluate.evaluate(request)
 
 
 def test_broken_offsets_are_refused(packed):

@@ -7,7 +7,7 @@ import tensorstore as ts
 import zarr
 
 from sympow_jax.input_pipeline import StoreError, concat_view, open_store
-from sympow_jax.input_pipeline.verify import verify
+from sympow_jax.input_pipeline.prepare.verify import verify
 from sympow_jax.input_pipeline.views import BinStore
 from tests.input_pipeline.stores import random_tokens, write_store
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from sympow_jax.input_pipeline import synthetic
-from sympow_jax.input_pipeline.copying import BLANK, MARKER, Copy, SelectiveCopy
-from sympow_jax.input_pipeline.mqar import MQAR
-from sympow_jax.input_pipeline.passkey import Needle, Passkey
+from sympow_jax.input_pipeline.tasks import synthetic
+from sympow_jax.input_pipeline.tasks.copying import BLANK, MARKER, Copy, SelectiveCopy
+from sympow_jax.input_pipeline.tasks.mqar import MQAR
+from sympow_jax.input_pipeline.tasks.passkey import Needle, Passkey
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
 from tests.evals.toy import ArrayStore
 from tests.input_pipeline.test_tokenizers import gpt2_folder  # noqa: F401  (a fixture)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from sympow_jax.config import TASKS, ConfigError
-from sympow_jax.input_pipeline.copying import Copy, SelectiveCopy
-from sympow_jax.input_pipeline.mqar import MQAR
 from sympow_jax.input_pipeline.opening import open_batches
-from sympow_jax.input_pipeline.passkey import Passkey
-from sympow_jax.input_pipeline.task_store import make_task
+from sympow_jax.input_pipeline.tasks.copying import Copy, SelectiveCopy
+from sympow_jax.input_pipeline.tasks.mqar import MQAR
+from sympow_jax.input_pipeline.tasks.passkey import Passkey
+from sympow_jax.input_pipeline.tasks.task_store import make_task
 from sympow_jax.input_pipeline.tokenizers import IdTokenizer, TokenizerError, load_tokenizer
 from tests.models.small import tiny_config
 

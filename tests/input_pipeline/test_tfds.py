@@ -6,10 +6,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from sympow_jax.input_pipeline import make_batches, open_batches, open_store
-from sympow_jax.input_pipeline.build import Request, build
 from sympow_jax.input_pipeline.chunked_array import StoreError
 from sympow_jax.input_pipeline.opening import open_data
-from sympow_jax.input_pipeline.sources import SourceError
+from sympow_jax.input_pipeline.prepare.build import Request, build
+from sympow_jax.input_pipeline.prepare.sources import SourceError
 from sympow_jax.input_pipeline.tfds import TfdsSource
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
 

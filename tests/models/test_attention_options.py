@@ -9,7 +9,7 @@ import pytest
 
 from sympow_jax import ops
 from sympow_jax.config import override
-from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.variants import GATES, KERNELS, POSITIONS
 from tests.models.small import VOCAB, tiny_config
 

@@ -110,7 +110,7 @@ TRY = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from sympow_jax.config import override
-from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.models.model import Model, resolve_implementation
 from tests.models.small import tiny_config
 
 jax.config.update("jax_disable_most_optimizations", True)

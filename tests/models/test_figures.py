@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from sympow_jax.config import TASKS, load_file, parse_flags
-from sympow_jax.input_pipeline.task_store import make_task
-from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.input_pipeline.tasks.task_store import make_task
+from sympow_jax.models.model import Model, resolve_implementation
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = sorted(path for path in (ROOT / "configs" / "figures").glob("*.py") if path.name != "__init__.py")

@@ -10,7 +10,7 @@ import pytest
 from sympow_jax.config import override, parse_flags
 from sympow_jax.models import flops
 from sympow_jax.models.loss import token_nll
-from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.models.model import Model, resolve_implementation
 from tests.models.small import ROOT, VOCAB, tiny_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

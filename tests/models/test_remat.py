@@ -7,7 +7,7 @@ from jax.ad_checkpoint import print_saved_residuals
 
 from sympow_jax.config import ConfigError
 from sympow_jax.models import remat
-from sympow_jax.models.registry import Model
+from sympow_jax.models.model import Model
 from tests.models.small import VOCAB, tiny_config
 
 FORMS = {"conformal_sympow": "chunked", "softmax_rope": "blockwise"}

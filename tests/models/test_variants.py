@@ -11,7 +11,7 @@ import pytest
 
 from sympow_jax.config import override
 from sympow_jax.evals.length_generalisation import length_generalisation
-from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sympow_jax.training.step import make_train_step

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sympow_jax import config as config_lib
-from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sympow_jax.training.step import make_train_step
 from sympow_jax.training.train_state import create_train_state

@@ -59,7 +59,7 @@ def test_a_compiler_without_a_distribution_has_no_version(monkeypatch):
 def test_every_kind_is_listed_and_every_gpu_is_described():
     listed = [line.partition(":")[0] for line in targets.legal()]
     assert listed == [*DEVICES, "cpu"]
-    folder = importlib.resources.files("sympow_jax") / "topologies"
+    folder = importlib.resources.files("sympow_jax.planning") / "topologies"
     for name, device in DEVICES.items():
         if device.platform == "gpu":
             text = (folder / f"{name}.txtpb").read_text()

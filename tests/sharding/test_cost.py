@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from sympow_jax import sharding
-from sympow_jax.models.registry import Model
+from sympow_jax.models.model import Model
 from sympow_jax.sharding import exchange
 from tests.models.small import VOCAB, tiny_config
 

@@ -10,11 +10,11 @@ from jax.sharding import PartitionSpec as P
 
 from sympow_jax import sharding
 from sympow_jax.config import ConfigError
-from sympow_jax.models.registry import Model
+from sympow_jax.models.model import Model
 from sympow_jax.ops.softmax_attention import accelerators
 from sympow_jax.sharding.processes import launcher
+from sympow_jax.training.config_mesh import config_mesh
 from sympow_jax.training.data import RunData, row_blocks
-from sympow_jax.training.mesh import config_mesh
 from sympow_jax.training.optimizer import make_optimizer
 from sympow_jax.training.train_state import abstract_train_state
 from tests.models.small import VOCAB, tiny_config

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sympow_jax import sharding
-from sympow_jax.models.registry import Model
+from sympow_jax.models.model import Model
 from sympow_jax.sharding import exchange
 from tests.models.small import VOCAB, tiny_config
 

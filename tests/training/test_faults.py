@@ -16,7 +16,8 @@ import jax
 import numpy as np
 import pytest
 
-from sympow_jax.commands import train_main
+from sympow_jax import train as train_command
+from sympow_jax.command_line import one_line_errors
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.manifest import unflatten
 from sympow_jax.training.metrics import METRICS_NAME, read_metrics
@@ -37,7 +38,7 @@ FLAGS = {
 
 SLOWLY = """
 import time
-from sympow_jax.commands import run_program, train_main
+from sympow_jax.train import main
 from sympow_jax.input_pipeline.prefetch import Prefetch
 
 take = Prefetch.__next__
@@ -45,7 +46,7 @@ def take_slowly(self):
     time.sleep(0.1)
     return take(self)
 Prefetch.__next__ = take_slowly
-run_program(train_main)
+main()
 """
 
 
@@ -313,11 +314,11 @@ def test_dead_metrics_sink_does_not_stop_training(straight, workdir):
 
 def test_changed_config_is_refused_field_by_field_unless_it_may_change(stopped, workdir, capsys):
     for name, value in {"model.embed_dim": 48, "attention.degree": 4, "data.seq_len": 32, "seed": 1}.items():
-        assert train_main(command(workdir, **{name: value})[2:]) == 1
+        assert one_line_errors(train_command.run, command(workdir, **{name: value})[2:]) == 1
         printed = capsys.readouterr()
         assert f"config change: {name}: " in printed.out
         assert printed.err.startswith(f"error: {name}") and printed.err.count("\n") == 1
-    assert train_main(command(workdir, **{"optimizer.learning_rate": 1e-4})[2:]) == 1
+    assert one_line_errors(train_command.run, command(workdir, **{"optimizer.learning_rate": 1e-4})[2:]) == 1
     assert "--allow_learning_rate_change" in capsys.readouterr().err
     result = train(workdir, **{"checkpoint.every_steps": 7, "data.prefetch_batches": 2, "model.remat": "block"})
     assert result.returncode == 0, result.stderr
@@ -365,7 +366,7 @@ def test_config_json_is_data_and_never_run(workdir, tmp_path, capsys):
     payload = f"__import__('os').system('touch {marker}')"
     for contents in (payload, json.dumps({"variant": payload}), json.dumps([payload])):
         (workdir / "config.json").write_text(contents)
-        assert train_main(command(workdir)[2:]) == 1
+        assert one_line_errors(train_command.run, command(workdir)[2:]) == 1
         assert capsys.readouterr().err.startswith("error: ")
     assert not marker.exists()
 

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from sympow_jax.commands import eval_main, train_main
+from sympow_jax import eval as eval_command
+from sympow_jax import train as train_command
+from sympow_jax.command_line import one_line_errors
 from sympow_jax.config import ConfigError
 from sympow_jax.evals.length_generalisation import bin_edges, choose_documents, read_documents
-from sympow_jax.models.registry import Model, resolve_implementation
+from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.training.data import open_run_data
 from sympow_jax.training.heldout import Heldout
 from sympow_jax.training.metrics import read_metrics
@@ -61,9 +63,13 @@ def flags_of(workdir, *more: str) -> list[str]:
     return ["--config=configs/quickstart.py:conformal_sympow", f"--workdir={workdir}", *flags]
 
 
+def evaluate(flags: list[str]) -> int:
+    return one_line_errors(eval_command.run, flags)
+
+
 def train(flags: list[str]) -> int:
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
-        return train_main(flags)
+        return one_line_errors(train_command.run, flags)
 
 
 @pytest.mark.slow
@@ -84,9 +90,22 @@ def test_a_task_is_trained_and_evaluated_by_command(tmp_path, capsys):
     assert train(flags_of(run, *task)) == 0
     rows = [row for row in read_metrics(run / "metrics.jsonl") if "heldout_accuracy" in row]
     assert len(rows) == 2 and 0 <= rows[-1]["heldout_accuracy"] <= 1
-    assert eval_main([f"--workdir={run}", "--lengths=24,48", "--pairs=2,4,12", "--num_examples=4"]) == 0
-    assert eval_main([f"--workdir={run}", "--task=selective_copy", "--lengths=24", "--num_examples=4"]) == 0
-    assert eval_main([f"--workdir={run}", "--task=copy", "--lengths=24,48", "--num_examples=4", "--name=c"]) == 0
+    assert (
+        one_line_errors(eval_command.run, [f"--workdir={run}", "--lengths=24,48", "--pairs=2,4,12", "--num_examples=4"])
+        == 0
+    )
+    assert (
+        one_line_errors(
+            eval_command.run, [f"--workdir={run}", "--task=selective_copy", "--lengths=24", "--num_examples=4"]
+        )
+        == 0
+    )
+    assert (
+        one_line_errors(
+            eval_command.run, [f"--workdir={run}", "--task=copy", "--lengths=24,48", "--num_examples=4", "--name=c"]
+        )
+        == 0
+    )
     names = {f"{name}.{kind}" for name in ("mqar", "selective_copy", "c") for kind in ("json", "npz", "png")}
     assert {path.name for path in (run / "eval").iterdir()} == names
     for flags, message in (
@@ -97,7 +116,7 @@ def test_a_task_is_trained_and_evaluated_by_command(tmp_path, capsys):
         (["--task=needle", "--lengths=96"], "a needle needs text"),
     ):
         lengths = [] if "--lengths=96" in flags else ["--lengths=96"]
-        assert eval_main([f"--workdir={run}", *lengths, *flags]) == 1
+        assert evaluate([f"--workdir={run}", *lengths, *flags]) == 1
         assert message in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -107,5 +126,5 @@ def test_text_models_are_asked_for_passkeys_and_needles(tmp_path):
     assert train(flags_of(run)) == 0
     for task in ("passkey", "needle"):
         flags = [f"--workdir={run}", f"--task={task}", "--lengths=400", "--depths=0,1", "--num_examples=2"]
-        assert eval_main(flags) == 0
+        assert evaluate(flags) == 0
         assert (run / "eval" / f"{task}.json").is_file() and (run / "eval" / f"{task}.png").is_file()

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from sympow_jax.config import ConfigError
-from sympow_jax.models.registry import Model
+from sympow_jax.models.model import Model
 from sympow_jax.training.optimizer import (
     learning_rate_schedule,
     make_optimizer,

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import Mesh
 
 from sympow_jax.config import ConfigError
-from sympow_jax.models.registry import Model
+from sympow_jax.models.model import Model
 from sympow_jax.training import meter, metrics, screen
 from tests.models.small import VOCAB, tiny_config
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from sympow_jax import sharding
-from sympow_jax.models.registry import Model
-from sympow_jax.training.mesh import config_mesh
+from sympow_jax.models.model import Model
+from sympow_jax.training.config_mesh import config_mesh
 from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sympow_jax.training.step import make_train_step
 from sympow_jax.training.train_state import create_train_state

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from sympow_jax.input_pipeline.build import Progress
 from sympow_jax.input_pipeline.chunked_array import ChunkedArray, StoreError, stored_tokenizer
 from sympow_jax.input_pipeline.packing import read_offsets
+from sympow_jax.input_pipeline.prepare.build import Progress
 
 
 def verify(address: str, *, progress: Progress | None = None) -> list[str]:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from sympow_jax.input_pipeline.sources import Document, Source
+from sympow_jax.input_pipeline.prepare.sources import Document, Source
+from sympow_jax.input_pipeline.prepare.writer import write_json
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, token_dtype, tokenizer_from_files
-from sympow_jax.input_pipeline.writer import write_json
 
 SHARD_SIZE = 4 * 2**20  # characters (or tokens) of documents in one shard
 

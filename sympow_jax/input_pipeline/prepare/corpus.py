@@ -5,8 +5,8 @@ import json
 import os
 import pathlib
 
-from sympow_jax.input_pipeline.build import VERSION, Request, build
-from sympow_jax.input_pipeline.sources import PythonStdlib
+from sympow_jax.input_pipeline.prepare.build import VERSION, Request, build
+from sympow_jax.input_pipeline.prepare.sources import PythonStdlib
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
 
 STDLIB_NAME = "python-stdlib"

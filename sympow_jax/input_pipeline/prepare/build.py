@@ -19,12 +19,12 @@ import numpy as np
 
 from sympow_jax.input_pipeline.chunked_array import MANIFEST
 from sympow_jax.input_pipeline.hashing import random_bits
-from sympow_jax.input_pipeline.layout import Layout, arrange
 from sympow_jax.input_pipeline.packing import OFFSETS
-from sympow_jax.input_pipeline.shards import TokenStream, tokenize
-from sympow_jax.input_pipeline.sources import Source
+from sympow_jax.input_pipeline.prepare.layout import Layout, arrange
+from sympow_jax.input_pipeline.prepare.shards import TokenStream, tokenize
+from sympow_jax.input_pipeline.prepare.sources import Source
+from sympow_jax.input_pipeline.prepare.writer import COMPRESSORS, Format, finish_store, write_array, write_json
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, token_dtype
-from sympow_jax.input_pipeline.writer import COMPRESSORS, Format, finish_store, write_array, write_json
 
 VERSION = 1
 DOCUMENTS = ("truncate", "split", "concatenate", "packed")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sympow_jax.input_pipeline.store import Store
-from sympow_jax.input_pipeline.synthetic import Batch, as_batch, uniform
+from sympow_jax.input_pipeline.tasks.synthetic import Batch, as_batch, uniform
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer
 
 RANDOM_DEPTH = -1.0

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from sympow_jax.input_pipeline.hashing import permutation
-from sympow_jax.input_pipeline.shards import TokenStream
+from sympow_jax.input_pipeline.prepare.shards import TokenStream
 
 
 @dataclasses.dataclass(frozen=True)

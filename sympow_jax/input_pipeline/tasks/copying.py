@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from sympow_jax.input_pipeline.synthetic import Batch, as_batch, choose_distinct, uniform
+from sympow_jax.input_pipeline.tasks.synthetic import Batch, as_batch, choose_distinct, uniform
 
 BLANK, MARKER, FIRST_CONTENT = 0, 1, 2  # token ids
 

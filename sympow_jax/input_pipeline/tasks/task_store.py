@@ -5,11 +5,11 @@ import functools
 import numpy as np
 
 from sympow_jax.config import TASKS, TaskConfig
-from sympow_jax.input_pipeline.copying import Copy, SelectiveCopy
-from sympow_jax.input_pipeline.mqar import MQAR
-from sympow_jax.input_pipeline.passkey import Passkey
 from sympow_jax.input_pipeline.store import Store
-from sympow_jax.input_pipeline.synthetic import Batch, Task
+from sympow_jax.input_pipeline.tasks.copying import Copy, SelectiveCopy
+from sympow_jax.input_pipeline.tasks.mqar import MQAR
+from sympow_jax.input_pipeline.tasks.passkey import Passkey
+from sympow_jax.input_pipeline.tasks.synthetic import Batch, Task
 from sympow_jax.input_pipeline.tokenizers import IdTokenizer, Tokenizer, load_tokenizer
 
 HELDOUT_SEED = 1 << 41  # added to the seed of held-out examples; training seeds are far below

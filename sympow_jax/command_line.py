@@ -1,0 +1,117 @@
+"""What every command shares: flags, errors as one line, the compilation cache, and the process around `main`."""
+
+import ctypes
+import gc
+import glob
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from sympow_jax.config import ConfigError, nearest, parse_value
+from sympow_jax.input_pipeline.prepare.corpus import cache_folder
+from sympow_jax.training.bad_steps import BadStepsError
+from sympow_jax.training.checkpoint import CheckpointError
+from sympow_jax.training.workdir import WorkdirError
+
+USER_ERRORS = (ConfigError, WorkdirError, CheckpointError, BadStepsError, ValueError, OSError)
+_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # mallopt(3)
+
+
+def one_line_errors(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Runs a command; an error that the user can mend becomes one line on standard error and exit code 1."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        return run(argv)
+    except USER_ERRORS as error:
+        if os.environ.get("SYMPOW_JAX_TRACEBACK"):
+            raise
+        message = " ".join(str(error).split())
+    gc.collect()  # what the failed parts have still to say comes before the line that counts
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return 1
+
+
+def run_program(run: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Exits with the code of `run` on this process's flags, 130 after Ctrl-C.
+
+    After an error nothing prints past its one line. What the terminal's encoding lacks is printed as a question mark.
+    """
+    keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        code = one_line_errors(run, sys.argv[1:])
+    except KeyboardInterrupt:
+        code = 130
+    if code == 1 and not os.environ.get("SYMPOW_JAX_TRACEBACK"):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    sys.exit(code)
+
+
+def keep_freed_memory() -> bool:
+    """Keeps what a program frees for the next one, where programs run on the CPU; returns whether it does.
+
+    XLA allocates the temporaries of a program when it starts and frees them when it ends. glibc gives blocks of that
+    size back to the system at once, so that every step faults in, and the system clears, each page again
+    (RESULTS.md, training step). The price is memory: the process keeps the most that it ever used, compilation and
+    checkpoints included, and a block that finds no hole of its size grows the heap. Call it before JAX starts its
+    threads, which would take heaps of their own.
+
+    Nothing changes beside an accelerator, with another C library, or where the environment already sets glibc's malloc
+    (MALLOC_* or GLIBC_TUNABLES; MALLOC_ARENA_MAX=8 is enough to turn this off).
+    """
+    theirs = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    accelerated = any(glob.glob(pattern) for pattern in _ACCELERATORS)
+    if platform.libc_ver()[0] != "glibc" or accelerated or theirs:
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all([mallopt(_ARENA_MAX, 1), mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1)])
+
+
+def split_flags(
+    argv: Sequence[str], known: Sequence[str], *, switches: Sequence[str] = (), prefix: str = ""
+) -> tuple[dict[str, str], list[str]]:
+    """--name=value flags of `known` and bare --switches as a dict; the rest must start with --`prefix`."""
+    values, rest = {}, []
+    for flag in argv:
+        name, equals, value = flag.removeprefix("--").partition("=")
+        if not flag.startswith("--"):
+            raise ConfigError(f"{flag!r}: expected --name=value{nearest(flag, known)}")
+        if name in switches and not equals:
+            values[name] = "true"
+        elif name in known and equals:
+            values[name] = value
+        elif prefix and name.startswith(prefix):
+            rest.append(flag)
+        else:
+            needs = f"--{name} needs a value: --{name}=VALUE" if name in known else f"--{name}: no such flag"
+            raise ConfigError(needs + nearest(name, [*known, *switches]))
+    return values, rest
+
+
+def flag_value(flags: Mapping[str, str], name: str, default: Any) -> Any:
+    """The value of --name as the type of `default`, which it has where the flag is absent."""
+    return parse_value(flags[name], default, f"--{name}") if name in flags else default
+
+
+def step_flag(flags: Mapping[str, str]) -> str | int:
+    """--step=latest|best|N; the latest step where the flag is absent."""
+    step = flags.get("step", "latest")
+    if step not in ("latest", "best") and not (step.isascii() and step.isdigit()):
+        raise ConfigError(f"--step = {step!r}: choose latest, best or a step number{nearest(step, ('latest', 'best'))}")
+    return int(step) if step.isdigit() else step
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, in the user's cache folder (mode 0700: it holds executable content)."""
+    import jax
+
+    folder = cache_folder() / "xla"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

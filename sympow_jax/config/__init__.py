@@ -1,0 +1,51 @@
+"""Run configuration: from a locked ConfigDict, or a saved config.json, to checked frozen dataclasses.
+
+This is the only package that knows ml_collections. `parse_flags` reads a command line, `resolve` turns the user's
+values into a `Config` with every "variant", "auto" and 0 replaced, and raises ConfigError, one line, for anything
+that is misspelt, out of range or contradictory, before anything is compiled or written.
+"""
+
+from sympow_jax.config.errors import ConfigError, nearest, require
+from sympow_jax.config.flags import load_file, parse_flags, parse_variants
+from sympow_jax.config.resolve import override, resolve
+from sympow_jax.config.schema import (
+    TASKS,
+    AttentionConfig,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PositionConfig,
+    TaskConfig,
+)
+from sympow_jax.config.values import diff, flatten, parse_value
+
+__all__ = [
+    "TASKS",
+    "AttentionConfig",
+    "CheckpointConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EvaluationConfig",
+    "LoggingConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PositionConfig",
+    "TaskConfig",
+    "diff",
+    "flatten",
+    "load_file",
+    "nearest",
+    "override",
+    "parse_flags",
+    "parse_value",
+    "parse_variants",
+    "require",
+    "resolve",
+]

@@ -1,0 +1,20 @@
+"""What a wrong configuration raises."""
+
+import difflib
+from collections.abc import Sequence
+
+
+class ConfigError(ValueError):
+    """A wrong flag, key or value; the message is one line that says how to fix it."""
+
+
+def nearest(word: str, options: Sequence[str]) -> str:
+    """`; did you mean 'x'?` for the closest option, or an empty string."""
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)

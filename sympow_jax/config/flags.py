@@ -1,0 +1,67 @@
+"""From a command line to a configuration."""
+
+import importlib.util
+import pathlib
+import sys
+import types
+from collections.abc import Sequence
+
+from sympow_jax import variants
+from sympow_jax.config.errors import ConfigError, nearest, require
+from sympow_jax.config.resolve import resolve
+from sympow_jax.config.schema import Config
+from sympow_jax.config.values import flatten, parse_value
+
+
+def load_file(path: str) -> types.ModuleType:
+    """The module of a config file (code that its user chose to run)."""
+    file = pathlib.Path(path)
+    if not file.is_file():
+        known = sorted(str(f) for f in pathlib.Path("configs").rglob("*.py") if f.name != "__init__.py")
+        raise ConfigError(f"--config = {path!r}: no such file{nearest(path, known)}")
+    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config = {path!r}: not a Python file; expected configs/NAME.py[:VARIANT]")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    require(hasattr(module, "get_config"), f"--config = {path!r}: defines no get_config(arg)")
+    return module
+
+
+def parse_flags(argv: Sequence[str]) -> Config:
+    """`--config=FILE.py[:ARG] [--config.a.b=v ...]` -> Config; anything else in argv is an error."""
+    named = [arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")]
+    require(bool(named), "--config is missing: use --config=configs/quickstart.py[:VARIANT]; --list shows them")
+    path, _, arg = named[-1].partition(":")
+    sys.path.insert(0, ".")  # config files import configs.default
+    if arg and arg not in variants.VARIANTS and "=" not in arg:
+        hint = nearest(arg, list(variants.VARIANTS))
+        require("," in arg or arg.isdigit(), f"--config = {named[-1]!r}: no variant {arg!r}{hint}")
+    values = load_file(path).get_config(*([arg] if arg else []))
+    known = flatten(values.to_dict())
+    for flag in argv:
+        name = flag.removeprefix("--").partition("=")[0]
+        if name != "config":
+            require(name.startswith("config."), f"--{name}: no such flag{nearest(name, ['config', 'workdir'])}")
+            key = name.removeprefix("config.")
+            require(key in known, f"--{name}: no such key{nearest(key, list(known))}")
+            node = values
+            *parents, leaf = key.split(".")
+            for parent in parents:
+                node = node[parent]
+            require("=" in flag, f"--{name}: no value; write --{name}=VALUE")
+            with node.ignore_type():
+                node[leaf] = parse_value(flag.partition("=")[2], known[key], key)
+    return resolve(values)
+
+
+def parse_variants(text: str, seeds: tuple[int, ...]) -> list[tuple[str, int]]:
+    """[(variant, seed)] of "all" or "a,b:0+1", in the order given."""
+    runs: dict[str, tuple[int, ...]] = {}
+    for item in text.split(","):
+        name, _, own = item.strip().partition(":")
+        if name not in (*variants.VARIANTS, "all"):
+            raise ConfigError(f"--variants: no variant {name!r}{nearest(name, list(variants.VARIANTS))}")
+        chosen = parse_value(own.replace("+", ","), (0,), "--variants") if own else seeds
+        runs |= {variant: chosen for variant in (variants.VARIANTS if name == "all" else [name])}
+    return [(variant, seed) for variant, chosen in runs.items() for seed in chosen]

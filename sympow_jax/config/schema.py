@@ -1,0 +1,195 @@
+"""The configuration as frozen dataclasses; configs/default.py says what each key means."""
+
+import dataclasses
+
+from sympow_jax import variants
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the decoder (keys and meanings: configs/default.py)."""
+
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    mlp: str
+    norm: str
+    embedding_norm: bool
+    tied_embeddings: bool
+    init_std: float
+    dtype: str
+    scan_layers: bool
+    remat: str
+    loss_block: int
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """Kernel, position, gate and options of the attention layers."""
+
+    kernel: str
+    position: str
+    gate: str
+    gate_init: str
+    gate_min_timescale: float
+    gate_max_timescale: float
+    degree: int
+    feature_dim: int
+    rebased_norm: str
+    qk_norm: bool
+    output_gate: bool
+    window: int
+    conv_width: int
+    conv_expand: int
+    layer_pattern: tuple[str, ...]
+    implementation: str
+    chunk_size: int
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the kernel has a finite feature expansion, hence a linear form with a state of constant size."""
+        return self.kernel in variants.LINEAR_KERNELS
+
+    @property
+    def has_additive_bias(self) -> bool:
+        """Whether the position is an additive bias of each pair; ALiBi, a fixed gate in linear kernels, is not."""
+        return self.position in variants.BIAS_POSITIONS and self.position != "alibi"
+
+    @property
+    def uses_feature_dim(self) -> bool:
+        """Whether queries and keys have `feature_dim` dims instead of model.head_dim."""
+        return self.kernel in ("taylor", "rebased")
+
+    @property
+    def is_linear_form(self) -> bool:
+        """Whether `implementation` names a form of linear time."""
+        return self.implementation in ("chunked", "recurrent")
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionConfig:
+    """Settings of the position encodings; those of rope and ALiBi may change at evaluation."""
+
+    base: float
+    convention: str
+    scaling: str
+    factor: float
+    original_length: int
+    max_length: int
+    alibi_slope_scale: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Stores and batches."""
+
+    train: str
+    heldout: str
+    seq_len: int
+    batch_size: int
+    order: str
+    missing_chunks: str
+    cache_bytes: int
+    prefetch_batches: int
+    num_threads: int
+
+
+TASKS = ("mqar", "copy", "selective_copy", "passkey")  # data.train and data.heldout may name one
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """Settings of the synthetic tasks."""
+
+    vocab_size: int
+    num_pairs: int
+    num_passes: int
+    power: float
+    random_filler: bool
+    tokenizer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices each mesh axis has; -1, for one of them, is what the others leave."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    seq: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer, schedule, clipping and accumulation."""
+
+    name: str
+    learning_rate: float
+    schedule: str
+    warmup_steps: int
+    final_fraction: float
+    decay_fraction: float
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+    z_loss: float
+    accumulation_steps: int
+    max_skipped_steps: int
+    outlier_ratio: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out loss during training and the defaults of eval.py."""
+
+    every_steps: int
+    num_batches: int
+    lengths: tuple[int, ...]
+    num_documents: int
+    chunk_size: int
+    contextwise_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept."""
+
+    every_steps: int
+    keep_last: int
+    keep_every: int
+    keep_best: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """Metrics rows and the peak that MFU refers to."""
+
+    every_steps: int
+    tensorboard: bool
+    wandb_project: str
+    profile_steps: tuple[int, ...]
+    peak_flops: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    variant: str
+    seed: int
+    num_train_steps: int
+    model: ModelConfig
+    attention: AttentionConfig
+    position: PositionConfig
+    data: DataConfig
+    task: TaskConfig
+    mesh: MeshConfig
+    optimizer: OptimizerConfig
+    evaluation: EvaluationConfig
+    checkpoint: CheckpointConfig
+    logging: LoggingConfig

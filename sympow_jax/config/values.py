@@ -1,0 +1,60 @@
+"""Between nested mappings, dotted keys, text and the dataclasses of a configuration."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, get_args, get_origin
+
+from sympow_jax.config.errors import ConfigError, nearest, require
+
+
+def build(cls: type, values: Mapping[str, Any], path: str = "") -> Any:
+    """A dataclass from nested mappings; every key must exist, every type must fit."""
+    require(isinstance(values, Mapping), f"{path.rstrip('.') or 'config'} = {values!r}: expected a mapping")
+    fields = {field.name: field.type for field in dataclasses.fields(cls)}
+    for key in values:
+        require(key in fields, f"{path}{key}: no such key{nearest(key, list(fields))}")
+    missing = [name for name in fields if name not in values]
+    require(not missing, f"{path}{missing[0] if missing else ''}: missing; configs/default.py lists every key")
+    return cls(**{name: _convert(values[name], kind, path + name) for name, kind in fields.items()})
+
+
+def _convert(value: Any, kind: Any, path: str) -> Any:
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return build(kind, value, path + ".")
+    if get_origin(kind) is tuple:
+        items = value if isinstance(value, list | tuple) else (value,)
+        return tuple(_convert(item, get_args(kind)[0], path) for item in items)
+    if kind is float and type(value) is int:
+        value = float(value)
+    require(type(value) is kind, f"{path} = {value!r}: expected {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{'model.num_layers': 4, ...} of a Config, or of nested mappings."""
+    if dataclasses.is_dataclass(tree):
+        tree = dataclasses.asdict(tree)  # pyright: ignore[reportArgumentType]
+    if not isinstance(tree, Mapping):
+        return {prefix: tuple(tree) if isinstance(tree, list) else tree}
+    return {k: v for key in tree for k, v in flatten(tree[key], f"{prefix}.{key}" if prefix else key).items()}
+
+
+def diff(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """{path: (old, new)} of every field that differs."""
+    a, b = flatten(old), flatten(new)
+    return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+
+
+def parse_value(text: str, like: Any, path: str) -> Any:
+    """A command-line string as the type of `like`."""
+    if isinstance(like, tuple):
+        items = (item.strip(" '\"") for item in text.strip("()").split(","))
+        return tuple(parse_value(item, like[0], path) for item in items if item)
+    if isinstance(like, bool):
+        legal = {"true": True, "false": False, "1": True, "0": False}
+        require(text.lower() in legal, f"{path} = {text!r}: expected true or false")
+        return legal[text.lower()]
+    try:
+        return type(like)(text.strip(" '\""))
+    except ValueError:
+        raise ConfigError(f"{path} = {text!r}: expected {type(like).__name__}") from None

@@ -1,0 +1,70 @@
+"""The command eval.py: flags -> one EvaluationRequest -> evaluate (the script's docstring lists the flags)."""
+
+from collections.abc import Sequence
+
+from sympow_jax import evaluate
+from sympow_jax.command_line import flag_value, run_program, split_flags, step_flag, use_compilation_cache
+from sympow_jax.config import TASKS, Config, ConfigError
+from sympow_jax.evaluate import LENGTH_GENERALISATION, EvaluationRequest
+from sympow_jax.loading import AT_EVALUATION
+from sympow_jax.training.run_files import load_config
+
+_OF_LENGTHS = ("num_documents", "window", "stride")
+_OF_TASKS = ("pairs", "depths", "num_examples")
+_KNOWN = ("workdir", "lengths", "step", "data", "name", "task", *_OF_LENGTHS, *_OF_TASKS, *AT_EVALUATION)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Evaluates as the flags say; returns the exit code."""
+    flags, _ = split_flags(argv, _KNOWN)
+    if "workdir" not in flags:
+        raise ConfigError("--workdir is missing: the folder of a trained run")
+    use_compilation_cache()
+    evaluate.evaluate(_request(flags, load_config(flags["workdir"])))
+    return 0
+
+
+def _request(flags: dict[str, str], saved: Config) -> EvaluationRequest:
+    task = _task(flags, saved)
+    e = saved.evaluation
+    return EvaluationRequest(
+        workdir=flags["workdir"],
+        task=task,
+        step=step_flag(flags),
+        overrides={name: flags[name] for name in AT_EVALUATION if name in flags},
+        data=flags.get("data", saved.data.heldout),
+        name=flags.get("name", task),
+        lengths=flag_value(flags, "lengths", e.lengths),
+        num_documents=flag_value(flags, "num_documents", e.num_documents),
+        window=flag_value(flags, "window", 0),
+        stride=flag_value(flags, "stride", 0),
+        num_examples=flag_value(flags, "num_examples", evaluate.NUM_EXAMPLES.get(task, 0)),
+        pairs=flag_value(flags, "pairs", (saved.task.num_pairs,)),
+        depths=flag_value(flags, "depths", evaluate.DEPTHS),
+    )
+
+
+def _task(flags: dict[str, str], saved: Config) -> str:
+    """What to evaluate: --task, else the task that the run was trained on, else length generalisation."""
+    task = flags.get("task", saved.data.heldout if saved.data.heldout in TASKS else LENGTH_GENERALISATION)
+    if task != LENGTH_GENERALISATION:
+        evaluate.check_task(task)
+        unused = {"pairs", "depths"} - {*evaluate.grid_axes(task)}
+        foreign = (*_OF_LENGTHS, *unused)
+    else:
+        foreign = _OF_TASKS
+        if flags.get("data", saved.data.heldout) in TASKS:
+            raise ConfigError("--task = length_generalisation: needs text; name a store with --data=STORE")
+    for flag in sorted(foreign):
+        if flag in flags:
+            raise ConfigError(f"--{flag}: does not belong to --task={task}")
+    return task
+
+
+def main() -> None:
+    """Runs the command on this process's flags and exits."""
+    run_program(run)
+
+
+if __name__ == "__main__":
+    main()

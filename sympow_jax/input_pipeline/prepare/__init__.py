@@ -1,0 +1,1 @@
+"""Making stores: documents from sources, tokenised, arranged in rows, written."""

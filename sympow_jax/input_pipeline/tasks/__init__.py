@@ -1,0 +1,1 @@
+"""Synthetic tasks: recall and copying, as batches that are a pure function of (seed, step)."""

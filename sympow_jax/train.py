@@ -1,0 +1,53 @@
+"""The command train.py: flags -> config -> one run (the script's docstring lists the flags)."""
+
+import pathlib
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from sympow_jax.command_line import flag_value, run_program, split_flags, use_compilation_cache
+from sympow_jax.config import ConfigError, parse_flags
+from sympow_jax.sharding import join_processes
+from sympow_jax.training.loop import train
+from sympow_jax.variants import VARIANTS
+
+_SWITCHES = ("strict", "allow_learning_rate_change")
+_PROCESSES = {"coordinator_address": "", "num_processes": 0, "process_id": -1}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Trains as the flags say; returns the exit code (training/signals.py documents them)."""
+    if "--list" in argv:
+        _print_list()
+        return 0
+    own, rest = split_flags(argv, ("workdir", "init_from", *_PROCESSES), switches=_SWITCHES, prefix="config")
+    config = parse_flags(rest)
+    if "workdir" not in own:
+        raise ConfigError("--workdir is missing: the folder of the run, for example --workdir=runs/first")
+    use_compilation_cache()
+    join_processes(**{name: flag_value(own, name, default) for name, default in _PROCESSES.items()})
+    switches = {name: name in own for name in _SWITCHES}
+    return train(config, own["workdir"], init_from=own.get("init_from", ""), **switches)
+
+
+def _print_list() -> None:
+    table = Table(title="Variants (--config=FILE.py:VARIANT)", title_justify="left")
+    for column in ("variant", "kernel", "position", "gate", "layers", "source"):
+        table.add_column(column)
+    for row in VARIANTS.values():
+        table.add_row(row.name, row.kernel, row.position, row.gate, " ".join(row.layer_pattern), row.source)
+    Console().print(table)
+    print("Configs:")
+    for path in sorted(pathlib.Path("configs").rglob("*.py")):
+        if path.name != "__init__.py":
+            print(f"  {path}")
+
+
+def main() -> None:
+    """Runs the command on this process's flags and exits."""
+    run_program(run)
+
+
+if __name__ == "__main__":
+    main()
