@@ -1,13 +1,12 @@
 """The command train.py: flags -> config -> one run (the script's docstring lists the flags)."""
 
-import pathlib
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from sympow_jax.command_line import flag_value, run_program, split_flags, use_compilation_cache
-from sympow_jax.config import ConfigError, parse_flags
+from sympow_jax.config import ConfigError, config_names, parse_flags
 from sympow_jax.sharding import join_processes
 from sympow_jax.training.loop import train
 from sympow_jax.variants import VARIANTS
@@ -39,9 +38,8 @@ def _print_list() -> None:
         table.add_row(row.name, row.kernel, row.position, row.gate, " ".join(row.layer_pattern), row.source)
     Console().print(table)
     print("Configs:")
-    for path in sorted(pathlib.Path("configs").rglob("*.py")):
-        if path.name != "__init__.py":
-            print(f"  {path}")
+    for name, path in config_names().items():
+        print(f"  {name:40} {path}")
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import re
+import shutil
 
 import pytest
 
@@ -121,3 +123,49 @@ def test_an_unknown_key_in_a_saved_config_is_named():
 def test_diff_names_fields():
     changes = config_lib.diff(resolve(), resolve("optimizer.learning_rate=1e-3"))
     assert changes == {"optimizer.learning_rate": (3e-3, 1e-3)}
+
+
+def write_config(folder: pathlib.Path, text: str) -> str:
+    path = folder / "mine.py"
+    path.write_text(text)
+    return f"--config={path}"
+
+
+@pytest.mark.parametrize("name", ["quickstart", "figures/mqar_zoology", "configs/quickstart.py"])
+def test_config_files_are_found_by_name_and_by_path(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert config_lib.parse_flags([f"--config={name}:fox"]).variant == "fox"
+
+
+def test_names_work_in_any_folder_even_beside_other_folders_of_the_same_name(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()  # not ours: it has no default.py
+    monkeypatch.chdir(tmp_path)
+    assert config_lib.parse_flags(["--config=quickstart:sympow"]).model.num_layers == 4
+    text = "from configs import quickstart\n\ndef get_config(arg):\n    return quickstart.get_config('fox')\n"
+    flag = write_config(tmp_path, text) + ":fox"
+    assert config_lib.parse_flags([flag]) == config_lib.parse_flags(["--config=quickstart:fox"])
+
+
+def test_a_whole_folder_of_configs_has_its_own_defaults(tmp_path):
+    """A copy of configs/ elsewhere is a project of its own: what its files import is beside them."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    default = tmp_path / "configs" / "default.py"
+    default.write_text(default.read_text().replace("c.seed = 0", "c.seed = 7"))
+    assert config_lib.parse_flags([f"--config={tmp_path}/configs/quickstart.py:fox"]).seed == 7
+    assert config_lib.parse_flags(["--config=quickstart:fox"]).seed == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import nothing_like_this\n", "line 1: ModuleNotFoundError"),
+        ("x = 1\ndef get_config(:\n", "line 2: SyntaxError"),
+        ("\n\ndef get_config():\n    return {}['key']\n", "line 4: KeyError: 'key'"),
+        ("def get_config():\n    return {}\n", "get_config returns dict; it must return a ConfigDict"),
+        ("x = 1\n", "defines no get_config"),
+    ],
+)
+def test_what_goes_wrong_inside_a_config_file_names_its_line(tmp_path, text, words):
+    flag = write_config(tmp_path, text)
+    with pytest.raises(ConfigError, match=re.escape(f"{flag.removeprefix('--config=')!r}") + ".*" + re.escape(words)):
+        config_lib.parse_flags([flag])

@@ -6,7 +6,8 @@ that is misspelt, out of range or contradictory, before anything is compiled or 
 """
 
 from sympow_jax.config.errors import ConfigError, nearest, require
-from sympow_jax.config.flags import load_file, parse_flags, parse_variants
+from sympow_jax.config.files import config_folder, config_names, load_file, load_values
+from sympow_jax.config.flags import parse_flags, parse_variants
 from sympow_jax.config.resolve import override, resolve
 from sympow_jax.config.schema import (
     TASKS,
@@ -38,9 +39,12 @@ __all__ = [
     "OptimizerConfig",
     "PositionConfig",
     "TaskConfig",
+    "config_folder",
+    "config_names",
     "diff",
     "flatten",
     "load_file",
+    "load_values",
     "nearest",
     "override",
     "parse_flags",

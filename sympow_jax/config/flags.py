@@ -1,43 +1,24 @@
 """From a command line to a configuration."""
 
-import importlib.util
-import pathlib
-import sys
-import types
 from collections.abc import Sequence
 
 from sympow_jax import variants
 from sympow_jax.config.errors import ConfigError, nearest, require
+from sympow_jax.config.files import load_values
 from sympow_jax.config.resolve import resolve
 from sympow_jax.config.schema import Config
 from sympow_jax.config.values import flatten, parse_value
 
 
-def load_file(path: str) -> types.ModuleType:
-    """The module of a config file (code that its user chose to run)."""
-    file = pathlib.Path(path)
-    if not file.is_file():
-        known = sorted(str(f) for f in pathlib.Path("configs").rglob("*.py") if f.name != "__init__.py")
-        raise ConfigError(f"--config = {path!r}: no such file{nearest(path, known)}")
-    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"--config = {path!r}: not a Python file; expected configs/NAME.py[:VARIANT]")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    require(hasattr(module, "get_config"), f"--config = {path!r}: defines no get_config(arg)")
-    return module
-
-
 def parse_flags(argv: Sequence[str]) -> Config:
-    """`--config=FILE.py[:ARG] [--config.a.b=v ...]` -> Config; anything else in argv is an error."""
+    """`--config=FILE[:ARG] [--config.a.b=v ...]` -> Config; anything else in argv is an error."""
     named = [arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")]
     require(bool(named), "--config is missing: use --config=configs/quickstart.py[:VARIANT]; --list shows them")
     path, _, arg = named[-1].partition(":")
-    sys.path.insert(0, ".")  # config files import configs.default
     if arg and arg not in variants.VARIANTS and "=" not in arg:
         hint = nearest(arg, list(variants.VARIANTS))
         require("," in arg or arg.isdigit(), f"--config = {named[-1]!r}: no variant {arg!r}{hint}")
-    values = load_file(path).get_config(*([arg] if arg else []))
+    values = load_values(path, arg)
     known = flatten(values.to_dict())
     for flag in argv:
         name = flag.removeprefix("--").partition("=")[0]

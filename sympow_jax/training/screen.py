@@ -1,6 +1,5 @@
 """The first screen of a run: what is about to be trained, on what, from where."""
 
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,8 +13,6 @@ from sympow_jax.config import Config
 from sympow_jax.models import flops
 from sympow_jax.training.data import RunData
 from sympow_jax.typing import PyTree
-
-DEFAULTS = pathlib.Path(__file__).resolve().parents[2] / "configs" / "default.py"
 
 
 def parameter_table(params: PyTree) -> Table:
@@ -56,9 +53,7 @@ def num_parameters(params: PyTree) -> int:
 
 def config_changes(config: Config) -> Iterable[str]:
     """`key = value (default)` for each key that differs from configs/default.py with the same variant."""
-    if not DEFAULTS.is_file():  # an installed package has no configs
-        return [f"{DEFAULTS} is not there to compare with"]
-    defaults = config_lib.resolve(config_lib.load_file(str(DEFAULTS)).get_config(config.variant))
+    defaults = config_lib.resolve(config_lib.load_values("default", config.variant))
     changes: dict[str, tuple[Any, Any]] = config_lib.diff(defaults, config)
     return [f"{path} = {new!r} ({old!r})" for path, (old, new) in changes.items()]
 
