@@ -54,6 +54,7 @@ def digest_arrays(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
     """Digest of each array as 16 hexadecimal digits; 8- to 64-bit dtypes, any shape, any sharding.
 
     One pass over each array on the devices that hold it. Every process of a multi-process run must call this.
+    One array at a time: a digest adds over all devices, and a backend holds a bounded number of programs (32 on a CPU);
+    beyond it, each device may wait for another that waits for room.
     """
-    pending = {name: _digest(array) for name, array in arrays.items()}
-    return {name: f"{int(high):08x}{int(low):08x}" for name, (high, low) in jax.device_get(pending).items()}
+    return {name: "{:08x}{:08x}".format(*jax.device_get(_digest(array)).tolist()) for name, array in arrays.items()}

@@ -1,0 +1,104 @@
+"""Whether training on meshes of virtual CPU devices ends, each time: runs, saves, a resume, and what they hold.
+
+    python -m benchmarks.cpu_meshes                        # 2 and 8 devices, every axis, 10 runs of each
+    python -m benchmarks.cpu_meshes --devices=2 --axes=fsdp,tensor --runs=1
+
+One run is two processes of train.py: five saves in ten steps, and a resume to step 12. It must exit with 0; its losses
+must be those of one device (rtol 1e-5); and its last checkpoint, restored on one device, must have there the digests
+that were taken on the mesh. The model is small and has many arrays: what is tried is how many programs are under way.
+"""
+
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from sympow_jax.training.checkpoint import Checkpointer
+from sympow_jax.training.manifest import unflatten
+from sympow_jax.training.metrics import METRICS_NAME, read_metrics
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+AXES = ("data", "fsdp", "tensor", "seq")
+STEPS, RESUMED = 10, 12
+FLAGS = {
+    "model.num_layers": 2, "model.embed_dim": 32, "model.num_heads": 8, "model.head_dim": 4, "model.mlp_dim": 32,
+    "data.seq_len": 64, "data.batch_size": 8, "attention.implementation": "chunked", "attention.chunk_size": 8,
+    "evaluation.every_steps": 4, "evaluation.num_batches": 3, "evaluation.lengths": 64, "checkpoint.every_steps": 2,
+    "checkpoint.keep_last": 9, "logging.every_steps": 1, "logging.peak_flops": 1e12, "logging.tensorboard": "false",
+    "optimizer.schedule": "constant", "optimizer.warmup_steps": 2, "mesh.data": 1,
+}  # fmt: skip
+
+
+def train(workdir: pathlib.Path, devices: int, steps: int, **mesh: int) -> subprocess.CompletedProcess[str]:
+    """One process of train.py on so many virtual devices."""
+    values = FLAGS | {"num_train_steps": steps} | {f"mesh.{axis}": size for axis, size in mesh.items()}
+    flags = [f"--config.{name}={value}" for name, value in values.items()]
+    command = [sys.executable, "train.py", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def losses(workdir: pathlib.Path) -> np.ndarray:
+    """Of every step, and the held-out ones."""
+    rows = read_metrics(workdir / METRICS_NAME)
+    return np.array([row[name] for row in rows for name in ("loss", "heldout_loss") if name in row])
+
+
+def fault(workdir: pathlib.Path, devices: int, axis: str, want: np.ndarray) -> str:
+    """What is wrong with one run; "" for nothing."""
+    for steps in (STEPS, RESUMED):
+        done = train(workdir, devices, steps, **{axis: devices})
+        if done.returncode:
+            return f"to step {steps}: exit {done.returncode}: {done.stderr.strip()[-300:]}"
+    with Checkpointer(workdir / "checkpoints", read_only=True) as checkpointer:
+        if len(checkpointer.steps()) < 6:
+            return f"checkpoints {checkpointer.steps()}"
+        specs, _ = checkpointer.describe(RESUMED)
+        checkpointer.restore(RESUMED, like=unflatten(specs), strict=True)  # compares the digests
+    got = losses(workdir)
+    if got.shape != want.shape or not np.allclose(got, want, rtol=1e-5, atol=0):
+        return f"losses {got} instead of {want}"
+    return ""
+
+
+def study(devices: Sequence[int], axes: Sequence[str], runs: int) -> int:
+    """Prints one line for each mesh; returns how many runs were at fault."""
+    faults = 0
+    with tempfile.TemporaryDirectory() as folder:
+        one = pathlib.Path(folder, "one")
+        for steps in (STEPS, RESUMED):
+            train(one, 1, steps).check_returncode()
+        want = losses(one)
+        with Checkpointer(one / "checkpoints", read_only=True) as checkpointer:
+            print(f"{len(checkpointer.describe(RESUMED)[0])} arrays, losses {want[0]:.4f} ... {want[-1]:.4f}")
+        for count in devices:
+            for axis in axes:
+                start = time.perf_counter()
+                found = [fault(pathlib.Path(folder, f"{axis}{count}-{i}"), count, axis, want) for i in range(runs)]
+                bad = [text for text in found if text]
+                seconds = (time.perf_counter() - start) / runs
+                print(f"{axis} {count}: {runs - len(bad)} of {runs} sound, {seconds:.1f} s a run", *bad, flush=True)
+                faults += len(bad)
+    return faults
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--devices", default="2,8")
+    parser.add_argument("--axes", default=",".join(AXES))
+    parser.add_argument("--runs", type=int, default=10)
+    arguments = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    sys.exit(study([*map(int, arguments.devices.split(","))], arguments.axes.split(","), arguments.runs) > 0)
+
+
+if __name__ == "__main__":
+    main()
