@@ -65,7 +65,7 @@ def evaluate(request: EvaluationRequest) -> None:
     """Measures what the request asks for, prints the table and writes the files.
 
     Raises:
-      ConfigError, CheckpointError, WorkdirError, ValueError: one line each.
+      ConfigError, CheckpointError, FileError, ValueError: one line each.
     """
     model, params, step = load_step(request.workdir, request.step, overrides=request.overrides)
     config = model.config

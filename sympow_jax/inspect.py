@@ -18,13 +18,13 @@ from rich.console import Console
 from sympow_jax import config as config_lib
 from sympow_jax.command_line import flag_value, run_program, split_flags
 from sympow_jax.config import Config, ConfigError
+from sympow_jax.files import read_json
 from sympow_jax.input_pipeline.batches import describe_batch
 from sympow_jax.models import flops
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.training.data import open_run_data, vocabulary
 from sympow_jax.training.run_files import check_data, load_config
 from sympow_jax.training.screen import parameter_table
-from sympow_jax.training.workdir import read_json
 
 
 def state_bytes(model: Model, length: int) -> int:

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 
 from sympow_jax.config import Config, ConfigError, override
+from sympow_jax.files import read_json
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer
 from sympow_jax.models.model import Model
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.run_files import load_config
-from sympow_jax.training.workdir import read_json
 from sympow_jax.typing import PyTree
 from sympow_jax.variants import ROTARY_POSITIONS
 
@@ -32,7 +32,7 @@ def load(
       overrides: settings that do not belong to the parameters, such as {"position.scaling": "yarn"}.
 
     Raises:
-      WorkdirError, CheckpointError, ConfigError: one line that says what is missing or wrong.
+      FileError, CheckpointError, ConfigError: one line that says what is missing or wrong.
     """
     model, params, _ = load_step(workdir, step, overrides=overrides)
     return model, params, load_tokenizer(pathlib.Path(workdir) / "tokenizer")

@@ -23,6 +23,7 @@ from rich.console import Console
 from sympow_jax import config as config_lib
 from sympow_jax.command_line import flag_value, run_program, split_flags
 from sympow_jax.config import Config, ConfigError, parse_variants
+from sympow_jax.files import write_text_atomic
 from sympow_jax.planning import fit, report, targets
 from sympow_jax.training.data import vocabulary
 
@@ -93,10 +94,9 @@ def _write(own: dict[str, str], plans: Sequence[report.Plan]) -> None:
     if "output" not in own:
         return
     path = pathlib.Path(own["output"].removesuffix(".json"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_name(path.name + ".json").write_text(json.dumps(plans, indent=1) + "\n")
+    write_text_atomic(path.with_name(path.name + ".json"), json.dumps(plans, indent=1) + "\n")
     if len(plans) > 1:
-        path.with_name(path.name + ".md").write_text(report.matrix(plans))
+        write_text_atomic(path.with_name(path.name + ".md"), report.matrix(plans))
 
 
 def main() -> None:

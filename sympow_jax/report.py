@@ -13,8 +13,9 @@ import jax
 
 from sympow_jax.command_line import run_program, split_flags
 from sympow_jax.config import Config, ConfigError, flatten, override
-from sympow_jax.evals.files import read_npz, write_text
+from sympow_jax.evals.files import read_npz
 from sympow_jax.evals.paired import paired_difference
+from sympow_jax.files import read_json, write_text_atomic
 from sympow_jax.models import flops
 from sympow_jax.models.model import Model
 from sympow_jax.plots.report import report_page
@@ -33,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("no run given: python -m sympow_jax.report RUN [RUN ...] --output=FILE.html")
     output = own.get("output", "report.html")
     page = report_page(gather(folders))
-    write_text(output, page)
+    write_text_atomic(output, page)
     print(f"report: {output} ({len(page.encode()) / 1e6:.2f} MB)")
     return 0
 
@@ -50,7 +51,7 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
         if not (path / "config.json").is_file():
             raise ConfigError(f"{folder}: no workdir (it has no config.json)")
         config = load_config(str(path))
-        found = [(file, json.loads(file.read_text())) for file in sorted(path.glob("eval/*.json"))]
+        found = [(file, read_json(file)) for file in sorted(path.glob("eval/*.json"))]
         for file, result in found:
             if "same_target" in result:
                 evaluations.append({"run": folder, "result": result})
@@ -113,7 +114,7 @@ def _cost(path: pathlib.Path, config: Config, length: int) -> dict[str, Any] | N
     description = path / "data.json"
     if not description.exists():
         return None
-    model = Model(config, json.loads(description.read_text())["vocab_size"])
+    model = Model(config, read_json(description)["vocab_size"])
     params = jax.eval_shape(model.init, jax.random.key(0))
     if model.streams_constant or config.attention.kernel == "softmax":
         state = jax.eval_shape(lambda: model.initial_state(1, length))

@@ -7,7 +7,6 @@
 ROOT/VARIANT-seedN and is an ordinary workdir: run the same command again after a kill and it continues there.
 """
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +15,11 @@ from sympow_jax import config as config_lib
 from sympow_jax.command_line import flag_value, run_program, split_flags, use_compilation_cache
 from sympow_jax.config import ConfigError, parse_variants
 from sympow_jax.evaluate import LENGTH_GENERALISATION, EvaluationRequest, evaluate
+from sympow_jax.files import read_json, write_json_atomic, write_text_atomic
 from sympow_jax.plots import style
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
 from sympow_jax.training import run_files
 from sympow_jax.training.loop import train
-from sympow_jax.training.workdir import write_json_atomic, write_text_atomic
 
 
 def run_one(config: config_lib.Config, workdir: pathlib.Path, lengths: Sequence[int]) -> int:
@@ -45,7 +44,7 @@ def run_one(config: config_lib.Config, workdir: pathlib.Path, lengths: Sequence[
 
 
 def _is_of(result: pathlib.Path, config: config_lib.Config, lengths: Sequence[int]) -> bool:
-    saved = json.loads(result.read_text())
+    saved = read_json(result)
     return saved["step"] == config.num_train_steps and [row["length"] for row in saved["lengths"]] == sorted(lengths)
 
 
@@ -72,7 +71,7 @@ def markdown_table(results: Sequence[dict[str, Any]]) -> str:
 def write_summary(root: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> None:
     """ROOT/sweep.md, sweep.json and sweep.png of the runs that are evaluated."""
     files = [workdir / "eval" / f"{LENGTH_GENERALISATION}.json" for workdir in workdirs]
-    results = [json.loads(file.read_text()) for file in files if file.exists()]
+    results = [read_json(file) for file in files if file.exists()]
     if results:
         write_text_atomic(root / "sweep.md", markdown_table(results))
         write_json_atomic(root / "sweep.json", results)

@@ -25,11 +25,11 @@ import numpy as np
 
 from sympow_jax.command_line import run_program, split_flags, use_compilation_cache
 from sympow_jax.config import Config, ConfigError, override, parse_flags, resolve
+from sympow_jax.files import read_json, write_json_atomic
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.loop import train
 from sympow_jax.training.manifest import flatten, unflatten
 from sympow_jax.training.metrics import METRICS_NAME, last_logged_step, read_metrics
-from sympow_jax.training.workdir import read_json, write_json_atomic
 
 TIMINGS = frozenset(
     (

@@ -8,7 +8,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sympow_jax"
 LEVELS = {
-    "typing": 0,
+    "typing": 0, "files": 0,
     "ops": 1, "sharding": 1, "config": 1, "variants": 1,
     "layers": 2, "input_pipeline": 2,
     "models": 3,

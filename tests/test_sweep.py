@@ -8,8 +8,8 @@ import pytest
 
 from sympow_jax import sweep
 from sympow_jax.config import ConfigError, parse_variants
+from sympow_jax.files import write_json_atomic
 from sympow_jax.training.run_files import resolve_for
-from sympow_jax.training.workdir import write_json_atomic
 from sympow_jax.variants import VARIANTS
 from tests.models.small import ROOT
 

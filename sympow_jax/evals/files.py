@@ -1,14 +1,17 @@
 """Evaluation results on disk: JSON for people and plots, npz for paired comparisons; both replaced atomically."""
 
-import json
 import math
 import os
 import pathlib
-import tempfile
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Mapping
 from typing import IO, Any
 
 import numpy as np
+
+from sympow_jax.files import FileError, one_line, open_regular, write_bytes_atomic, write_json_atomic
+
+MAX_NPZ_BYTES = 512 * 2**20  # of all arrays of a file, unpacked
 
 
 def plain(value: Any) -> Any:
@@ -26,30 +29,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _replace(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(file.name, 0o666 & ~umask)
-    os.replace(file.name, path)
-
-
 def write_json(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
-    """Writes `value` to `path`; a reader sees the old file or the whole new one."""
-    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` to `path` as UTF-8, atomic like write_json."""
-    _replace(pathlib.Path(path), lambda file: file.write(text.encode()))
+    """Writes `value` as `plain` to `path`; a reader sees the old file or the whole new one."""
+    write_json_atomic(path, plain(value), indent=1)
 
 
 def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
@@ -58,13 +40,38 @@ def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None
     for name, array in checked.items():
         if array.dtype.hasobject:
             raise TypeError(f"{name}: has dtype object; give numbers or strings")
-    _replace(pathlib.Path(path), lambda file: np.savez_compressed(file, **checked))
+    write_bytes_atomic(path, lambda file: np.savez_compressed(file, **checked))
 
 
 def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The arrays of a file that `write_npz` wrote."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    """The arrays of a file that `write_npz` wrote.
+
+    Raises:
+      FileError: missing, damaged, a link, with objects (which are never unpickled), or larger than MAX_NPZ_BYTES
+        unpacked.
+    """
+    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+        try:
+            return _read_arrays(file)
+        except Exception as error:  # of the zip archive, of its compression and of numpy
+            raise FileError(f"{path}: is no file of arrays ({one_line(error)}); restore it from a copy") from None
+
+
+def _read_arrays(file: IO[bytes]) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > MAX_NPZ_BYTES:
+            raise ValueError(f"its arrays take more than {MAX_NPZ_BYTES:,} bytes")
+        for member in members:
+            with archive.open(member) as content:
+                header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, _, dtype = header[np.lib.format.read_magic(content)](content)
+                if math.prod(shape) * dtype.itemsize > member.file_size:  # numpy would allocate what the header claims
+                    raise ValueError(f"{member.filename} is shorter than its shape {list(shape)}")
+            with archive.open(member) as content:
+                arrays[member.filename.removesuffix(".npy")] = np.lib.format.read_array(content, allow_pickle=False)
+    return arrays
 
 
 def write_result(

@@ -1,7 +1,5 @@
 """States on disk: arrays and JSON, checked against the model that they continue. Nothing in them is executed."""
 
-import hashlib
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +11,10 @@ import numpy as np
 from sympow_jax import config as config_lib
 from sympow_jax.config import Config, ConfigError
 from sympow_jax.evals.files import read_npz, write_json, write_npz
+from sympow_jax.files import file_sha256, json_sha256, read_json
 from sympow_jax.generation.decoder import Decoder, Stream
 from sympow_jax.training import manifest
 from sympow_jax.training.digests import digest_arrays
-from sympow_jax.training.workdir import read_json
 from sympow_jax.typing import PyTree
 
 FORMAT = 1
@@ -51,7 +49,7 @@ def save_state(folder: str | pathlib.Path, decoder: Decoder, stream: Stream, par
         "config": _identity(decoder.model.config),
         "params": params_digest(params),
         "dtypes": {name: str(array.dtype) for name, array in arrays.items()},
-        "arrays": _file_digest(folder / "state.npz"),
+        "arrays": file_sha256(folder / "state.npz"),
     }
     write_json(folder / "state.json", about)
 
@@ -113,7 +111,7 @@ def _repeat(array: np.ndarray, batch_size: int) -> np.ndarray:
 
 def params_digest(params: PyTree) -> str:
     """One digest of all parameters, names and values."""
-    return hashlib.sha256(json.dumps(digest_arrays(manifest.flatten(params)), sort_keys=True).encode()).hexdigest()
+    return json_sha256(digest_arrays(manifest.flatten(params)))
 
 
 def _identity(config: Config) -> dict[str, Any]:
@@ -143,7 +141,7 @@ def _read_arrays(folder: pathlib.Path, about: Any) -> dict[str, np.ndarray]:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise ConfigError(f"--load_state = {folder}: state.json is not of format {FORMAT}; save the state again")
     path = folder / "state.npz"
-    if not path.is_file() or _file_digest(path) != about["arrays"]:
+    if not path.is_file() or file_sha256(path) != about["arrays"]:
         raise ConfigError(f"--load_state = {folder}: state.npz is missing or not the one that was saved; save it again")
     arrays = read_npz(path)
     return {name: array.view(jnp.dtype(about["dtypes"][name])) for name, array in arrays.items()}
@@ -159,8 +157,3 @@ def _named(tree: PyTree) -> dict[str, Any]:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-
-
-def _file_digest(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

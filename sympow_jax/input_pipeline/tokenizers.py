@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from sympow_jax.files import write_bytes_atomic
+
 SPEC_FILE = "spec.json"
 GPT2_HASHES = {  # sha256, as published with GPT-2 and checked by tiktoken
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -70,10 +72,8 @@ class Tokenizer(abc.ABC):
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Write the files into `folder`, for load_tokenizer."""
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files().items():
-            (folder / name).write_bytes(content)
+            write_bytes_atomic(pathlib.Path(folder) / name, content)
 
 
 class ByteTokenizer(Tokenizer):

@@ -1,11 +1,11 @@
 """Other things that read like a store of rows: nanoGPT `.bin` files, and heldout joined into longer streams."""
 
 import functools
-import hashlib
 import pathlib
 
 import numpy as np
 
+from sympow_jax.files import file_sha256
 from sympow_jax.input_pipeline.chunked_array import GPT2_ATTRIBUTES, TOKENIZER_FOLDER, StoreError
 from sympow_jax.input_pipeline.store import Store
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer
@@ -34,8 +34,7 @@ class BinStore(Store):
     @functools.cached_property
     def digest(self) -> str:
         """Sha256 of the file."""
-        with pathlib.Path(self.address).open("rb") as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        return f"sha256:{file_sha256(self.address)}"
 
     @functools.cached_property
     def clusters(self) -> np.ndarray:

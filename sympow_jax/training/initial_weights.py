@@ -12,10 +12,10 @@ from typing import Any
 import jax
 
 from sympow_jax.config import ConfigError
+from sympow_jax.files import read_json, write_json_atomic
 from sympow_jax.models.model import Model
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.manifest import CheckpointError, fill, flatten, unflatten
-from sympow_jax.training.workdir import read_json, write_json_atomic
 from sympow_jax.typing import PyTree
 
 RECORD = "init_from.json"

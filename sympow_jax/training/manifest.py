@@ -1,6 +1,5 @@
 """What a checkpoint says about itself: the manifest, and the names of the arrays of a nested dict."""
 
-import hashlib
 import json
 import math
 import pathlib
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sympow_jax.files import json_sha256, read_json
 from sympow_jax.training.digests import digest_arrays
 
 FORMAT = 1
@@ -25,9 +25,9 @@ class CheckpointMismatchError(CheckpointError):
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     """Manifest of the step saved in `folder`; raises when it is missing or damaged."""
-    manifest = json.loads((folder / "manifest" / "metadata").read_bytes())
+    manifest = read_json(folder / "manifest" / "metadata", allow_nan=True)
     digest = manifest.pop("digest")
-    if digest != _text_digest(manifest) or manifest["step"] != int(folder.name):
+    if digest != json_sha256(manifest) or manifest["step"] != int(folder.name):
         raise ValueError("the manifest differs from what was saved")
     if manifest["format"] != FORMAT:
         raise CheckpointMismatchError(
@@ -52,11 +52,7 @@ def make_manifest(
         },
     }
     manifest = json.loads(json.dumps(manifest))
-    return manifest | {"digest": _text_digest(manifest)}
-
-
-def _text_digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return manifest | {"digest": json_sha256(manifest)}
 
 
 def check_fits(step: int, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

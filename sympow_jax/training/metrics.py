@@ -17,7 +17,7 @@ import jax
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sympow_jax.config import ConfigError
-from sympow_jax.training.workdir import write_text_atomic
+from sympow_jax.files import write_text_atomic
 
 METRICS_NAME = "metrics.jsonl"
 

@@ -5,9 +5,9 @@ import fnmatch
 import pathlib
 
 from sympow_jax.config import Config, ConfigError, diff, resolve
+from sympow_jax.files import read_json, write_json_atomic
 from sympow_jax.models.model import resolve_implementation
 from sympow_jax.training.data import RunData
-from sympow_jax.training.workdir import read_json, write_json_atomic
 
 MAY_CHANGE = (
     "num_train_steps", "logging.*", "evaluation.*", "checkpoint.*", "mesh.*", "model.remat",

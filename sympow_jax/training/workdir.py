@@ -1,7 +1,4 @@
-"""The run's folder: atomic JSON files, and a lock so that two runs never write the same folder.
-
-Nothing found in a workdir is executed or unpickled: it is JSON, zarr and text.
-"""
+"""The lock of a run's folder: two runs never write the same one."""
 
 import contextlib
 import fcntl
@@ -14,43 +11,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from sympow_jax.files import FileError, one_line, open_regular
+
 LOCK_NAME = ".lock"
 
 
 class WorkdirError(RuntimeError):
-    """A file of the workdir is missing, damaged or held by another run; the message is one line."""
-
-
-def write_json_atomic(path: str | os.PathLike, value: Any) -> None:
-    """Writes `value` as JSON so that `path` holds the old or the new contents, whatever happens in between."""
-    path = pathlib.Path(path)
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    write_text_atomic(path, text)
-
-
-def write_text_atomic(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` to a temporary file beside `path`, flushes it to the disk and renames it into place."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_directory(path.parent)
-
-
-def read_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file; a missing or damaged one is a WorkdirError that names it."""
-    try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WorkdirError(f"{path} does not exist; is this the --workdir of a run?") from None
-    except (OSError, ValueError) as error:
-        raise WorkdirError(f"{path} cannot be read ({_one_line(error)}); restore it from a copy") from None
+    """A workdir that cannot be written or is held by another run; the message is one line."""
 
 
 class WorkdirLock:
@@ -77,9 +44,9 @@ class WorkdirLock:
             raise WorkdirError(f"{self.path.parent} is already in use by this process")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise WorkdirError(f"--workdir={self.path.parent} cannot be written ({_one_line(error)})") from None
+            descriptor = open_regular(self.path, os.O_RDWR | os.O_CREAT)
+        except (OSError, FileError) as error:
+            raise WorkdirError(f"--workdir={self.path.parent} cannot be written ({one_line(error)})") from None
         try:
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,16 +110,3 @@ def _read_holder(descriptor: int) -> dict[str, Any]:
         if isinstance(holder, dict):
             return holder
     return {}
-
-
-def _sync_directory(path: pathlib.Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system lets a directory be synced
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from sympow_jax.config import ConfigError
+from sympow_jax.files import read_json, write_json_atomic
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.initial_weights import RECORD, plan_initial_weights
 from sympow_jax.training.manifest import CheckpointError
-from sympow_jax.training.workdir import read_json, write_json_atomic
 
 SAVED = {"embedding": jnp.ones((5, 3)), "block": {"kernel": jnp.full((3, 3), 2.0), "gate": jnp.ones(3)}}
 

@@ -1,7 +1,6 @@
 import json
 import os
 import pathlib
-import resource
 import signal
 import socket
 import subprocess
@@ -11,7 +10,7 @@ import time
 
 import pytest
 
-from sympow_jax.training.workdir import LOCK_NAME, WorkdirError, WorkdirLock, read_json, write_json_atomic
+from sympow_jax.training.workdir import LOCK_NAME, WorkdirError, WorkdirLock
 
 HOLD = """
 import sys, time
@@ -29,53 +28,6 @@ def holder(tmp_path):
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         yield process
         process.kill()
-
-
-def test_json_round_trip_and_no_leftovers(tmp_path):
-    write_json_atomic(tmp_path / "a.json", {"x": [1, 2.5, None], "y": "é"})
-    write_json_atomic(tmp_path / "a.json", {"x": 2})
-    assert read_json(tmp_path / "a.json") == {"x": 2}
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_a_failed_write_keeps_the_old_file(tmp_path):
-    write_json_atomic(tmp_path / "a.json", {"x": 1})
-    with pytest.raises(ValueError, match="Out of range float"):
-        write_json_atomic(tmp_path / "a.json", {"x": float("nan")})
-    assert read_json(tmp_path / "a.json") == {"x": 1}
-
-
-def test_a_full_disk_keeps_the_old_file(tmp_path):
-    write_json_atomic(tmp_path / "a.json", {"x": 1})
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            write_json_atomic(tmp_path / "a.json", {"x": "y" * (1 << 18)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert read_json(tmp_path / "a.json") == {"x": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-
-
-@pytest.mark.parametrize(
-    ("contents", "message"), [(None, "does not exist"), (b"{", "cannot be read"), (b"\xff", "cannot")]
-)
-def test_missing_and_damaged_json_are_named_in_one_line(tmp_path, contents, message):
-    path = tmp_path / "config.json"
-    if contents is not None:
-        path.write_bytes(contents)
-    with pytest.raises(WorkdirError, match=message) as caught:
-        read_json(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_pickle_is_refused_not_run(tmp_path):
-    import pickle
-
-    (tmp_path / "config.json").write_bytes(pickle.dumps({"x": 1}))
-    with pytest.raises(WorkdirError, match="cannot be read"):
-        read_json(tmp_path / "config.json")
 
 
 def test_a_second_process_is_refused_with_the_holder_named(tmp_path, holder):

@@ -7,8 +7,6 @@ documents and the request: the number of workers, kills and restarts do not chan
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sympow_jax.files import json_sha256, read_json
 from sympow_jax.input_pipeline.chunked_array import MANIFEST
 from sympow_jax.input_pipeline.hashing import random_bits
 from sympow_jax.input_pipeline.packing import OFFSETS
@@ -178,7 +177,7 @@ def _write_split(
 def read_counts(store: pathlib.Path) -> dict[str, int]:
     """Documents, rows and tokens of a prepared store, from its manifest; empty if there is none."""
     manifest = store / MANIFEST
-    return json.loads(manifest.read_text())["counts"] if manifest.exists() else {}
+    return read_json(manifest)["counts"] if manifest.exists() else {}
 
 
 def heldout(keys: np.ndarray, fraction: float) -> np.ndarray:
@@ -207,7 +206,7 @@ def _is_done(output: pathlib.Path, described: dict[str, Any]) -> bool:
     if not output.exists():
         return False
     try:
-        found = json.loads((output / "manifest.json").read_text())
+        found = read_json(output / "manifest.json")
     except (OSError, ValueError):
         raise BuildError(f"output = {str(output)!r}: exists and is no prepared corpus; name another folder") from None
     differing = sorted(name for name in {*found, *described} if found.get(name) != described.get(name))
@@ -222,8 +221,8 @@ def _is_done(output: pathlib.Path, described: dict[str, Any]) -> bool:
 def _prepare_work(work: pathlib.Path, described: dict[str, Any]) -> None:
     """Keep the unfinished work of the same request, throw away that of another."""
     request = work / "request.json"
-    text = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    if work.exists() and not (request.exists() and json.loads(request.read_text()) == text):
+    text = json_sha256(described)
+    if work.exists() and not (request.exists() and read_json(request, kind=str) == text):
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     write_json(request, text)

@@ -1,10 +1,9 @@
 """The default corpus: the running Python's standard library as bytes, built once into the user's cache folder."""
 
-import hashlib
-import json
 import os
 import pathlib
 
+from sympow_jax.files import json_sha256
 from sympow_jax.input_pipeline.prepare.build import VERSION, Request, build
 from sympow_jax.input_pipeline.prepare.sources import PythonStdlib
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
@@ -27,7 +26,6 @@ def default_corpus(cache_dir: str | pathlib.Path | None = None) -> pathlib.Path:
     """
     source = PythonStdlib()
     described = source.describe()
-    text = json.dumps([VERSION, described, str(STDLIB_REQUEST)], sort_keys=True)
-    name = f"python-{described['python']}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    name = f"python-{described['python']}-{json_sha256([VERSION, described, str(STDLIB_REQUEST)])[:12]}"
     folder = pathlib.Path(cache_dir) if cache_dir is not None else cache_folder()
     return build(source, folder / name, tokenizer=ByteTokenizer(), request=STDLIB_REQUEST)

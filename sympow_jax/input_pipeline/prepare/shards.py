@@ -6,13 +6,14 @@ import concurrent.futures
 import contextlib
 import functools
 import hashlib
-import json
 import multiprocessing
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
+from sympow_jax.files import read_json
 from sympow_jax.input_pipeline.prepare.sources import Document, Source
 from sympow_jax.input_pipeline.prepare.writer import write_json
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, token_dtype, tokenizer_from_files
@@ -61,7 +62,7 @@ def tokenize(
 
     def finished(path: pathlib.Path, number_of_documents: int) -> None:
         paths.append(path)
-        lengths.append(np.asarray(json.loads(_note(path).read_text())["lengths"], np.int64))
+        lengths.append(np.asarray(_read_note(path)["lengths"], np.int64))
         advance(number_of_documents)
 
     waiting: collections.deque = collections.deque()
@@ -70,7 +71,7 @@ def tokenize(
             path = folder / f"{number:06d}.tokens"
             keys.append(np.array([_hash(document.key) for document in documents], np.uint64))
             digest = _digest(documents)
-            done = _note(path).exists() and json.loads(_note(path).read_text())["sha256"] == digest
+            done = _note(path).exists() and _read_note(path)["sha256"] == digest
             task = None if done else submit(path, [document.content for document in documents], digest)
             waiting.append((path, task, len(documents)))
             while len(waiting) > 2 * num_workers:
@@ -146,6 +147,10 @@ def tokenize_shard(path: pathlib.Path, contents: list[str | np.ndarray], digest:
 
 def _note(path: pathlib.Path) -> pathlib.Path:
     return path.with_suffix(".json")
+
+
+def _read_note(path: pathlib.Path) -> dict[str, Any]:
+    return read_json(_note(path), max_bytes=2**30)  # a shard may hold millions of empty documents
 
 
 def _hash(key: str) -> int:

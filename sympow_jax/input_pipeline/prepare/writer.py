@@ -2,8 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from sympow_jax.files import file_sha256, read_json, write_bytes_atomic, write_json_atomic
 from sympow_jax.input_pipeline.chunked_array import MANIFEST, TOKENIZER_FOLDER
 from sympow_jax.input_pipeline.tokenizers import Tokenizer
 
@@ -46,10 +45,8 @@ class Format:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write canonical JSON by rename, so that a kill leaves the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, path)
+    """Write canonical JSON; see write_json_atomic."""
+    write_json_atomic(path, value, indent=1, sort_keys=True)
 
 
 def write_array(
@@ -82,8 +79,8 @@ def write_array(
             if not note.exists():
                 array[start:stop].write(rows(start, stop)).result()
                 keys = [".".join(map(str, (number, *rest))) for rest in np.ndindex(_column_grid(layout))]
-                write_json(note, dict(zip(keys, pool.map(_file_digest, [folder / k for k in keys]), strict=True)))
-            digests |= json.loads(note.read_text())
+                write_json(note, dict(zip(keys, pool.map(file_sha256, [folder / k for k in keys]), strict=True)))
+            digests |= read_json(note)
             advance(stop - start)
     return digests
 
@@ -101,7 +98,7 @@ def finish_store(
     write_json(folder / ".zattrs", attributes)
     tokenizer.save(folder / TOKENIZER_FOLDER)
     for name, content in (extra_files or {}).items():
-        (folder / name).write_bytes(content)
+        write_bytes_atomic(folder / name, content)
     write_json(folder / MANIFEST, {**manifest, "chunks": digests})
     expected = {".zarray", ".zattrs", MANIFEST, TOKENIZER_FOLDER, *digests, *(extra_files or {})}
     for path in folder.iterdir():
@@ -111,8 +108,3 @@ def finish_store(
 
 def _column_grid(layout: Format) -> tuple[int, ...]:
     return tuple(-(-size // chunk) for size, chunk in zip(layout.shape[1:], layout.chunks[1:], strict=True))
-
-
-def _file_digest(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
