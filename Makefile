@@ -1,11 +1,11 @@
-# make quickstart | test | test-all | lint        (PYTHON=python3.12 picks an interpreter, 3.11 or newer)
+# make quickstart | test | test-all | lint | docs        (PYTHON=python3.12 picks an interpreter, 3.11 or newer)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 VARIANT ?= conformal_sympow
 
-.PHONY: help quickstart test test-slow test-all lint clean
+.PHONY: help quickstart test test-slow test-all lint docs clean
 help:
 	@sed -n 1p Makefile
 
@@ -42,5 +42,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The documentation site, into build/docs/index.html.
+$(VENV)-docs/.ready: requirements-docs.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
+docs: $(VENV)-docs/.ready
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build
+
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(VENV)-docs .cache .pytest_cache .ruff_cache build *.egg-info

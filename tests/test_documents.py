@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import subprocess
 
 from sympow_jax import variants
 
@@ -26,3 +27,20 @@ def test_every_config_key_is_explained():
     for line in keys:
         name = line.split(" = ")[0].split(".")[1]
         assert "#" in line or name in plain | named | {"keep_last", "tensorboard"}, line
+
+
+def test_launch_scripts_are_valid_shell():
+    for script in sorted((ROOT / "docs" / "launch").glob("*.sh")):
+        assert subprocess.run(["bash", "-n", str(script)]).returncode == 0, script
+        assert "set -euo pipefail" in script.read_text(), script
+
+
+def test_the_container_copies_files_that_exist_and_names_extras_that_exist():
+    text = (ROOT / "docs" / "launch" / "Dockerfile").read_text()
+    copied = [name for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for name in line.split()]
+    assert {"requirements.txt", "sympow_jax", "configs"} <= {*copied}
+    for name in copied:
+        assert (ROOT / name).exists(), name
+    project = (ROOT / "pyproject.toml").read_text()
+    for extra in re.findall(r"EXTRA=(\w+)", text):
+        assert f"\n{extra} = [" in project, extra

@@ -20,7 +20,7 @@ from sympow_jax.typing import Array, Float, Int, PyTree
 def distance_curves(
     model: Model, params: PyTree, tokens: Int[np.ndarray, "B T"], *, query_position: int
 ) -> dict[str, Any]:
-    """{"query_position", "distance": [...], "layers": [{"layer", "log_weight": [H][distance]}]}.
+    """{"query_position", "distance": [...], "layers": [{"layer", "log_weight": [H, distance]}]}.
 
     Layers without a bias or gate are left out; under a linear kernel heads are kv heads.
 

@@ -109,7 +109,7 @@ def accuracy_grid(
 
     Returns:
       What goes into eval/<name>.json: {"columns": {"name", "values"}, "rows": {"name", "values"}, "accuracy":
-      [rows][columns], mean over answer tokens, "ci95": bootstrap over examples, "solved": fraction of examples with
+      [rows, columns], mean over answer tokens, "ci95": bootstrap over examples, "solved": fraction of examples with
       every token right, "num_examples", "train_length"}, None in cells without a task; and into eval/<name>.npz: right
       answers and questions of each example, [rows, columns, num_examples], 0 in cells without a task.
     """

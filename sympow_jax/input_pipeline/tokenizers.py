@@ -197,7 +197,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def load_tokenizer(spec: str | pathlib.Path) -> Tokenizer:
-    """The tokenizer that `spec` names: byte, gpt2[-json][:FOLDER], a tokenizer.json, or a folder written by `save`.
+    """The tokenizer that `spec` names: byte, `gpt2[-json][:FOLDER]`, a tokenizer.json, or a folder written by `save`.
 
     `gpt2` without a folder asks tiktoken, which downloads the vocabulary or finds it in TIKTOKEN_CACHE_DIR.
     """

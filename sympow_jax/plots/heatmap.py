@@ -13,7 +13,7 @@ def accuracy_heatmap(result: Mapping[str, Any], *, title: str = "") -> Figure:
     """Accuracy over a grid, from a retrieval result.
 
     Args:
-      result: {"columns": {"name", "values"}, "rows": {"name", "values"}, "accuracy": [rows][columns], null where not
+      result: {"columns": {"name", "values"}, "rows": {"name", "values"}, "accuracy": [rows, columns], null where not
         tested; "train_length" when the columns are lengths}.
       title: above the figure.
     """
