@@ -9,6 +9,7 @@ import pytest
 
 from sympow_jax import config as config_lib
 from sympow_jax.config import ConfigError, parse_flags
+from sympow_jax.config.absent import ABSENT
 from sympow_jax.loading import evaluation_config
 from sympow_jax.variants import VARIANTS
 
@@ -169,3 +170,33 @@ def test_what_goes_wrong_inside_a_config_file_names_its_line(tmp_path, text, wor
     flag = write_config(tmp_path, text)
     with pytest.raises(ConfigError, match=re.escape(f"{flag.removeprefix('--config=')!r}") + ".*" + re.escape(words)):
         config_lib.parse_flags([flag])
+
+
+SAVED = sorted((ROOT / "tests" / "saved_configs").glob("*.json"))
+LATER = {  # what programs of the time did, by hand
+    "optimizer.decay_fraction": 0.2, "optimizer.z_loss": 0.0, "optimizer.outlier_ratio": 0.0,
+    "logging.wandb_project": "", "logging.profile_steps": (0,), "task.vocab_size": 8192, "task.num_pairs": 8, "task.num_passes": 1,
+    "task.power": 0.01, "task.random_filler": True, "task.tokenizer": "byte", "evaluation.contextwise_length": 0,
+    "mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1, "mesh.seq": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
+def test_saved_configs_of_earlier_commits_mean_what_they_meant(path):
+    saved = json.loads(path.read_text())
+    config = config_lib.flatten(config_lib.resolve_saved(saved))
+    written = config_lib.flatten(saved)
+    assert {key: config[key] for key in written} == written
+    assert {key: config[key] for key in LATER} == LATER | {k: v for k, v in written.items() if k in LATER}
+
+
+def test_every_key_is_as_old_as_the_first_config_or_has_a_row_for_those_without_it():
+    first = config_lib.flatten(json.loads((ROOT / "tests" / "saved_configs" / "098c34f.json").read_text()))
+    assert {*config_lib.flatten(resolve())} == {*first} | {key for key, _ in ABSENT}
+
+
+def test_a_saved_config_without_a_key_that_all_had_is_refused():
+    saved = json.loads(SAVED[0].read_text())
+    del saved["model"]["num_layers"]
+    with pytest.raises(ConfigError, match=r"model\.num_layers: missing"):
+        config_lib.resolve_saved(saved)

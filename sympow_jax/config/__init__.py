@@ -5,6 +5,7 @@ values into a `Config` with every "variant", "auto" and 0 replaced, and raises C
 that is misspelt, out of range or contradictory, before anything is compiled or written.
 """
 
+from sympow_jax.config.absent import resolve_saved
 from sympow_jax.config.errors import ConfigError, nearest, require
 from sympow_jax.config.files import config_folder, config_names, load_file, load_values
 from sympow_jax.config.flags import parse_flags, parse_variants
@@ -52,4 +53,5 @@ __all__ = [
     "parse_variants",
     "require",
     "resolve",
+    "resolve_saved",
 ]

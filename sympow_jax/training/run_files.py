@@ -4,7 +4,7 @@ import dataclasses
 import fnmatch
 import pathlib
 
-from sympow_jax.config import Config, ConfigError, diff, resolve
+from sympow_jax.config import Config, ConfigError, diff, resolve_saved
 from sympow_jax.files import read_json, write_json_atomic
 from sympow_jax.models.model import resolve_implementation
 from sympow_jax.training.data import RunData
@@ -21,7 +21,7 @@ LEARNING_RATE = (
 
 def load_config(workdir: str) -> Config:
     """The configuration saved in a workdir."""
-    return resolve(read_json(pathlib.Path(workdir) / "config.json"))
+    return resolve_saved(read_json(pathlib.Path(workdir) / "config.json"))
 
 
 def resolve_for(config: Config, workdir: str) -> Config:

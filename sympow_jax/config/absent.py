@@ -1,0 +1,53 @@
+"""Saved configurations of earlier versions: what a key that they do not have meant.
+
+Whoever adds a key adds a row, with the value under which the program does what it did before the key was there. It is
+not the key's default: a new default may be another behaviour, a row never is.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from sympow_jax.config.resolve import resolve
+from sympow_jax.config.schema import Config
+
+# key, value that it had when it was not there; the oldest rows first
+ABSENT: tuple[tuple[str, Any], ...] = (
+    ("optimizer.decay_fraction", 0.2),  # of wsd, which is as old
+    ("optimizer.z_loss", 0.0),
+    ("logging.wandb_project", ""),
+    ("logging.profile_steps", (0,)),
+    ("optimizer.outlier_ratio", 0.0),
+    ("task.vocab_size", 8_192),  # of tasks, which are as old as these keys
+    ("task.num_pairs", 8),
+    ("task.num_passes", 1),
+    ("task.power", 0.01),
+    ("task.random_filler", True),
+    ("task.tokenizer", "byte"),
+    ("evaluation.contextwise_length", 0),
+    ("mesh.data", 1),  # one device
+    ("mesh.fsdp", 1),
+    ("mesh.tensor", 1),
+    ("mesh.seq", 1),
+)
+
+
+def resolve_saved(values: Mapping[str, Any]) -> Config:
+    """The `Config` of a saved config.json of this or an earlier version.
+
+    Raises:
+      ConfigError: a key that this version does not know, or one missing that every version had; one line.
+    """
+    return resolve(_complete(values))
+
+
+def _complete(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        return values
+    tree = copy.deepcopy(dict(values))
+    for key, value in ABSENT:
+        group, _, name = key.partition(".")
+        node = tree.setdefault(group, {})
+        if isinstance(node, dict):
+            node.setdefault(name, value)
+    return tree
