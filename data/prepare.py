@@ -15,26 +15,35 @@ import dataclasses
 import os
 import pathlib
 import sys
+from typing import NoReturn
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from sympow_jax.input_pipeline import tfds, tokenizers
-from sympow_jax.input_pipeline.prepare import build, corpus, sources, verify
+from sympow_jax.input_pipeline.prepare import build, corpus, sources, text_files, verify
 
 DEFAULTS = build.Request()
 TOKENIZER_HELP = "byte, gpt2[:FOLDER], gpt2-json[:FOLDER], a tokenizer.json, or train:VOCAB_SIZE (default byte)"
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are those of the program: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError."""
+        raise ValueError(f"{message}; see --help")
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line; flags may stand before, between and after the inputs."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("source", help="text, python-stdlib, nanogpt, tfds:NAME, or verify")
     parser.add_argument("inputs", nargs="*", help="files, folders and globs (text), a .bin (nanogpt), stores (verify)")
     parser.add_argument("--output", help="folder to make")
     parser.add_argument("--tokenizer", default="byte", help=TOKENIZER_HELP)
-    parser.add_argument("--field", default="text", help="the text field of .jsonl lines")
+    parser.add_argument("--field", default="text", help="the text field of JSON, or column of a table")
     parser.add_argument("--documents", choices=build.DOCUMENTS, help=f"default {DEFAULTS.documents}")
     parser.add_argument("--document_length", type=int, help=f"tokens in a row (default {DEFAULTS.document_length})")
     parser.add_argument("--min_length", type=int, help="drop documents of fewer tokens (default 1)")
@@ -44,7 +53,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--chunks", type=int, nargs=2, help="rows and columns of a chunk (default 2048 2048)")
     parser.add_argument("--compressor", choices=sorted(build.COMPRESSORS), help="default blosc (lz4, level 5, shuffle)")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes that tokenise")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def make_source(flags: argparse.Namespace) -> sources.Source:
@@ -54,7 +63,7 @@ def make_source(flags: argparse.Namespace) -> sources.Source:
     if flags.source == corpus.STDLIB_NAME:
         return sources.PythonStdlib()
     if flags.source == "text" and flags.inputs:
-        return sources.TextFiles(tuple(flags.inputs), flags.field)
+        return text_files.TextFiles(tuple(flags.inputs), flags.field)
     if flags.source == "nanogpt" and len(flags.inputs) == 1:
         return sources.NanoGPTFile(flags.inputs[0])
     raise sources.SourceError(
@@ -115,9 +124,9 @@ def run_verify(addresses: list[str], progress: build.Progress) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status."""
-    flags = parse_arguments(arguments)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     try:
+        flags = parse_arguments(arguments)
         with Progress(*columns, transient=True) as progress:
             if flags.source == "verify":
                 return run_verify(flags.inputs, Bar(progress))
@@ -133,9 +142,12 @@ def main(arguments: list[str] | None = None) -> int:
                 num_workers=flags.num_workers,
                 progress=Bar(progress),
             )
-    except ValueError as error:
-        print(f"prepare.py: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"prepare.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("prepare.py: stopped; the same command continues", file=sys.stderr)
+        return 130
     for split in build.SPLITS:
         counts = build.read_counts(made / f"{split}.zarr")
         print(f"{made / split}.zarr: {counts}" if counts else f"{split}: no rows")

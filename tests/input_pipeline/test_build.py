@@ -1,4 +1,3 @@
-import gzip
 import hashlib
 import json
 import os
@@ -16,7 +15,8 @@ from data import prepare
 from sympow_jax.input_pipeline import default_corpus, open_packed_store, open_store
 from sympow_jax.input_pipeline.prepare import shards as shards_module
 from sympow_jax.input_pipeline.prepare.build import BuildError, Request, build, heldout
-from sympow_jax.input_pipeline.prepare.sources import NanoGPTFile, PythonStdlib, SourceError, TextFiles
+from sympow_jax.input_pipeline.prepare.sources import NanoGPTFile, PythonStdlib
+from sympow_jax.input_pipeline.prepare.text_files import TextFiles
 from sympow_jax.input_pipeline.prepare.verify import verify
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
 
@@ -185,29 +185,6 @@ def test_documents_too_short_for_a_row_are_an_error(folder, tmp_path):
 def test_wrong_requests_are_one_line(folder, tmp_path, options, message):
     with pytest.raises(BuildError, match=message):
         make(folder, tmp_path / "made", **options)
-
-
-def test_text_sources(tmp_path):
-    (tmp_path / "a.txt").write_text("plain")
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"packed"))
-    lines = "\n".join(json.dumps({"text": word, "n": 1}) for word in ("one", "two")) + "\n\n"
-    (tmp_path / "c.jsonl").write_text(lines)
-    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    source = TextFiles((str(tmp_path), str(tmp_path / "*.txt")))
-    assert [(d.key, d.content) for d in source.documents()] == [
-        ("a.txt", "plain"), ("b.txt.gz", "packed"), ("c.jsonl:1", "one"), ("c.jsonl:2", "two"),
-        ("d.jsonl.gz:1", "one"), ("d.jsonl.gz:2", "two"),
-    ]  # fmt: skip
-    with pytest.raises(SourceError, match=r"line 1 has no text field 'body', only \['n', 'text'\]; set --field"):
-        list(TextFiles((str(tmp_path / "c.jsonl"),), "body").documents())
-    with pytest.raises(SourceError, match="no such file, folder or glob"):
-        TextFiles((str(tmp_path / "*.md"),)).describe()
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"packed")[:-9])
-    with pytest.raises(SourceError, match=r"b\.txt\.gz: cannot be read"):
-        list(source.documents())
-    (tmp_path / "c.jsonl").write_text("{\n")
-    with pytest.raises(SourceError, match="line 1 is no JSON"):
-        list(TextFiles((str(tmp_path / "c.jsonl"),)).documents())
 
 
 def test_nanogpt_files_are_cut_at_end_of_text(tmp_path):

@@ -154,13 +154,18 @@ def _read_note(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _hash(key: str) -> int:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+    return int.from_bytes(hashlib.sha256(_name_bytes(key)).digest()[:8], "little")
+
+
+def _name_bytes(key: str) -> bytes:
+    """A name as the file system has it, which need not be UTF-8."""
+    return key.encode("utf-8", "surrogateescape")
 
 
 def _digest(documents: list[Document]) -> str:
     total = hashlib.sha256()
     for document in documents:
         content = document.content
-        total.update(content.encode("utf-8", "replace") if isinstance(content, str) else content.tobytes())
-        total.update(b"\0" + document.key.encode() + b"\0")
+        total.update(content.encode() if isinstance(content, str) else content.tobytes())
+        total.update(b"\0" + _name_bytes(document.key) + b"\0")
     return total.hexdigest()

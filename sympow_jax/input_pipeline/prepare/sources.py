@@ -1,10 +1,7 @@
-"""Where documents come from: text files, the Python standard library, tensorflow-datasets, nanoGPT token files."""
+"""What a source of documents is, and two of them: the Python standard library and nanoGPT token files."""
 
 import dataclasses
-import glob
-import gzip
 import hashlib
-import json
 import os
 import pathlib
 import platform
@@ -86,67 +83,6 @@ class PythonStdlib:
         """One document for each file."""
         for name, path in self.paths():
             yield Document(name, path.read_bytes().decode("utf-8", "replace"))
-
-
-@dataclasses.dataclass(frozen=True)
-class TextFiles:
-    """Files, folders (all files below) and globs; `.gz` is unpacked, each line of `.jsonl` is a document in `field`."""
-
-    inputs: tuple[str, ...]
-    field: str = "text"
-
-    def paths(self) -> list[tuple[str, pathlib.Path]]:
-        """(name, path) of every file, in the order of the inputs and by name within one."""
-        found: dict[pathlib.Path, str] = {}
-        for given in self.inputs:
-            root = pathlib.Path(given)
-            if root.is_dir():
-                matches = sorted(path for path in root.rglob("*") if path.is_file())
-            else:
-                matches = [root] if root.is_file() else sorted(map(pathlib.Path, glob.glob(given, recursive=True)))
-                matches = [path for path in matches if path.is_file()]
-            if not matches:
-                raise SourceError(f"text source {given!r}: no such file, folder or glob")
-            for path in matches:
-                found.setdefault(path, path.relative_to(root).as_posix() if root.is_dir() else path.name)
-        return [(name, path) for path, name in found.items()]
-
-    def describe(self) -> dict[str, Any]:
-        """File names and a digest of their content."""
-        total = hashlib.sha256()
-        paths = self.paths()
-        for name, path in paths:
-            with path.open("rb") as file:
-                total.update(name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
-        return {"kind": "text", "files": len(paths), "field": self.field, "sha256": total.hexdigest()}
-
-    def documents(self) -> Iterator[Document]:
-        """A file is a document; in `.jsonl` and `.jsonl.gz` a line is."""
-        for name, path in self.paths():
-            try:
-                if name.removesuffix(".gz").endswith(".jsonl"):
-                    yield from self._lines(name, path)
-                else:
-                    content = gzip.decompress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes()
-                    yield Document(name, content.decode("utf-8", "replace"))
-            except (OSError, EOFError) as error:
-                raise SourceError(f"text source {path}: cannot be read ({error})") from None
-
-    def _lines(self, name: str, path: pathlib.Path) -> Iterator[Document]:
-        with gzip.open(path, "rb") if name.endswith(".gz") else path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                except ValueError as error:
-                    raise SourceError(f"text source {path}: line {number} is no JSON ({error})") from None
-                if not isinstance(record, dict) or not isinstance(record.get(self.field), str):
-                    names = sorted(record) if isinstance(record, dict) else type(record).__name__
-                    raise SourceError(
-                        f"text source {path}: line {number} has no text field {self.field!r}, only {names}; set --field"
-                    )
-                yield Document(f"{name}:{number}", record[self.field])
 
 
 @dataclasses.dataclass(frozen=True)
