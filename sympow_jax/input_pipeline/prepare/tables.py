@@ -1,10 +1,10 @@
 """Documents of parquet and Arrow files, the text in one column, read batch by batch."""
 
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from sympow_jax.files import parse_json
 from sympow_jax.input_pipeline.prepare.decompress import DamagedError
 
 _STATE = "state.json"  # of a folder that datasets' save_to_disk wrote
@@ -77,8 +77,9 @@ def split_dataset_folder(folder: pathlib.Path, names: list[str]) -> tuple[list[s
         own = [name for name in names if name == "dataset_dict.json"]
         return [name for name in names if name not in own], own
     try:
-        shards = {str(entry["filename"]) for entry in json.loads((folder / _STATE).read_bytes())["_data_files"]}
-    except (ValueError, KeyError, TypeError, RecursionError):
+        state = parse_json((folder / _STATE).read_bytes(), _STATE)
+        shards = {str(entry["filename"]) for entry in state["_data_files"]}
+    except (ValueError, KeyError, TypeError):
         return names, []  # somebody else's state.json
     if missing := sorted(shards - set(names)):
         raise DamagedError(f"{_STATE} lists {missing[0]!r}, which is not there; fetch it")

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+from sympow_jax.files import file_sha256
 from sympow_jax.input_pipeline.prepare.decompress import open_blocks
 from sympow_jax.input_pipeline.prepare.file_formats import decode
 from sympow_jax.input_pipeline.prepare.find_files import Found, TextFile, find_files, read_head, reading, report
@@ -41,8 +42,8 @@ class TextFiles:
         """File names and a digest of their content."""
         total = hashlib.sha256()
         for file in self.found.files:
-            with reading(file.path), file.path.open("rb") as content:
-                digest = hashlib.file_digest(content, "sha256").digest()
+            with reading(file.path):
+                digest = bytes.fromhex(file_sha256(file.path))
             total.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + digest)
         return {"kind": "text", "files": len(self.found.files), "field": self.field, "sha256": total.hexdigest()}
 
