@@ -175,7 +175,8 @@ def test_what_goes_wrong_inside_a_config_file_names_its_line(tmp_path, text, wor
 SAVED = sorted((ROOT / "tests" / "saved_configs").glob("*.json"))
 LATER = {  # what programs of the time did, by hand
     "optimizer.decay_fraction": 0.2, "optimizer.z_loss": 0.0, "optimizer.outlier_ratio": 0.0,
-    "logging.wandb_project": "", "logging.profile_steps": (0,), "task.vocab_size": 8192, "task.num_pairs": 8, "task.num_passes": 1,
+    "logging.wandb_project": "", "logging.profile_steps": (0,),
+    "task.vocab_size": 8192, "task.num_pairs": 8, "task.num_passes": 1,
     "task.power": 0.01, "task.random_filler": True, "task.tokenizer": "byte", "evaluation.contextwise_length": 0,
     "mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1, "mesh.seq": 1,
 }  # fmt: skip
