@@ -4,7 +4,6 @@ A tokenizer is defined by a few small files (`files`), so that a copy travels wi
 nothing is fetched when a checkpoint is read back.
 """
 
-import abc
 import functools
 import hashlib
 import json
@@ -15,65 +14,42 @@ from typing import Any
 
 import numpy as np
 
-from sympow_jax.files import write_bytes_atomic
+from sympow_jax.input_pipeline.huggingface import TOKENIZER_FILE, HuggingFaceTokenizer, train_bpe
+from sympow_jax.input_pipeline.huggingface_folder import read_huggingface_folder
+from sympow_jax.input_pipeline.tokenizer_base import (
+    SPEC_FILE,
+    Tokenizer,
+    TokenizerError,
+    import_text_package,
+    one_line,
+    token_dtype,
+)
 
-SPEC_FILE = "spec.json"
+__all__ = [
+    "GPT2_HASHES",
+    "SPEC_FILE",
+    "ByteTokenizer",
+    "GPT2Tokenizer",
+    "HuggingFaceTokenizer",
+    "IdTokenizer",
+    "Tokenizer",
+    "TokenizerError",
+    "load_tokenizer",
+    "read_folder",
+    "token_dtype",
+    "tokenizer_from_files",
+    "train_bpe",
+]
 GPT2_HASHES = {  # sha256, as published with GPT-2 and checked by tiktoken
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-BOS_NAMES = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
 _ESCAPES = re.compile(r'(?:\\u[0-9a-fA-F]{4})+|\\["\\/bfnrt]')
 _FORMS = (
-    "byte, gpt2, gpt2-json, gpt2:FOLDER, gpt2-json:FOLDER, a tokenizer.json, or a folder that holds a saved tokenizer"
+    "byte, gpt2, gpt2-json, gpt2:FOLDER, gpt2-json:FOLDER, a tokenizer.json, a Hugging Face tokenizer's folder with "
+    "one, or a folder that holds a saved tokenizer"
 )
-
-
-class TokenizerError(ValueError):
-    """A tokenizer that cannot be found, read or trusted."""
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The narrowest of uint16 and uint32 that holds ids 0..vocab_size-1."""
-    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-
-
-class Tokenizer(abc.ABC):
-    """What every tokenizer offers; `vocab_size` counts the BOS id too."""
-
-    vocab_size: int
-    bos_id: int
-    spec: dict[str, Any]
-
-    @abc.abstractmethod
-    def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`, [num_tokens] uint16 or uint32, without BOS."""
-
-    @abc.abstractmethod
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
-
-    def vocabulary_files(self) -> dict[str, bytes]:
-        """The files that the specification refers to."""
-        return {}
-
-    def files(self) -> dict[str, bytes]:
-        """Everything needed to load this tokenizer again, by file name."""
-        return {SPEC_FILE: _canonical(self.spec), **self.vocabulary_files()}
-
-    @property
-    def digest(self) -> str:
-        """Sha256 over the files."""
-        total = hashlib.sha256()
-        for name, content in sorted(self.files().items()):
-            total.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
-        return total.hexdigest()
-
-    def save(self, folder: str | pathlib.Path) -> None:
-        """Write the files into `folder`, for load_tokenizer."""
-        for name, content in self.files().items():
-            write_bytes_atomic(pathlib.Path(folder) / name, content)
 
 
 class ByteTokenizer(Tokenizer):
@@ -143,7 +119,7 @@ class GPT2Tokenizer(Tokenizer):
 
     @functools.cached_property
     def _encoding(self) -> Any:
-        tiktoken = _import_text_package("tiktoken")
+        tiktoken = import_text_package("tiktoken")
         ranks = _gpt2_ranks(self._files)
         special = {"<|endoftext|>": self.bos_id}
         return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
@@ -164,38 +140,6 @@ class GPT2Tokenizer(Tokenizer):
         return dict(self._files)
 
 
-class HuggingFaceTokenizer(Tokenizer):
-    """A `tokenizer.json` of the tokenizers library; without a known BOS token one id is added at the end."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = bytes(content)
-        try:
-            self._tokenizer = _import_text_package("tokenizers").Tokenizer.from_str(content.decode("utf-8"))
-        except TokenizerError:
-            raise
-        except Exception as error:  # the library raises plain Exception
-            raise TokenizerError(f"tokenizer.json: not a Hugging Face tokenizer ({_one_line(error)})") from None
-        size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        known = (self._tokenizer.token_to_id(name) for name in BOS_NAMES)
-        self.bos_id = next((i for i in known if i is not None), size)
-        self.vocab_size = max(size, self.bos_id + 1)
-        self.spec = {"kind": "huggingface", "sha256": hashlib.sha256(self._content).hexdigest()}
-
-    def encode(self, text: str) -> np.ndarray:
-        """Ids without the special tokens that a template would add."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return np.asarray(ids, token_dtype(self.vocab_size))
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text; special tokens are left out."""
-        size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        return self._tokenizer.decode([i for i in np.asarray(ids, np.int64).tolist() if i < size])
-
-    def vocabulary_files(self) -> dict[str, bytes]:
-        """The tokenizer.json."""
-        return {"tokenizer.json": self._content}
-
-
 def load_tokenizer(spec: str | pathlib.Path) -> Tokenizer:
     """The tokenizer that `spec` names: byte, `gpt2[-json][:FOLDER]`, a tokenizer.json, or a folder written by `save`.
 
@@ -210,16 +154,30 @@ def load_tokenizer(spec: str | pathlib.Path) -> Tokenizer:
         return GPT2Tokenizer(files, json_escape=kind == "gpt2-json")
     path = pathlib.Path(name)
     if path.is_dir():
-        return tokenizer_from_files(read_folder(path, (SPEC_FILE, "tokenizer.json", *GPT2_HASHES)))
+        return _load_folder(path)
+    if path.name == TOKENIZER_FILE and path.is_file():
+        return _load_folder(path.parent)  # the files beside it say which token is BOS
     if path.suffix == ".json" and path.is_file():
         return HuggingFaceTokenizer(path.read_bytes())
     raise TokenizerError(f"tokenizer = {name!r}: not known; use {_FORMS}")
 
 
+def _load_folder(folder: pathlib.Path) -> Tokenizer:
+    """A folder written by `save`, by transformers, or with GPT-2's two files."""
+    files = read_folder(folder, (SPEC_FILE, TOKENIZER_FILE, *GPT2_HASHES))
+    if SPEC_FILE not in files and TOKENIZER_FILE in files:
+        return read_huggingface_folder(folder)
+    if files and SPEC_FILE not in files:
+        return GPT2Tokenizer(files)
+    return tokenizer_from_files(files)
+
+
 def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
     """The tokenizer that `Tokenizer.files` described."""
     if SPEC_FILE not in files:
-        raise TokenizerError(f"tokenizer: {SPEC_FILE} is missing among {sorted(files)}; use {_FORMS}")
+        raise TokenizerError(
+            f"tokenizer: {SPEC_FILE} is missing among {sorted(files)}, and there is no {TOKENIZER_FILE}; use {_FORMS}"
+        )
     spec = json.loads(files[SPEC_FILE])
     kind = spec.get("kind")
     if kind == "byte":
@@ -229,29 +187,8 @@ def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
     if kind == "gpt2":
         return GPT2Tokenizer(files, json_escape=bool(spec["json_escape"]))
     if kind == "huggingface":
-        tokenizer = HuggingFaceTokenizer(files.get("tokenizer.json", b""))
-        if tokenizer.spec != spec:
-            raise TokenizerError(
-                f"tokenizer.json: sha256 {tokenizer.spec['sha256']} is not the {spec['sha256']} of {SPEC_FILE}"
-            )
-        return tokenizer
+        return HuggingFaceTokenizer.from_spec(files.get(TOKENIZER_FILE, b""), spec)
     raise TokenizerError(f"tokenizer kind = {kind!r}: legal are byte, ids, gpt2, huggingface")
-
-
-def train_bpe(texts: Iterable[str], *, vocab_size: int) -> HuggingFaceTokenizer:
-    """A byte-level BPE of `vocab_size` ids trained on `texts`, `<|endoftext|>` included (id 0)."""
-    tokenizers = _import_text_package("tokenizers")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return HuggingFaceTokenizer(tokenizer.to_str().encode("utf-8"))
 
 
 def read_folder(folder: str | pathlib.Path, names: Iterable[str]) -> dict[str, bytes]:
@@ -261,14 +198,14 @@ def read_folder(folder: str | pathlib.Path, names: Iterable[str]) -> dict[str, b
 
 
 def _download_gpt2() -> dict[str, bytes]:
-    load = _import_text_package("tiktoken").load
+    load = import_text_package("tiktoken").load
     base = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
     try:
         return {name: load.read_file_cached(base + name, digest) for name, digest in GPT2_HASHES.items()}
     except Exception as error:  # whatever the network library raises
         raise TokenizerError(
             f"tokenizer = gpt2: its vocabulary could not be fetched; put {' and '.join(GPT2_HASHES)} into tokenizer/ "
-            f"in the store (or beside the .bin), or name their folder, gpt2:FOLDER ({_one_line(error)})"
+            f"in the store (or beside the .bin), or name their folder, gpt2:FOLDER ({one_line(error)})"
         ) from None
 
 
@@ -285,26 +222,3 @@ def _gpt2_ranks(files: Mapping[str, bytes]) -> dict[bytes, int]:
 def _unescape(match: re.Match) -> str:
     text = json.loads(f'"{match[0]}"')
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _import_text_package(name: str) -> Any:
-    try:
-        module = __import__(name)
-        if name == "tokenizers":
-            for part in ("models", "pre_tokenizers", "decoders", "trainers"):
-                __import__(f"tokenizers.{part}")
-        else:
-            __import__("tiktoken.load")
-    except ImportError:
-        raise TokenizerError(
-            f"the package {name} is needed for this tokenizer: pip install 'sympow_jax[text]'"
-        ) from None
-    return module
-
-
-def _canonical(spec: Mapping[str, Any]) -> bytes:
-    return (json.dumps(spec, sort_keys=True) + "\n").encode()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

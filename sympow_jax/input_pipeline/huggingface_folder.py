@@ -1,0 +1,48 @@
+"""The folder in which transformers saves a tokenizer: tokenizer.json, and which of its tokens begin and end a text."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from sympow_jax.files import read_json
+from sympow_jax.input_pipeline.huggingface import TOKENIZER_FILE, HuggingFaceTokenizer
+from sympow_jax.input_pipeline.tokenizer_base import TokenizerError
+
+_NAMED_IN = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")  # the first that does
+
+
+def read_huggingface_folder(folder: str | pathlib.Path) -> HuggingFaceTokenizer:
+    """The tokenizer of a folder with tokenizer.json, with the BOS that its configuration files name.
+
+    Without a BOS there, EOS is what stands between documents, as in GPT-2; without both the rule of a lone
+    tokenizer.json holds.
+    """
+    folder = pathlib.Path(folder)
+    tokenizer = HuggingFaceTokenizer((folder / TOKENIZER_FILE).read_bytes())
+    configs = {name: read_json(folder / name) for name in _NAMED_IN if (folder / name).is_file()}
+    bos_id, eos_id = (_find(folder, configs, which, tokenizer) for which in ("bos_token", "eos_token"))
+    if bos_id is None and eos_id is None:
+        return tokenizer
+    return tokenizer.with_special(bos_id=eos_id if bos_id is None else bos_id, eos_id=eos_id)
+
+
+def _find(
+    folder: pathlib.Path, configs: Mapping[str, dict[str, Any]], which: str, tokenizer: HuggingFaceTokenizer
+) -> int | None:
+    """The id of the token that the first file names: `bos_token` by its text, or `bos_token_id` by its number."""
+    for file, config in configs.items():
+        name, number = config.get(which), config.get(f"{which}_id")
+        if isinstance(name, dict):
+            name = name.get("content")
+        if isinstance(number, list):
+            number = next(iter(number), None)
+        if name is None and number is None:
+            continue
+        found = number if name is None else tokenizer.id_of(name)
+        if found is None or not tokenizer.has_id(found):
+            raise TokenizerError(
+                f"tokenizer = {str(folder / file)!r}: {which} {number if name is None else name!r} is no token of "
+                f"{TOKENIZER_FILE}; correct the file, or save the tokenizer again"
+            )
+        return found
+    return None
