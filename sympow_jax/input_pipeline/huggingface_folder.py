@@ -1,12 +1,12 @@
 """The folder in which transformers saves a tokenizer: tokenizer.json, and which of its tokens begin and end a text."""
 
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from sympow_jax.files import read_json
 from sympow_jax.input_pipeline.huggingface import TOKENIZER_FILE, HuggingFaceTokenizer
-from sympow_jax.input_pipeline.tokenizer_base import TokenizerError
+from sympow_jax.input_pipeline.tokenizer_base import TokenizerError, one_line
 
 _NAMED_IN = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")  # the first that does
 
@@ -19,11 +19,21 @@ def read_huggingface_folder(folder: str | pathlib.Path) -> HuggingFaceTokenizer:
     """
     folder = pathlib.Path(folder)
     tokenizer = HuggingFaceTokenizer((folder / TOKENIZER_FILE).read_bytes())
-    configs = {name: read_json(folder / name) for name in _NAMED_IN if (folder / name).is_file()}
+    configs = {name: _read_object(folder / name) for name in _NAMED_IN if (folder / name).is_file()}
     bos_id, eos_id = (_find(folder, configs, which, tokenizer) for which in ("bos_token", "eos_token"))
     if bos_id is None and eos_id is None:
         return tokenizer
     return tokenizer.with_special(bos_id=eos_id if bos_id is None else bos_id, eos_id=eos_id)
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    try:  # links (of a download cache) and control characters (in chat templates) are usual here, so no files.read_json
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"tokenizer = {str(path)!r}: no JSON ({one_line(error)})") from None
+    if not isinstance(value, dict):
+        raise TokenizerError(f"tokenizer = {str(path)!r}: a JSON object is needed, not {type(value).__name__}")
+    return value
 
 
 def _find(

@@ -7,7 +7,6 @@ from sympow_jax.input_pipeline.tasks.mqar import MQAR
 from sympow_jax.input_pipeline.tasks.passkey import Needle, Passkey
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
 from tests.evals.toy import ArrayStore
-from tests.input_pipeline.test_tokenizers import gpt2_folder  # noqa: F401  (a fixture)
 
 TASKS = [
     MQAR(64, num_pairs=8, vocab_size=512),
@@ -167,7 +166,7 @@ def test_passkey_hides_the_answer_at_its_depth(depth):
         assert abs(before / (before + after) - depth) < 0.02
 
 
-def test_passkey_and_needle_under_gpt2s_vocabulary(gpt2_folder):  # noqa: F811
+def test_passkey_and_needle_under_gpt2s_vocabulary(gpt2_folder):
     """Exactly seq_len tokens, only the answer's asked for, ids up to end of text as BOS."""
     tokenizer = load_tokenizer(f"gpt2-json:{gpt2_folder}")
     tokens = np.tile(tokenizer.encode("def f():\n    return 1\n"), 40)[None, :500].astype(np.uint16)
