@@ -21,9 +21,8 @@ def read_huggingface_folder(folder: str | pathlib.Path) -> HuggingFaceTokenizer:
     tokenizer = HuggingFaceTokenizer((folder / TOKENIZER_FILE).read_bytes())
     configs = {name: _read_object(folder / name) for name in _NAMED_IN if (folder / name).is_file()}
     bos_id, eos_id = (_find(folder, configs, which, tokenizer) for which in ("bos_token", "eos_token"))
-    if bos_id is None and eos_id is None:
-        return tokenizer
-    return tokenizer.with_special(bos_id=eos_id if bos_id is None else bos_id, eos_id=eos_id)
+    first = eos_id if bos_id is None else bos_id
+    return tokenizer if first is None else tokenizer.with_special(bos_id=first, eos_id=eos_id)
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
