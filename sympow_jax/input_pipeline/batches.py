@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -122,8 +123,8 @@ def make_batches(
     """Batches of `batch_size` sequences (over all processes) of `seq_len` tokens from one store or a mixture.
 
     `order` is "rectangle" (all rows of the first columns, then the next columns: LongCrawl64's) or "shuffled_chunks"
-    (chunks in an order drawn from seed and epoch). `weights` are the stores' shares of the sequences, by default
-    equal. Packed stores come from `open_packed_store(..., seq_len=seq_len)`.
+    (chunks in an order drawn from seed and epoch; where there is one chunk, its sequences). `weights` are the stores'
+    shares of the sequences, by default equal. Packed stores come from `open_packed_store(..., seq_len=seq_len)`.
     """
     stores = tuple(stores) if isinstance(stores, Sequence) else (stores,)
     weights = tuple(float(w) for w in weights) if weights is not None else (1.0,) * len(stores)
@@ -133,7 +134,7 @@ def make_batches(
         raise ValueError(
             f"data.batch_size = {batch_size}: must be a positive multiple of the {process_count} processes"
         )
-    if not stores or len(weights) != len(stores) or min(weights) <= 0:
+    if not stores or len(weights) != len(stores) or not all(0 < w < math.inf for w in weights):
         raise ValueError(
             f"data weights = {list(weights)}: one positive weight for each of the {len(stores)} stores is needed"
         )

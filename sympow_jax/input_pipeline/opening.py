@@ -1,9 +1,12 @@
 """From what a config says of its data to batches."""
 
 import logging
+import os
 import pathlib
+import re
 
 from sympow_jax.config import TASKS, TaskConfig
+from sympow_jax.files import printable
 from sympow_jax.input_pipeline import chunked_array, tfds
 from sympow_jax.input_pipeline.batches import StoreBatches, make_batches
 from sympow_jax.input_pipeline.packing import PackedStore, open_packed_store
@@ -16,18 +19,25 @@ _log = logging.getLogger(__name__)
 
 
 def open_data(
-    name: str,
+    spec: str,
     split: str,
     *,
     seq_len: int,
     missing_chunks: str = "refuse",
     cache_bytes: int = chunked_array.DEFAULT_CACHE_BYTES,
 ) -> Store:
-    """The store that `name` names: `python-stdlib`, `tfds:NAME`, a nanoGPT `.bin`, or the path or URL of a zarr store.
+    """The store that `spec` names: `python-stdlib`, `tfds:NAME`, a nanoGPT `.bin`, or the path or URL of a zarr store.
 
     `split` is "train" or "heldout": which half of python-stdlib, or of a folder that data/prepare.py wrote. A store
-    of packed documents, and a TFDS dataset, is cut into windows of `seq_len`.
+    of packed documents, and a TFDS dataset, is cut into windows of `seq_len`. `spec` is spelt as in parse_mixture.
     """
+    names, _ = parse_mixture(spec)
+    if len(names) > 1:
+        raise chunked_array.StoreError(f"data = {spec!r}: a mixture of {len(names)} stores, where one store is needed")
+    return _open_named(names[0], split, seq_len=seq_len, missing_chunks=missing_chunks, cache_bytes=cache_bytes)
+
+
+def _open_named(name: str, split: str, *, seq_len: int, missing_chunks: str, cache_bytes: int) -> Store:
     if name.startswith(tfds.PREFIX):
         return tfds.TfdsStore(name, seq_len=seq_len)
     if name == STDLIB_NAME:
@@ -53,17 +63,43 @@ def is_packed(address: str) -> bool:
 
 
 def parse_mixture(spec: str) -> tuple[list[str], list[float]]:
-    """Names and weights of `A@3,B@1`; a store without `@weight` has weight 1."""
+    """Names and weights of `A@3,B@1`; a store without `@weight` has weight 1.
+
+    A comma that belongs to a name, and an `@` with a number behind it, are written `\\,` and `\\@`. Raises StoreError
+    for an empty name, and where what is taken apart is also the name of a file or folder.
+    """
     names, weights = [], []
-    for part in spec.split(","):
-        name, _, weight = part.strip().rpartition("@")
-        try:
-            names.append(name or part.strip())
-            weights.append(float(weight) if name else 1.0)
-        except ValueError:  # an @ that belongs to the address
-            names[-1] = part.strip()
-            weights.append(1.0)
+    parts = re.split(r"(?<!\\),", spec)
+    for part in map(str.strip, parts):
+        name, at, number = part.rpartition("@")
+        weight = _number(number) if at and not name.endswith("\\") else None
+        if weight is None:
+            name = part
+        if not name:
+            raise chunked_array.StoreError(f"data = {spec!r}: a store without a name; write A, or A@WEIGHT,B@WEIGHT")
+        if weight is not None:
+            _refuse_ambiguous(part)
+        names.append(re.sub(r"\\([,@])", r"\1", name))
+        weights.append(1.0 if weight is None else weight)
+    if len(parts) > 1:
+        _refuse_ambiguous(spec)
     return names, weights
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:  # an @ that belongs to the address
+        return None
+
+
+def _refuse_ambiguous(name: str) -> None:
+    if os.path.exists(name):
+        escaped = printable(re.sub("[,@]", r"\\\g<0>", name))
+        raise chunked_array.StoreError(
+            f"data = {name!r}: a file or folder has this name, which also reads as a mixture of stores; to name the "
+            f"file or folder write '{escaped}', in quotes on a command line"
+        )
 
 
 def open_batches(
@@ -89,7 +125,7 @@ def open_batches(
     if task is not None and spec in TASKS:
         stores = [task_store(spec, split, seq_len=seq_len, settings=task, seed=seed)]
     else:
-        stores = [open_data(name, split, seq_len=seq_len, **limits) for name in names]
+        stores = [_open_named(name, split, seq_len=seq_len, **limits) for name in names]
     for store in stores:
         unused = 0 if isinstance(store, PackedStore) else store.document_length % seq_len
         if unused:

@@ -51,11 +51,19 @@ def rectangle_runs(grid: Grid, start: int, stop: int) -> list[Run]:
 
 
 def shuffled_runs(grid: Grid, start: int, stop: int, *, seed: int) -> list[Run]:
-    """Chunks in an order drawn from (seed, epoch); inside a chunk rows first, then columns."""
+    """Chunks in an order drawn from (seed, epoch); inside a chunk rows first, then columns.
+
+    Where one chunk is all, its sequences are drawn one by one: all of it is in the cache anyway.
+    """
     runs = []
     while start < stop:
         epoch, inside = divmod(start, grid.num_sequences)
         units, ends = _unit_order(grid, seed, epoch)
+        if len(units) == 1:
+            block, row = divmod(int(_sequence_order(grid, seed, epoch)[inside]), grid.num_rows)
+            runs.append(Run(row, row + 1, block))
+            start += 1
+            continue
         place = int(np.searchsorted(ends, inside, side="right"))
         row_start, row_stop, block_start, block_stop = _unit_bounds(grid, int(units[place]))
         height = row_stop - row_start
@@ -88,6 +96,12 @@ def _unit_bounds(grid: Grid, unit: int) -> tuple[int, int, int, int]:
     row = row_chunk * grid.chunks[0]
     end = int(groups[group + 1]) if group + 1 < len(groups) else grid.num_blocks
     return row, min(row + grid.chunks[0], grid.num_rows), int(groups[group]), end
+
+
+@functools.lru_cache(maxsize=4)
+def _sequence_order(grid: Grid, seed: int, epoch: int) -> np.ndarray:
+    """Every sequence, in the order of this epoch."""
+    return permutation(seed, epoch, grid.num_sequences)
 
 
 @functools.lru_cache(maxsize=16)

@@ -34,12 +34,17 @@ class TfdsSource:
     @functools.cached_property
     def _parts(self) -> tuple[str, dict[str, str]]:
         name, _, query = self.address.removeprefix(PREFIX).partition("?")
-        options = dict(urllib.parse.parse_qsl(query))
-        unknown = sorted(set(options) - set(_OPTIONS))
-        if unknown or not name:
-            raise SourceError(
-                f"data = {self.address!r}: unknown {unknown or 'name'}; options are {', '.join(_OPTIONS)}"
-            )
+        if not name:
+            raise SourceError(f"data = {self.address!r}: no dataset is named; write tfds:NAME")
+        options = {}
+        for option in query.split("&") if query else []:  # not by parse_qs, to which the + of train+test is a space
+            key, _, value = option.partition("=")
+            if key not in _OPTIONS or key in options or not value:
+                raise SourceError(
+                    f"data = {self.address!r}: option {option!r} is unknown, without a value or given twice; "
+                    f"options are {', '.join(f'{known}=...' for known in _OPTIONS)}"
+                )
+            options[key] = urllib.parse.unquote(value)
         return name, {**_OPTIONS, **options}
 
     @functools.cached_property
@@ -94,11 +99,25 @@ class TfdsSource:
         return self._parts[1]["tokenizer"]
 
     def content(self, index: int) -> str | np.ndarray:
-        """Text or tokens of one example."""
+        """Text or tokens of one example. Raises SourceError for bytes that are no UTF-8, and for numbers not whole."""
         value = self.examples[index][self.field]
+        if isinstance(value, str):
+            return value
         if isinstance(value, bytes):
-            return value.decode("utf-8", "replace")
-        return value if isinstance(value, str) else np.asarray(value).reshape(-1)
+            try:
+                return value.decode()
+            except UnicodeDecodeError as error:
+                raise SourceError(
+                    f"data = {self.address!r}: example {index} is no text: byte 0x{value[error.start]:02x} at offset "
+                    f"{error.start} of {self.field!r} is no UTF-8 ({error.reason}); repair or name another field"
+                ) from None
+        tokens = np.asarray(value).reshape(-1)
+        if tokens.dtype.kind not in "iu":
+            raise SourceError(
+                f"data = {self.address!r}: field {self.field!r} holds {tokens.dtype}, but text or whole numbers "
+                "(tokens) are needed; name another with ?field="
+            )
+        return tokens
 
     def describe(self) -> dict[str, Any]:
         """Name, version, split, field and the number of examples and bytes."""

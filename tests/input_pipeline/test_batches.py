@@ -168,6 +168,8 @@ def test_epochs_are_counted(stores):
         ({"batch_size": 3, "process_count": 2}, "data.batch_size = 3: must be a positive multiple of the 2 processes"),
         ({"order": "random"}, "data.order = 'random': legal are rectangle, shuffled_chunks"),
         ({"weights": [1.0, 2.0]}, "one positive weight for each of the 1 stores is needed"),
+        ({"weights": [float("nan")]}, "one positive weight"),
+        ({"weights": [float("inf")]}, "one positive weight"),
     ],
 )
 def test_wrong_options_are_one_line(stores, options, message):
@@ -182,8 +184,39 @@ def test_mixed_stores_must_share_a_tokenizer(stores, tmp_path, rng):
         make_batches([stores[0], open_store(str(path))], seq_len=8, batch_size=2)
 
 
-def test_mixtures_are_spelt_with_weights():
-    assert parse_mixture("a.zarr@3, s3://u@b/c ,d") == (["a.zarr", "s3://u@b/c", "d"], [3.0, 1.0, 1.0])
+@pytest.mark.parametrize(
+    ("spec", "names", "weights"),
+    [
+        ("a.zarr@3, s3://u@b/c ,d", ["a.zarr", "s3://u@b/c", "d"], [3.0, 1.0, 1.0]),
+        (r"a\,b@2,c\@3@0.5,d\@4", ["a,b", "c@3", "d@4"], [2.0, 0.5, 1.0]),
+        (r"s3://u\@7/c", ["s3://u@7/c"], [1.0]),
+        ("a@b@2", ["a@b"], [2.0]),
+        ("tfds:x?split=train[:10%]+test&data_dir=/d@5,y", ["tfds:x?split=train[:10%]+test&data_dir=/d", "y"], [5, 1]),
+    ],
+)
+def test_mixtures_are_spelt_with_weights(spec, names, weights):
+    assert parse_mixture(spec) == (names, weights)
+
+
+def test_names_with_commas_and_ats_are_opened_escaped_and_never_mistaken(tmp_path, rng):
+    shapes = {"run": (4, 32), "run@2": (5, 32), "run,run": (6, 32), "run@x": (7, 32)}
+    for name, shape in shapes.items():
+        write_store(tmp_path / name, random_tokens(rng, shape), chunks=(2, 32))
+    here = str(tmp_path / "run")
+    for escaped, rows in [(rf"{here}\@2", 5), (rf"{here}\,run", 6), (f"{here}@x", 7), (f"{here}@2.0", 4)]:
+        assert open_data(escaped, "train", seq_len=32).num_documents == rows
+    batches = open_batches(rf"{here}\@2@3,{here}@1", "train", seq_len=32, batch_size=4)
+    assert [store.num_documents for store in batches.stores] == [5, 4] and batches.mixture.weights == (3.0, 1.0)
+    for opened in (open_data, lambda *names, **options: open_batches(*names, batch_size=2, **options)):
+        with pytest.raises(StoreError, match=r"has this name, which also reads as a mixture .* write '.*run\\@2'"):
+            opened(f"{here}@2", "train", seq_len=32)
+        with pytest.raises(StoreError, match=r"write '.*run\\,run'"):
+            opened(f"{here},run", "train", seq_len=32)
+        for empty in ("", " ", f"{here},", f",{here}", "@2"):
+            with pytest.raises(StoreError, match="a store without a name"):
+                opened(empty, "train", seq_len=32)
+    with pytest.raises(StoreError, match="a mixture of 2 stores, where one store is needed"):
+        open_data(f"{here}@x,{here}", "train", seq_len=32)
 
 
 def test_data_are_opened_by_name(tmp_path, rng, monkeypatch, caplog):

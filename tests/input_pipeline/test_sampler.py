@@ -60,6 +60,22 @@ def test_shuffled_order_stays_in_a_chunk_and_changes_with_seed_and_epoch():
     assert lines[0][:6] == [(lines[0][0][0] + i % 5, lines[0][0][1] + i // 5) for i in range(6)]
 
 
+@pytest.mark.parametrize(("chunks", "seq_len"), [((50, 64), 8), ((20, 32), 8), ((20, 8), 32)])
+def test_one_chunk_is_shuffled_by_sequences(chunks, seq_len):
+    """Also where several chunks lie under each sequence, so that the chunks can have but one order."""
+    grid = Grid(num_rows=20, num_blocks=32 // seq_len, seq_len=seq_len, chunks=chunks)
+    total = grid.num_sequences
+    starts = [(0, 0), (total, 0), (0, 1)]
+    lines = [sequences(grid, start, start + total, "shuffled_chunks", seed) for start, seed in starts]
+    assert len({tuple(line) for line in lines}) == 3
+    for line in lines:
+        in_order = sorted(line, key=lambda pair: pair[::-1])
+        assert len(set(line)) == total
+        assert sum(a == b for a, b in zip(line, in_order, strict=True)) < total / 4
+    whole = sequences(grid, 0, 3 * total, "shuffled_chunks")
+    assert sequences(grid, total // 2, 2 * total + 3, "shuffled_chunks") == whole[total // 2 : 2 * total + 3]
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     weights=st.lists(st.floats(0.01, 5), min_size=1, max_size=4), start=st.integers(0, 5000), size=st.integers(1, 3000)

@@ -20,14 +20,19 @@ class Texts(tfds.core.GeneratorBasedBuilder):
     """A dataset of texts."""
 
     VERSION = tfds.core.Version("1.0.0")
-    FEATURES = {"text": tfds.features.Text(), "label": tfds.features.Scalar(np.int64)}
-    EXAMPLES = [{"text": text, "label": i} for i, text in enumerate(TEXTS)]
+    FEATURES = {
+        "text": tfds.features.Text(),
+        "label": tfds.features.Scalar(np.int64),
+        "score": tfds.features.Scalar(np.float32),
+        "latin": tfds.features.Text(),
+    }
+    EXAMPLES = [{"text": text, "label": i, "score": 0.5, "latin": b"caf\xe9"} for i, text in enumerate(TEXTS)]
 
     def _info(self):
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(self.FEATURES))
 
     def _split_generators(self, dl_manager):
-        return {"train": list(enumerate(self.EXAMPLES))}
+        return {"train": list(enumerate(self.EXAMPLES)), "validation": list(enumerate(self.EXAMPLES[:5]))}
 
     def _generate_examples(self):
         raise NotImplementedError
@@ -67,7 +72,7 @@ def test_texts_are_tokenised_as_they_are_read(prepared):
 
 
 def test_hosts_share_a_batch_and_names_default(prepared):
-    name = f"tfds:{prepared}/texts/1.0.0"
+    name = f"tfds:{prepared}/texts/1.0.0?field=text"
     options = {"seq_len": 16, "batch_size": 4, "order": "shuffled_chunks", "seed": 3}
     whole = open_batches(name, "train", **options)
     for step in range(4):
@@ -87,12 +92,29 @@ def test_tokens_are_taken_as_they_are(prepared):
             make_batches(store, seq_len=4, batch_size=1)[step]
 
 
+def test_a_split_of_several_parts_holds_them_all(prepared):
+    for split, count in [("train+validation", 17), ("train[:25%]+validation[:2]", 5), ("train%5B%3A3%5D", 3)]:
+        source = TfdsSource(f"tfds:{prepared}/texts/1.0.0?split={split}&field=text")
+        assert len(list(source.documents())) == count and source.describe()["split"] == split.replace(
+            "%5B%3A3%5D", "[:3]"
+        )
+
+
+def test_what_is_neither_text_nor_tokens_is_refused(prepared):
+    for field, message in [
+        ("latin", "example 0 is no text: byte 0xe9 at offset 3 of 'latin' is no UTF-8"),
+        ("score", "field 'score' holds float.., but text or whole numbers"),
+    ]:
+        with pytest.raises(SourceError, match=message):
+            next(TfdsSource(f"tfds:{prepared}/texts/1.0.0?field={field}").documents())
+
+
 def over(store, row):
     return int(np.max(store._source.content(row))) > 256
 
 
 def test_a_dataset_becomes_a_store(prepared, tmp_path):
-    source = TfdsSource(f"tfds:{prepared}/texts/1.0.0")
+    source = TfdsSource(f"tfds:{prepared}/texts/1.0.0?field=text")
     request = Request(documents="concatenate", document_length=32, heldout_fraction=0.0)
     made = build(source, tmp_path / "made", tokenizer=ByteTokenizer(), request=request)
     store = open_store(str(made / "train.zarr"))
@@ -102,9 +124,15 @@ def test_a_dataset_becomes_a_store(prepared, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("texts/1.0.0?split=test", "split 'test' cannot be read at random; splits are train"),
+        ("texts/1.0.0?split=test&field=text", "split 'test' cannot be read at random; splits are train"),
         ("texts/1.0.0?field=body", "no field 'body'; add \\?field= with one of"),
-        ("texts/1.0.0?fields=text", "unknown \\['fields'\\]; options are split, field"),
+        (
+            "texts/1.0.0?fields=text",
+            "option 'fields=text' is unknown, without a value or given twice; options are split",
+        ),
+        ("texts/1.0.0?field=text&split=", "option 'split=' is unknown, without a value"),
+        ("texts/1.0.0?split", "option 'split' is unknown, without a value"),
+        ("texts/1.0.0?split=train&split=validation", "option 'split=validation' is unknown, .* or given twice"),
         ("nothing/1.0.0", "cannot be opened"),
     ],
 )
@@ -117,7 +145,7 @@ def test_wrong_names_are_one_line(prepared, name, message):
 def test_tensorflow_is_never_imported(prepared):
     code = (
         "import sys; from sympow_jax.input_pipeline import open_batches; "
-        f"open_batches('tfds:{prepared}/texts/1.0.0', 'train', seq_len=8, batch_size=2)[0]; "
+        f"open_batches('tfds:{prepared}/texts/1.0.0?field=text', 'train', seq_len=8, batch_size=2)[0]; "
         "assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
