@@ -2,10 +2,17 @@
 
 from collections.abc import Sequence
 
-from sympow_jax import evaluate
 from sympow_jax.command_line import flag_value, run_program, split_flags, step_flag, use_compilation_cache
 from sympow_jax.config import TASKS, Config, ConfigError
-from sympow_jax.evaluate import LENGTH_GENERALISATION, EvaluationRequest
+from sympow_jax.evaluate import evaluate
+from sympow_jax.evaluation_request import (
+    DEPTHS,
+    LENGTH_GENERALISATION,
+    NUM_EXAMPLES,
+    EvaluationRequest,
+    check_task,
+    grid_axes,
+)
 from sympow_jax.loading import AT_EVALUATION
 from sympow_jax.training.run_files import load_config
 
@@ -19,8 +26,9 @@ def run(argv: Sequence[str]) -> int:
     flags, _ = split_flags(argv, _KNOWN)
     if "workdir" not in flags:
         raise ConfigError("--workdir is missing: the folder of a trained run")
+    request = _request(flags, load_config(flags["workdir"]))
     use_compilation_cache()
-    evaluate.evaluate(_request(flags, load_config(flags["workdir"])))
+    evaluate(request)
     return 0
 
 
@@ -38,9 +46,9 @@ def _request(flags: dict[str, str], saved: Config) -> EvaluationRequest:
         num_documents=flag_value(flags, "num_documents", e.num_documents),
         window=flag_value(flags, "window", 0),
         stride=flag_value(flags, "stride", 0),
-        num_examples=flag_value(flags, "num_examples", evaluate.NUM_EXAMPLES.get(task, 0)),
+        num_examples=flag_value(flags, "num_examples", NUM_EXAMPLES.get(task, 0)),
         pairs=flag_value(flags, "pairs", (saved.task.num_pairs,)),
-        depths=flag_value(flags, "depths", evaluate.DEPTHS),
+        depths=flag_value(flags, "depths", DEPTHS),
     )
 
 
@@ -48,8 +56,8 @@ def _task(flags: dict[str, str], saved: Config) -> str:
     """What to evaluate: --task, else the task that the run was trained on, else length generalisation."""
     task = flags.get("task", saved.data.heldout if saved.data.heldout in TASKS else LENGTH_GENERALISATION)
     if task != LENGTH_GENERALISATION:
-        evaluate.check_task(task)
-        unused = {"pairs", "depths"} - {*evaluate.grid_axes(task)}
+        check_task(task)
+        unused = {"pairs", "depths"} - {*grid_axes(task)}
         foreign = (*_OF_LENGTHS, *unused)
     else:
         foreign = _OF_TASKS

@@ -1,93 +1,132 @@
 """One evaluation of one run: the numbers, the table on the screen, and the files under workdir/eval."""
 
-import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 
-from sympow_jax.config import TASKS, Config, ConfigError, nearest
+from sympow_jax.config import TASKS, Config, ConfigError, diff
 from sympow_jax.evals import retrieval
-from sympow_jax.evals.files import write_json, write_result
+from sympow_jax.evals.files import inputs_digest, write_json, write_result
 from sympow_jax.evals.length_generalisation import length_generalisation, read_documents
 from sympow_jax.evals.position_bias import distance_curves
+from sympow_jax.evaluation_request import LENGTH_GENERALISATION, EvaluationRequest, bias_name, grid_axes, inputs
+from sympow_jax.files import inside, read_json
 from sympow_jax.input_pipeline.opening import open_data
 from sympow_jax.input_pipeline.store import Store
+from sympow_jax.input_pipeline.tokenizers import load_tokenizer
 from sympow_jax.input_pipeline.views import concat_view
-from sympow_jax.loading import load_step
+from sympow_jax.loading import check_stream, evaluation_config, load_step
 from sympow_jax.models.model import Model
 from sympow_jax.plots import style
 from sympow_jax.plots.heatmap import accuracy_heatmap
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
 from sympow_jax.plots.position_bias import position_bias_figure
 from sympow_jax.plots.tables import accuracy_table, length_table, verdict
+from sympow_jax.training.checkpoint import list_steps
+from sympow_jax.training.run_files import load_config
 from sympow_jax.typing import PyTree
-
-LENGTH_GENERALISATION = "length_generalisation"
-RETRIEVAL_TASKS = (*TASKS, "needle")
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-NUM_EXAMPLES = {"mqar": 256, "copy": 64, "selective_copy": 64, "passkey": 32, "needle": 32}
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationRequest:
-    """What to measure of a run.
-
-    Attributes:
-      workdir: the run; results go to workdir/eval/<name>.{json,npz,png}.
-      task: LENGTH_GENERALISATION or one of RETRIEVAL_TASKS.
-      lengths: contexts in tokens; the columns of a task's grid.
-      data: the store that is scored, or that a needle is hidden in.
-      name: of the result files.
-      step: "latest", "best" or a number.
-      overrides: settings that do not belong to the parameters (loading.AT_EVALUATION), as text.
-      num_documents, window, stride: of length generalisation; window 0 is off, stride 0 the default.
-      num_examples, pairs, depths: of a task's grid, as far as it has these axes.
-    """
-
-    workdir: str
-    task: str
-    lengths: tuple[int, ...]
-    data: str
-    name: str
-    step: str | int = "latest"
-    overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    num_documents: int = 0
-    window: int = 0
-    stride: int = 0
-    num_examples: int = 0
-    pairs: tuple[int, ...] = ()
-    depths: tuple[float, ...] = ()
 
 
 def evaluate(request: EvaluationRequest) -> None:
     """Measures what the request asks for, prints the table and writes the files.
 
     Raises:
-      ConfigError, CheckpointError, FileError, ValueError: one line each.
+      ConfigError, CheckpointError, FileError, ValueError, OSError: one line each.
     """
+    saved = load_config(request.workdir)
+    config = evaluation_config(saved, request.overrides)
+    _check_scaling_reached(request, config)
+    folder = inside(request.workdir, "eval")
+    folder.mkdir(exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise OSError(f"--workdir={request.workdir}: {folder} cannot be written, and the results go there")
+    store = _open(request, config)
     model, params, step = load_step(request.workdir, request.step, overrides=request.overrides)
-    config = model.config
-    run = {"step": step, "variant": config.variant, "seed": config.seed, "dtype": config.model.dtype}
-    run["position_overrides"] = {k: v for k, v in request.overrides.items() if k.startswith("position.")}
-    measure = _lengths if request.task == LENGTH_GENERALISATION else _task
-    measure(request, model, params, run)
-    print(f"plot: {pathlib.Path(request.workdir) / 'eval' / request.name}.png")
+    if store is not None and store.vocab_size != model.vocab_size:
+        raise ConfigError(
+            f"--data = {request.data!r}: its vocabulary has {store.vocab_size:,} tokens and the model's "
+            f"{model.vocab_size:,}; name a store of the run's tokenizer"
+        )
+    changes = diff(saved, config)
+    run = {
+        "step": step,
+        "variant": config.variant,
+        "seed": config.seed,
+        "dtype": config.model.dtype,
+        "position_overrides": {path: changes[path][1] for path in changes if path.startswith("position.")},
+    }
+    made_from = {"inputs": inputs(request, config, step, _data_digest(request, store))}
+    if request.task != LENGTH_GENERALISATION:
+        _tasks(request, model, params, store, run, made_from)
+    else:
+        assert store is not None  # _open gives one to this task
+        _lengths(request, model, params, store, run, made_from)
+    print(f"plot: {folder / request.name}.png")
 
 
-def _lengths(request: EvaluationRequest, model: Model, params: PyTree, run: dict[str, Any]) -> None:
-    """Length generalisation, and the learned biases and gates by distance."""
-    config, longest = model.config, max(request.lengths)
+def is_current(request: EvaluationRequest, config: Config) -> bool:
+    """Whether the result file under the request's name holds what `evaluate` would measure now.
+
+    Args:
+      request: with a step number.
+      config: of the run, as it is, or would be, saved in the workdir.
+    """
+    path = pathlib.Path(request.workdir) / "eval" / f"{request.name}.json"
+    checkpoints = list_steps(pathlib.Path(request.workdir) / "checkpoints")
+    if not path.exists() or not isinstance(request.step, int) or request.step not in checkpoints:
+        return False
+    config = evaluation_config(config, request.overrides)
+    store = _open(request, config)
+    result = read_json(path)
+    made_from = inputs(request, config, request.step, _data_digest(request, store))
+    return result.get("inputs") == made_from
+
+
+def _check_scaling_reached(request: EvaluationRequest, config: Config) -> None:
+    p, longest = config.position, max(request.lengths)
+    if p.scaling == "dynamic_ntk" and "position.scaling" in request.overrides and longest <= p.original_length:
+        raise ConfigError(
+            f"--position.scaling = 'dynamic_ntk': has no effect up to position.original_length = {p.original_length}; "
+            f"ask for longer --lengths than {longest}, or leave it out"
+        )
+
+
+def _open(request: EvaluationRequest, config: Config) -> Store | None:
+    """The held-out rows, as long as the longest context, that are scored or that a needle is hidden in."""
+    longest = max(request.lengths)
+    if request.task not in (LENGTH_GENERALISATION, "needle"):
+        return None
+    if request.data in TASKS:
+        raise ConfigError(f"--data = {request.data!r}: {request.task} needs text; give a store, such as python-stdlib")
     store = open_data(request.data, "heldout", seq_len=longest)
-    if store.segmented:
+    if store.segmented and request.task == LENGTH_GENERALISATION:
         raise ValueError(
             f"data {request.data!r}: its rows are packed or padded documents, which hold no long context to score; "
             "name a store of whole rows with --data"
         )
-    if longest > store.document_length:
-        print(f"documents hold {store.document_length:,} tokens: they are joined into rows of {longest:,}")
-        store = concat_view(store, longest)
+    if longest <= store.document_length:
+        return store
+    print(f"documents hold {store.document_length:,} tokens: they are joined into rows of {longest:,}")
+    return concat_view(store, longest)
+
+
+def _data_digest(request: EvaluationRequest, store: Store | None) -> str:
+    """Of what decides the tokens of the questions, besides the settings."""
+    if store is not None:
+        return str(store.digest)
+    return load_tokenizer(f"{request.workdir}/tokenizer").digest if request.task == "passkey" else ""
+
+
+def _lengths(
+    request: EvaluationRequest, model: Model, params: PyTree, store: Store, run: Mapping, made_from: Mapping
+) -> None:
+    """Length generalisation, and the learned biases and gates by distance."""
+    if model.streams_constant:
+        check_stream(model.config, request.overrides)
+    config, longest = model.config, max(request.lengths)
     result, arrays = length_generalisation(
         model,
         params,
@@ -101,65 +140,47 @@ def _lengths(request: EvaluationRequest, model: Model, params: PyTree, run: dict
         run=run,
     )
     folder = pathlib.Path(request.workdir) / "eval"
-    write_result(folder, request.name, result, arrays)
-    style.save(length_generalisation_figure([result]), folder / f"{request.name}.png")
     text = read_documents(store, arrays["document_ids"][:1], min(request.lengths))
     curves = distance_curves(model, params, text, query_position=longest - 1)
     if curves["layers"]:
-        write_json(folder / "position_bias.json", curves)
-        style.save(position_bias_figure(curves), folder / "position_bias.png")
+        where = folder / bias_name(request.name)
+        write_json(f"{where}.json", curves | {"inputs": inputs_digest(made_from["inputs"])})
+        style.save(position_bias_figure(curves), f"{where}.png")
+    style.save(length_generalisation_figure([result]), folder / f"{request.name}.png")
+    write_result(folder, request.name, result | made_from, arrays)
     Console().print(length_table(result))
     print(f"corpus {result['data']['digest']}")
     print(verdict(result))
 
 
-def check_task(name: str) -> None:
-    """Raises ConfigError for a task that does not exist."""
-    if name not in RETRIEVAL_TASKS:
-        hint = nearest(name, RETRIEVAL_TASKS)
-        raise ConfigError(f"--task = {name!r}: choose one of {', '.join(RETRIEVAL_TASKS)}{hint}")
-
-
-def grid_axes(task: str) -> tuple[str, ...]:
-    """What a task's grid has besides lengths: pairs (mqar, selective_copy), depths (passkey, needle) or nothing."""
-    return {"passkey": ("depths",), "needle": ("depths",), "copy": ()}.get(task, ("pairs",))
-
-
-def _task(request: EvaluationRequest, model: Model, params: PyTree, run: dict[str, Any]) -> None:
+def _tasks(
+    request: EvaluationRequest, model: Model, params: PyTree, store: Store | None, run: Mapping, made_from: Mapping
+) -> None:
     """Recall over length x pairs, x depth, or length alone."""
     config = model.config
-    options: dict[str, Any] = {
-        "lengths": sorted({*request.lengths}),
-        "num_examples": request.num_examples,
-        "train_length": config.data.seq_len,
-        **{axis: getattr(request, axis) for axis in grid_axes(request.task)},
-    }
     matcher = retrieval.Matcher(model, params, chunk_size=config.evaluation.chunk_size)
-    grid, arrays = _grid(request, config, matcher, model.vocab_size, options)
+    grid, arrays = _grid(request, config, matcher, model.vocab_size, store)
     result = {"task": request.task, **run, **grid}
     folder = pathlib.Path(request.workdir) / "eval"
-    write_result(folder, request.name, result, arrays)
     style.save(accuracy_heatmap(result, title=f"{config.variant}: {request.task}"), folder / f"{request.name}.png")
+    write_result(folder, request.name, result | made_from, arrays)
     Console().print(accuracy_table(result))
 
 
 def _grid(
-    request: EvaluationRequest, config: Config, matcher: retrieval.Matcher, vocab_size: int, options: dict[str, Any]
+    request: EvaluationRequest, config: Config, matcher: retrieval.Matcher, vocab_size: int, store: Store | None
 ) -> retrieval.Grid:
     t, task = config.task, request.task
+    options: dict[str, Any] = {
+        "lengths": sorted(request.lengths),
+        "num_examples": request.num_examples,
+        "train_length": config.data.seq_len,
+        **{axis: getattr(request, axis) for axis in grid_axes(task)},
+    }
     if task == "mqar":
         filler = {"power": t.power, "random_filler": t.random_filler, "num_passes": t.num_passes}
         return retrieval.mqar_grid(matcher, vocab_size=vocab_size, **filler, **options)
-    if task == "passkey":
-        return retrieval.depth_grid(matcher, tokenizer=f"{request.workdir}/tokenizer", **options)
-    if task == "needle":
-        return retrieval.depth_grid(matcher, haystack=_haystack(request.data, max(options["lengths"])), **options)
+    if "depths" in options:
+        return retrieval.depth_grid(matcher, tokenizer=f"{request.workdir}/tokenizer", haystack=store, **options)
     content = options.pop("pairs", ())
     return retrieval.copy_grid(matcher, vocab_size=vocab_size, num_content=content, **options)
-
-
-def _haystack(data: str, length: int) -> Store:
-    if data in TASKS:
-        raise ConfigError(f"--data = {data!r}: a needle needs text to hide in; give a store, for example python-stdlib")
-    store = open_data(data, "heldout", seq_len=length)
-    return store if length <= store.document_length else concat_view(store, length)

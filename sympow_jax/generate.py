@@ -23,7 +23,7 @@ from sympow_jax.command_line import flag_value, run_program, split_flags, step_f
 from sympow_jax.config import ConfigError
 from sympow_jax.generation import check
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
-from sympow_jax.loading import AT_EVALUATION, load_step
+from sympow_jax.loading import AT_EVALUATION, check_stream, load_step
 
 _DEFAULTS = {"max_new_tokens": 256, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0, "batch": 1}
 _FLAGS = ("workdir", "step", "prompt", "prompt_file", "save_state", "load_state", *_DEFAULTS)
@@ -117,6 +117,8 @@ def run(argv: Sequence[str]) -> int:
     overrides = {name: own[name] for name in AT_EVALUATION if name in own}
     use_compilation_cache()
     model, params, _ = load_step(own["workdir"], step_flag(own), overrides=overrides)
+    if "check" not in own:
+        check_stream(model.config, overrides)
     tokenizer = load_tokenizer(pathlib.Path(own["workdir"]) / "tokenizer")
     if "check" in own:
         return check.check(model, params, check.check_tokens(tokenizer, prompt))

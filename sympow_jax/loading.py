@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from sympow_jax.config import Config, ConfigError, override
+from sympow_jax.config import Config, ConfigError, check_scaling_acts, flatten, override
 from sympow_jax.files import read_json
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer
 from sympow_jax.models.model import Model
@@ -19,6 +19,8 @@ AT_EVALUATION = (
     "position.base", "position.scaling", "position.factor", "position.original_length", "position.alibi_slope_scale",
     "attention.implementation", "attention.chunk_size", "model.dtype",
 )  # fmt: skip
+
+QUADRATIC = ("reference", "blockwise")  # implementations that read whole sequences only
 
 
 def load(
@@ -51,18 +53,69 @@ def load_step(
 
 
 def evaluation_config(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """`config` with settings that one checkpoint can be evaluated under."""
+    """`config` with settings that one checkpoint can be evaluated under.
+
+    Raises:
+      ConfigError: a setting that belongs to the parameters, or one that the architecture does not read.
+    """
     for path in overrides:
         if path not in AT_EVALUATION:
             raise ConfigError(f"--{path}: cannot change after training; these can: {', '.join(AT_EVALUATION)}")
     changed = override(config, overrides)
-    rotary, scaled = config.attention.position in ROTARY_POSITIONS, changed.position.scaling != "none"
-    has_effect = {"position.base": rotary, "position.factor": scaled, "position.original_length": scaled}
     for path in overrides:
-        if not has_effect.get(path, True):
+        if not _acts(changed, path):
+            scales = config.attention.position == "rope" and changed.position.scaling == "none"
             raise ConfigError(
-                f"--{path}: has no effect with attention.position = {config.attention.position!r} and "
-                f"position.scaling = {changed.position.scaling!r}; "
-                + ("set --position.scaling too" if rotary else "leave it out")
+                f"--{path}: has no effect with {_state(changed, path)}; "
+                + ("set --position.scaling too" if scales and path in _OF_SCALINGS else "leave it out")
             )
+    if {"position.scaling", "position.factor"} & {*overrides}:
+        check_scaling_acts(changed)
     return changed
+
+
+_OF_SCALINGS = {
+    "position.factor": ("linear", "ntk", "dynamic_ntk", "yarn", "llama3"),
+    "position.original_length": ("dynamic_ntk", "yarn", "llama3"),
+}
+_DECIDING = {  # what decides whether a setting is read
+    "position.base": ("attention.position", "position.convention"),
+    "position.factor": ("attention.position", "position.scaling"),
+    "position.original_length": ("attention.position", "position.scaling"),
+    "position.alibi_slope_scale": ("attention.position",),
+    "attention.chunk_size": ("attention.kernel", "attention.implementation"),
+}
+
+
+def _acts(config: Config, path: str) -> bool:
+    """Whether the architecture reads this setting."""
+    a, p = config.attention, config.position
+    if path == "position.base":
+        return a.position in ROTARY_POSITIONS and p.convention == "standard"
+    if path in _OF_SCALINGS:
+        return p.scaling in _OF_SCALINGS[path]
+    if path == "position.alibi_slope_scale":
+        return a.position == "alibi"
+    if path == "attention.chunk_size":
+        return a.is_linear and a.implementation not in ("reference", "recurrent")
+    return True
+
+
+def _state(config: Config, path: str) -> str:
+    values = flatten(config)
+    return " and ".join(f"{name} = {values[name]!r}" for name in _DECIDING[path])
+
+
+def check_stream(config: Config, overrides: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an attention.implementation by which a stream of tokens cannot be read.
+
+    The quadratic forms read whole sequences. A linear kernel reads a stream by a linear form, and softmax by its cache,
+    whatever the setting says.
+    """
+    a = config.attention
+    if "attention.implementation" in overrides and not (a.is_linear and a.implementation not in QUADRATIC):
+        hint = "use chunked or recurrent" if a.is_linear else "leave it out"
+        raise ConfigError(
+            f"--attention.implementation = {a.implementation!r}: has no effect where {config.variant} reads a text "
+            f"as a stream; {hint}"
+        )

@@ -14,7 +14,8 @@ from typing import Any
 from sympow_jax import config as config_lib
 from sympow_jax.command_line import flag_value, run_program, split_flags, use_compilation_cache
 from sympow_jax.config import ConfigError, parse_variants
-from sympow_jax.evaluate import LENGTH_GENERALISATION, EvaluationRequest, evaluate
+from sympow_jax.evaluate import evaluate, is_current
+from sympow_jax.evaluation_request import LENGTH_GENERALISATION, EvaluationRequest
 from sympow_jax.files import read_json, write_json_atomic, write_text_atomic
 from sympow_jax.plots import style
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
@@ -24,28 +25,22 @@ from sympow_jax.training.loop import train
 
 def run_one(config: config_lib.Config, workdir: pathlib.Path, lengths: Sequence[int]) -> int:
     """Trains to the end and evaluates, or does what of it is missing."""
-    result = workdir / "eval" / f"{LENGTH_GENERALISATION}.json"
-    if result.exists() and _is_of(result, config, lengths):
-        run_files.check_resume(run_files.resolve_for(config, str(workdir)), str(workdir))
-        return 0
-    code = train(config, str(workdir))
-    if code:
-        return code
     request = EvaluationRequest(
         workdir=str(workdir),
         task=LENGTH_GENERALISATION,
         lengths=tuple(lengths),
         data=config.data.heldout,
         name=LENGTH_GENERALISATION,
+        step=config.num_train_steps,
         num_documents=config.evaluation.num_documents,
     )
-    evaluate(request)
-    return 0
-
-
-def _is_of(result: pathlib.Path, config: config_lib.Config, lengths: Sequence[int]) -> bool:
-    saved = read_json(result)
-    return saved["step"] == config.num_train_steps and [row["length"] for row in saved["lengths"]] == sorted(lengths)
+    if is_current(request, run_files.resolve_for(config, str(workdir))):
+        run_files.check_resume(run_files.resolve_for(config, str(workdir)), str(workdir))
+        return 0
+    code = train(config, str(workdir))
+    if code == 0:
+        evaluate(request)
+    return code
 
 
 def markdown_table(results: Sequence[dict[str, Any]]) -> str:

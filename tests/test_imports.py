@@ -15,10 +15,11 @@ LEVELS = {
     "evals": 4,
     "training": 5,
     "loading": 6, "planning": 6, "generation": 6,
-    "command_line": 7, "evaluate": 7,
+    "command_line": 7, "evaluation_request": 7,
+    "evaluate": 8,
 }  # fmt: skip
 SIDEWAYS = {("config", "variants")}  # the config checks itself against the table
-COMMANDS = 8  # each knows the rooms and the shared parts above, and no other command
+COMMANDS = 9  # each knows the rooms and the shared parts above, and no other command
 
 
 def imported_modules(path: pathlib.Path) -> set[str]:

@@ -1,16 +1,21 @@
 """Sweeps: which runs there are, what a killed one leaves to do, and the table."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
+import shutil
 
 import pytest
 
 from sympow_jax import sweep
 from sympow_jax.config import ConfigError, parse_variants
+from sympow_jax.evaluation_request import inputs
 from sympow_jax.files import write_json_atomic
-from sympow_jax.training.run_files import resolve_for
+from sympow_jax.input_pipeline.opening import open_data
+from sympow_jax.training.run_files import load_config, resolve_for
 from sympow_jax.variants import VARIANTS
+from tests.input_pipeline.stores import random_tokens, write_store
 from tests.models.small import ROOT
 
 
@@ -25,52 +30,110 @@ def result_of(variant, seed, lengths):
     }  # fmt: skip
 
 
+def write_checkpoint(workdir, step, parameters="a"):
+    """The manifest of a checkpoint, which is all that a sweep reads of it."""
+    arrays = {"params/x": {"shape": [1], "dtype": "float32", "digest": parameters}}
+    manifest = {"format": 1, "step": step, "metadata": {}, "metrics": {}, "arrays": arrays}
+    text = json.dumps(manifest, sort_keys=True)
+    folder = workdir / "checkpoints" / str(step) / "manifest"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metadata").write_text(json.dumps(manifest | {"digest": hashlib.sha256(text.encode()).hexdigest()}))
+
+
 @pytest.fixture
-def trained(monkeypatch):
-    """Training and evaluation that write their files at once: the workdirs trained so far; None among them: a kill."""
-    trained = []
+def done(monkeypatch):
+    """Training and evaluation that write their files at once: what was done so far; None among it is a kill."""
+    done = []
 
     def train(config, workdir):
-        if None in trained:
+        if None in done:
             raise KeyboardInterrupt
-        trained.append(pathlib.Path(workdir).name)
-        tree = dataclasses.asdict(resolve_for(config, workdir))
-        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-        write_json_atomic(pathlib.Path(workdir) / "config.json", tree)
+        workdir = pathlib.Path(workdir)
+        tree = dataclasses.asdict(resolve_for(config, str(workdir)))
+        if not workdir.exists():
+            done.append(f"train {workdir.name}")
+            workdir.mkdir(parents=True)
+            write_checkpoint(workdir, config.num_train_steps)
+        write_json_atomic(workdir / "config.json", tree)
         return 0
 
     def evaluate(request):
         folder = pathlib.Path(request.workdir)
+        done.append(f"evaluate {folder.name}")
         variant, _, seed = folder.name.rpartition("-seed")
-        (folder / "eval").mkdir()
-        result = result_of(variant, int(seed), list(request.lengths))
+        (folder / "eval").mkdir(exist_ok=True)
+        digest = open_data(request.data, "heldout", seq_len=512).digest
+        made_from = inputs(request, load_config(str(folder)), request.step, digest)
+        result = result_of(variant, int(seed), list(request.lengths)) | {"inputs": made_from}
         write_json_atomic(folder / "eval" / f"{request.name}.json", result)
 
     monkeypatch.setattr(sweep, "train", train)
     monkeypatch.setattr(sweep, "evaluate", evaluate)
     monkeypatch.setattr(sweep, "use_compilation_cache", lambda: None)
-    return trained
+    return done
 
 
-def test_a_stopped_sweep_goes_on_where_it_stopped(tmp_path, trained):
-    command = [
-        f"--config={ROOT}/configs/quickstart.py", "--variants=softmax_rope:0+1,sympow", f"--root={tmp_path}",
-        "--lengths=512,1024",
+@pytest.fixture
+def command(tmp_path, rng):
+    """A sweep of one run over a small store."""
+    store = write_store(tmp_path / "a.zarr", random_tokens(rng, (4, 1024)), chunks=(4, 1024))
+    return [
+        f"--config={ROOT}/configs/quickstart.py", "--variants=softmax_rope", f"--root={tmp_path}/root",
+        "--lengths=512,1024", f"--config.data.heldout={store}",
     ]  # fmt: skip
-    trained.append(None)
+
+
+def test_a_stopped_sweep_goes_on_where_it_stopped(command, tmp_path, done):
+    command[1] = "--variants=softmax_rope:0+1,sympow"
+    root = tmp_path / "root"
+    done.append(None)
     with pytest.raises(KeyboardInterrupt):
         sweep.run(command)
-    assert trained == [None] and not (tmp_path / "sweep.json").exists()
-    trained.remove(None)
+    assert done == [None] and not (root / "sweep.json").exists()
+    done.remove(None)
     assert sweep.run([command[0], "--variants=softmax_rope:0+1", *command[2:]]) == 0
-    assert len(json.loads((tmp_path / "sweep.json").read_text())) == 2
+    assert len(json.loads((root / "sweep.json").read_text())) == 2
     assert sweep.run(command) == 0
-    assert trained == ["softmax_rope-seed0", "softmax_rope-seed1", "sympow-seed0"]
-    table = (tmp_path / "sweep.md").read_text().splitlines()
+    names = ["softmax_rope-seed0", "softmax_rope-seed1", "sympow-seed0"]
+    assert done == [f"{act} {name}" for name in names for act in ("train", "evaluate")]
+    table = (root / "sweep.md").read_text().splitlines()
     assert len(table) == 2 + 3 and table[-1].startswith("| sympow | 0 | 2.512 | 3.024 |")
-    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+    assert (root / "sweep.png").stat().st_size > 10_000
     with pytest.raises(ConfigError, match=r"optimizer\.learning_rate: differs from the run in"):
         sweep.run([*command, "--config.optimizer.learning_rate=1"])
+
+
+def test_a_result_is_used_again_only_for_what_it_was_made_from(command, tmp_path, rng, done):
+    run = tmp_path / "root" / "softmax_rope-seed0"
+    assert sweep.run(command) == 0
+
+    def evaluated_again(*changes):
+        done.clear()
+        assert sweep.run([*command, *changes]) == 0
+        return done == ["evaluate softmax_rope-seed0"]
+
+    assert not evaluated_again() and done == []
+    assert not evaluated_again(
+        "--config.logging.every_steps=7", "--config.model.remat=block"
+    )  # no numbers
+    for change in (
+        "--config.evaluation.num_documents=3",
+        "--config.evaluation.chunk_size=64",
+        "--lengths=256,1024",
+    ):
+        assert evaluated_again(change), change
+        assert not evaluated_again(change), change
+    assert evaluated_again()
+    shutil.rmtree(tmp_path / "a.zarr")  # other documents at the same place
+    (tmp_path / "a.ledger").unlink()
+    write_store(tmp_path / "a.zarr", random_tokens(rng, (4, 1024)), chunks=(4, 1024))
+    assert evaluated_again() and not evaluated_again()
+    write_checkpoint(run, 800, parameters="b")  # trained anew: the same step, other parameters
+    assert evaluated_again() and not evaluated_again()
+    result = json.loads((run / "eval" / "length_generalisation.json").read_text())
+    del result["inputs"]  # a file that says nothing of its inputs
+    write_json_atomic(run / "eval" / "length_generalisation.json", result)
+    assert evaluated_again()
 
 
 def test_variants_are_named_with_their_seeds():

@@ -117,6 +117,14 @@ def _check_position(config: Config) -> None:
         "position.scaling = 'none' and position.convention = 'standard'",
     )
     require(
+        p.scaling == "none" or p.factor >= 1,
+        f"position.factor = {p.factor}: {p.scaling} reaches further than position.original_length; use at least 1",
+    )
+    require(
+        p.scaling != "yarn" or p.base > 1,
+        f"position.base = {p.base}: yarn takes its logarithm; use a base above 1, such as 10000",
+    )
+    require(
         a.position != "learned_absolute" or longest(config) <= p.max_length,
         f"position.max_length = {p.max_length}: learned_absolute needs a row for each position of data.seq_len and "
         f"evaluation.lengths; use at least {longest(config)}",
@@ -129,6 +137,19 @@ def _check_position(config: Config) -> None:
     require(
         a.position != "sinusoidal" or m.embed_dim % 2 == 0,
         f"model.embed_dim = {m.embed_dim}: sinusoidal positions are pairs of a sine and a cosine, so it must be even",
+    )
+
+
+def check_scaling_acts(config: Config) -> None:
+    """Raises ConfigError for a position.scaling that leaves every frequency as it is: a factor of 1.
+
+    A run that was trained so can be read and continued; nothing new starts so.
+    """
+    p = config.position
+    require(
+        p.scaling in ("none", "dynamic_ntk") or p.factor != 1,
+        f"position.factor = {p.factor}: position.scaling = {p.scaling!r} changes nothing with it; set position.factor "
+        f"to the longest context over position.original_length = {p.original_length}, or position.scaling = 'none'",
     )
 
 
@@ -151,6 +172,10 @@ def _check_optimizer(config: Config) -> None:
 
 def _check_data(config: Config) -> None:
     d, e = config.data, config.evaluation
+    require(
+        min(e.lengths, default=0) > 0,
+        f"evaluation.lengths = {e.lengths}: name one or more numbers of tokens, such as 512,1024",
+    )
     require(
         d.train == d.heldout or not {d.train, d.heldout} & {*TASKS},
         f"data.heldout = {d.heldout!r}: must equal data.train = {d.train!r} when one of them is a synthetic task, "

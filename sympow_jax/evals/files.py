@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from sympow_jax.files import FileError, one_line, open_regular, write_bytes_atomic, write_json_atomic
+from sympow_jax.files import FileError, json_sha256, one_line, open_regular, write_bytes_atomic, write_json_atomic
 
 MAX_NPZ_BYTES = 512 * 2**20  # of all arrays of a file, unpacked
 
@@ -74,11 +74,33 @@ def _read_arrays(file: IO[bytes]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def inputs_digest(inputs: Mapping[str, Any]) -> str:
+    """sha256 of what an evaluation was made from; the files of one evaluation carry the same."""
+    return f"sha256:{json_sha256(inputs)}"
+
+
 def write_result(
-    folder: str | os.PathLike, name: str, result: Mapping, arrays: Mapping[str, np.ndarray]
+    folder: str | os.PathLike, name: str, result: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> pathlib.Path:
-    """Writes `folder/name.json` and `folder/name.npz`; returns the path of the JSON file."""
+    """Writes `folder/name.npz` and then `folder/name.json`; returns the path of the JSON file.
+
+    The npz carries the digest of result["inputs"], if there are any.
+    """
     path = pathlib.Path(folder) / f"{name}.json"
-    write_npz(path.with_suffix(".npz"), arrays)
+    if "inputs" in result:
+        arrays = {**arrays, "inputs": np.asarray(inputs_digest(result["inputs"]))}
+    write_npz(path.with_name(f"{name}.npz"), arrays)
     write_json(path, result)
     return path
+
+
+def read_arrays(path: str | os.PathLike, result: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The npz beside the JSON file `path`, which holds `result`.
+
+    Raises:
+      ValueError: the npz is of another evaluation than the JSON: one was written and the other not.
+    """
+    arrays = read_npz(pathlib.Path(path).with_suffix(".npz"))
+    if "inputs" in result and "inputs" in arrays and str(arrays["inputs"]) != inputs_digest(result["inputs"]):
+        raise ValueError(f"{path} and its .npz are of different evaluations; evaluate again")
+    return arrays

@@ -132,7 +132,9 @@ def run_labels(results: Sequence[Mapping[str, Any]]) -> list[str]:
     for name, result in zip(names, results, strict=True):
         overrides = result.get("position_overrides") or {}
         extra = [f"seed {result.get('seed')}"] if len(seeds[name]) > 1 else []
-        extra += [f"{key}={value}" for key, value in overrides.items()]
+        extra += [
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in overrides.items()
+        ]
         labels.append(f"{name} ({', '.join(extra)})" if extra else name)
     return labels
 

@@ -4,7 +4,7 @@ import dataclasses
 import fnmatch
 import pathlib
 
-from sympow_jax.config import Config, ConfigError, diff, resolve_saved
+from sympow_jax.config import Config, ConfigError, check_scaling_acts, diff, resolve_saved
 from sympow_jax.files import read_json, write_json_atomic
 from sympow_jax.models.model import resolve_implementation
 from sympow_jax.training.data import RunData
@@ -36,8 +36,12 @@ def resolve_for(config: Config, workdir: str) -> Config:
 
 
 def check_resume(config: Config, workdir: str, *, allow_learning_rate_change: bool = False) -> None:
-    """Prints what changed against the workdir's config and raises ConfigError if a resume may not change it."""
+    """Prints what changed against the workdir's config and raises ConfigError if a resume may not change it.
+
+    A new run may not start with a position.scaling that does nothing.
+    """
     if not (pathlib.Path(workdir) / "config.json").exists():
+        check_scaling_acts(config)
         return
     changes = diff(load_config(workdir), config)
     for path, (old, new) in changes.items():

@@ -1,5 +1,6 @@
+import dataclasses
 import functools
-import types
+import json
 
 import jax
 import numpy as np
@@ -102,11 +103,11 @@ def test_windows_of_another_length_are_refused(packed):
         make_batches(packed[0], seq_len=8, batch_size=1)
 
 
-def test_packed_rows_are_not_evaluated_as_long_documents(packed, tmp_path, monkeypatch):
+def test_packed_rows_are_not_evaluated_as_long_documents(packed, tmp_path):
     config = resolve(default.get_config())
     workdir, address = str(tmp_path), packed[0].address
-    monkeypatch.setattr(evaluate, "load_step", lambda *_, **__: (types.SimpleNamespace(config=config), None, 0))
-    request = evaluate.EvaluationRequest(workdir, evaluate.LENGTH_GENERALISATION, (16,), address, "x", num_documents=1)
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    request = evaluate.EvaluationRequest(workdir, "length_generalisation", (16,), address, "x", num_documents=1)
     with pytest.raises(ValueError, match="its rows are packed or padded documents"):
         evaluate.evaluate(request)
 
