@@ -113,9 +113,7 @@ def test_a_result_is_used_again_only_for_what_it_was_made_from(command, tmp_path
         return done == ["evaluate softmax_rope-seed0"]
 
     assert not evaluated_again() and done == []
-    assert not evaluated_again(
-        "--config.logging.every_steps=7", "--config.model.remat=block"
-    )  # no numbers
+    assert not evaluated_again("--config.logging.every_steps=7", "--config.model.remat=block")
     for change in (
         "--config.evaluation.num_documents=3",
         "--config.evaluation.chunk_size=64",
@@ -124,8 +122,8 @@ def test_a_result_is_used_again_only_for_what_it_was_made_from(command, tmp_path
         assert evaluated_again(change), change
         assert not evaluated_again(change), change
     assert evaluated_again()
-    shutil.rmtree(tmp_path / "a.zarr")  # other documents at the same place
-    (tmp_path / "a.ledger").unlink()
+    for left in ("a.zarr", "a.ledger"):
+        shutil.rmtree(tmp_path / left)  # other documents at the same place
     write_store(tmp_path / "a.zarr", random_tokens(rng, (4, 1024)), chunks=(4, 1024))
     assert evaluated_again() and not evaluated_again()
     write_checkpoint(run, 800, parameters="b")  # trained anew: the same step, other parameters
