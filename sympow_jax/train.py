@@ -12,7 +12,6 @@ from sympow_jax.training.loop import train
 from sympow_jax.variants import VARIANTS
 
 _SWITCHES = ("strict", "allow_learning_rate_change")
-_INIT = ("init_from", "init_from_allow")
 _PROCESSES = {"coordinator_address": "", "num_processes": 0, "process_id": -1}
 
 
@@ -21,14 +20,14 @@ def run(argv: Sequence[str]) -> int:
     if "--list" in argv:
         _print_list()
         return 0
-    own, rest = split_flags(argv, ("workdir", *_INIT, *_PROCESSES), switches=_SWITCHES, prefix="config")
+    own, rest = split_flags(argv, ("workdir", "init_from", *_PROCESSES), switches=_SWITCHES, prefix="config")
     config = parse_flags(rest)
     if "workdir" not in own:
         raise ConfigError("--workdir is missing: the folder of the run, for example --workdir=runs/first")
     use_compilation_cache()
     join_processes(**{name: flag_value(own, name, default) for name, default in _PROCESSES.items()})
     switches = {name: name in own for name in _SWITCHES}
-    return train(config, own["workdir"], **{name: own.get(name, "") for name in _INIT}, **switches)
+    return train(config, own["workdir"], init_from=own.get("init_from", ""), **switches)
 
 
 def _print_list() -> None:

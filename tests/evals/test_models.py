@@ -13,7 +13,7 @@ from sympow_jax.input_pipeline.tasks.mqar import MQAR
 from sympow_jax.models.model import Model, resolve_implementation
 from tests.evals.toy import make_store
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.quick
 SHAPE = {
     "num_layers": 2,
     "embed_dim": 32,

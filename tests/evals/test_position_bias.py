@@ -3,15 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from sympow_jax import ops
 from sympow_jax.evals.position_bias import distance_curves
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.plots.position_bias import position_bias_figure
 from tests.models.small import VOCAB, tiny_config
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def curves_of(variant, *flags):

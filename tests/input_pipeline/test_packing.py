@@ -18,7 +18,7 @@ from sympow_jax.input_pipeline.prepare.sources import Document
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
 from sympow_jax.models.model import Model, resolve_implementation
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.quick
 
 
 class Texts:

@@ -14,7 +14,7 @@ from sympow_jax.variants import GATES, KERNELS, POSITIONS
 from tests.models.small import VOCAB, tiny_config
 
 T = 24
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.quick
 
 GROUPED = ("model.num_heads=4", "model.num_kv_heads=2")
 OPTIONS = {

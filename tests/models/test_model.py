@@ -13,7 +13,7 @@ from sympow_jax.models.loss import token_nll
 from sympow_jax.models.model import Model, resolve_implementation
 from tests.models.small import ROOT, VOCAB, tiny_config
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.quick
 
 
 @pytest.fixture(autouse=True)

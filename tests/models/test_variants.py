@@ -21,7 +21,7 @@ from tests.evals.toy import make_store
 from tests.models.small import VOCAB, tiny_config
 
 T = 24
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.quick
 
 
 def variants(*quick: str):

@@ -9,7 +9,6 @@ import numpy as np
 
 from sympow_jax import ops
 from sympow_jax.ops.linear_attention.specs import ArgSpec
-from tests.fast_compile import fast_jit
 
 CHUNK_SIZE = 16
 
@@ -48,7 +47,7 @@ def all_arrays(spec: ArgSpec) -> tuple[dict, dict]:
 def _state_of_some_keys(spec: ArgSpec) -> dict:
     with jax.enable_x64(True):
         inputs = jax.tree.map(jnp.asarray, spec.inputs(seed=2))
-        run = fast_jit(lambda inputs: attention_with_state(spec, None, inputs, implementation="reference")[1])
+        run = jax.jit(lambda inputs: attention_with_state(spec, None, inputs, implementation="reference")[1])
         left = run(inputs)
         return {"state": np.asarray(left.state), "normalizer": np.asarray(left.normalizer)}
 
@@ -74,6 +73,6 @@ def evaluate(spec: ArgSpec, implementation: str, dtype: str, **options) -> dict[
             values = {"out": out, "state": final.state, "normalizer": final.normalizer}
             return sum(jnp.sum(values[n] * weights[n].astype(values[n].dtype)) for n in values), values
 
-        (_, values), gradients = fast_jit(jax.value_and_grad(loss, has_aux=True))(cast)
+        (_, values), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(cast)
         results = {f"final {n}" if n != "out" else n: np.asarray(x) for n, x in values.items()}
         return results | {f"grad {n}": np.asarray(x) for n, x in gradients.items()}

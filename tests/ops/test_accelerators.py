@@ -12,7 +12,6 @@ from sympow_jax.ops.platform import compiling_for
 from sympow_jax.ops.softmax_attention import accelerators
 from sympow_jax.ops.softmax_attention.api import _choose, _inputs
 from sympow_jax.ops.softmax_attention.reference import reference
-from tests.fast_compile import fast_jit
 
 IDS = np.repeat([[1, 2, 0, 3]], [100, 60, 30, 66], axis=1).astype(np.int32)
 
@@ -32,7 +31,7 @@ def values_and_gradients(form, segment_ids):
         out = form(make_inputs(q, k, v, segment_ids), scale=0.25)
         return (out * jnp.cos(out)).sum(), out
 
-    return fast_jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*make_arrays())
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*make_arrays())
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from sympow_jax.ops.linear_attention.dispatch import IMPLEMENTATIONS
 from sympow_jax.ops.linear_attention.specs import ArgSpec
 from sympow_jax.ops.power_attention.arg_specs import TEST_SPECS as POWER_SPECS
 from sympow_jax.ops.taylor_attention.arg_specs import TEST_SPECS as TAYLOR_SPECS
-from tests.fast_compile import fast_jit
 from tests.ops.linear_attention_cases import evaluate
 from tests.tolerances import assert_bfloat16, assert_close
 
@@ -69,7 +68,7 @@ def run_golden(arrays, implementation, attention):
         out, vjp = jax.vjp(run, *inputs)
         return out, vjp(cotangent)
 
-    out, gradients = fast_jit(both)(arrays["cotangent"], *(arrays[n] for n in names))
+    out, gradients = jax.jit(both)(arrays["cotangent"], *(arrays[n] for n in names))
     assert_close(out, arrays["out"], "golden", "outputs", name="out")
     scale = np.linalg.norm(arrays["grad_v"])
     for name, gradient in zip(names, gradients, strict=True):
@@ -83,6 +82,7 @@ def test_reference_vectors(name, implementation):
     check_golden(name, implementation)
 
 
+@pytest.mark.quick
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["chunked", "blockwise"])
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_causality_by_gradients(implementation):
     def early(q, k, v, gates):
         return ops.power_attention(q, k, v, log_gates=gates, implementation=implementation, chunk_size=4)[:, :7].sum()
 
-    for gradient in fast_jit(jax.grad(early, argnums=(0, 1, 2, 3)))(q, k, v, gates):
+    for gradient in jax.jit(jax.grad(early, argnums=(0, 1, 2, 3)))(q, k, v, gates):
         np.testing.assert_array_equal(gradient[:, 7:], 0)
 
 
@@ -129,7 +129,7 @@ def test_zero_rows_and_dead_gates_are_zero_and_finite(implementation):
         out = ops.power_attention(q, k, v, log_gates=gates, implementation=implementation, chunk_size=4)
         return (out * out).sum(), out
 
-    run = fast_jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
     (_, out), gradients = run(q, k, v, gates)
     np.testing.assert_array_equal(out[:, [0, 1, 2, 6]], 0)
     for gradient in gradients:
@@ -142,7 +142,7 @@ def test_zero_rows_and_dead_gates_are_zero_and_finite(implementation):
 def test_documents_equal_running_each_alone(implementation):
     (q, k, v), gates = random_inputs(1, 30, 2, 2, 4)
     ids = jnp.asarray(np.repeat([[3, 5, 0, 3]], [11, 8, 2, 9], axis=1), jnp.int32)
-    run = fast_jit(functools.partial(ops.power_attention_with_state, implementation=implementation, chunk_size=8))
+    run = jax.jit(functools.partial(ops.power_attention_with_state, implementation=implementation, chunk_size=8))
     out, final = run(q, k, v, log_gates=gates, segment_ids=ids)
     for start, stop in ((0, 11), (11, 19), (21, 30)):
         part = slice(start, stop)
@@ -155,7 +155,7 @@ def test_documents_equal_running_each_alone(implementation):
 
 def test_only_the_same_document_continues_a_state():
     (q, k, v), _ = random_inputs(1, 8, 2, 2, 4)
-    run = fast_jit(functools.partial(ops.power_attention_with_state, implementation="chunked", chunk_size=4))
+    run = jax.jit(functools.partial(ops.power_attention_with_state, implementation="chunked", chunk_size=4))
     past = [x[:, ::-1] for x in (q, k, v)]
     _, state = run(*past, segment_ids=jnp.full((1, 8), 4, jnp.int32))
     outs = {}
@@ -170,10 +170,10 @@ def test_only_the_same_document_continues_a_state():
 @pytest.mark.parametrize("kernel", ["power", "taylor"])
 def test_prefill_and_steps_equal_the_parallel_form(kernel):
     (q, k, v), gates = random_inputs(2, 21, 4, 2, 4)
-    with_state = fast_jit(
+    with_state = jax.jit(
         getattr(ops, f"{kernel}_attention_with_state"), static_argnames=("implementation", "chunk_size")
     )
-    step = fast_jit(getattr(ops, f"{kernel}_step"))
+    step = jax.jit(getattr(ops, f"{kernel}_step"))
     whole, final = with_state(q, k, v, log_gates=gates, implementation="chunked", chunk_size=8)
     out, state = with_state(q[:, :13], k[:, :13], v[:, :13], log_gates=gates[:, :13], implementation="recurrent")
     outs = [out]
@@ -189,7 +189,7 @@ def test_prefill_and_steps_equal_the_parallel_form(kernel):
 @pytest.mark.parametrize("T", [5, 100])
 def test_chunk_size_does_not_matter(T):
     (q, k, v), gates = random_inputs(1, T, 2, 1, 4)
-    run = fast_jit(functools.partial(ops.power_attention, implementation="chunked"), static_argnames="chunk_size")
+    run = jax.jit(functools.partial(ops.power_attention, implementation="chunked"), static_argnames="chunk_size")
     outs = [run(q, k, v, log_gates=gates, chunk_size=c) for c in (1, 3, 64)]
     for out in outs[1:]:
         np.testing.assert_allclose(out, outs[0], rtol=2e-5, atol=2e-6)
@@ -258,7 +258,7 @@ def test_bias_equals_a_fixed_gate_and_has_gradients():
         out = ops.power_attention(q, k, v, bias=bias, implementation=implementation, chunk_size=8)
         return (out * v).sum(), out
 
-    run = fast_jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
     (_, dense), expected = run(bias, "reference")
     (_, blocks), actual = run(bias, "blockwise")
     np.testing.assert_allclose(dense, ops.power_attention(q, k, v, log_gates=gates), rtol=2e-5, atol=2e-6)
@@ -270,7 +270,7 @@ def test_query_gradients_are_orthogonal_to_queries():
     """The output does not depend on the length of a query: q_i . dq_i = 0 (a check, not a term of the gradient)."""
     (q, k, v), gates = random_inputs(1, 37, 2, 2, 4)
     run = functools.partial(ops.power_attention, k=k, v=v, log_gates=gates, implementation="chunked", chunk_size=8)
-    gradient = fast_jit(jax.grad(lambda q: (run(q) * v).sum()))(q)
+    gradient = jax.jit(jax.grad(lambda q: (run(q) * v).sum()))(q)
     assert np.abs((gradient * q).sum(-1)).max() < 1e-5 * np.abs(gradient).max() * np.abs(q).max()
 
 
@@ -280,11 +280,11 @@ def test_condition_tells_which_rows_lose_digits():
     k = k - 0.98 * (k @ query)[..., None] * query[None, None, None] / jnp.sum(
         query**2
     )  # nearly orthogonal to one query
-    condition = fast_jit(functools.partial(ops.power_condition, degree=4))(q, k)
+    condition = jax.jit(functools.partial(ops.power_condition, degree=4))(q, k)
     assert condition.shape == (1, 24, 2)
     assert (condition >= 1 - 1e-5).all()
     assert condition[0, -1, 0] > 1e4 * jnp.median(condition)
-    run = fast_jit(functools.partial(ops.power_attention, degree=4, chunk_size=8), static_argnames="implementation")
+    run = jax.jit(functools.partial(ops.power_attention, degree=4, chunk_size=8), static_argnames="implementation")
     error = jnp.abs(run(q, k, v, implementation="recurrent") - run(q, k, v, implementation="reference")).max(-1)
     assert error[0, -1, 0] > 10 * jnp.median(error)
     well = condition < 1e3

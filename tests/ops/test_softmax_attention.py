@@ -13,7 +13,6 @@ from sympow_jax import ops
 from sympow_jax.ops.softmax_attention.arg_specs import ARG_SPECS, make_args
 from sympow_jax.ops.softmax_attention.inputs import Inputs
 from sympow_jax.ops.softmax_attention.tiles import cut, ranges, transposed_ranges
-from tests.fast_compile import fast_jit
 from tests.tolerances import assert_bfloat16, assert_close, relative_error
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -25,7 +24,7 @@ def spec_named(name):
     return next(spec for spec in ARG_SPECS if spec.name == name)
 
 
-@functools.partial(fast_jit, static_argnums=(2, 3))
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def forward_and_gradients(arrays, options, window, form, cotangent):
     def loss(arrays):
         out = ops.softmax_attention(**arrays, **options, window=window, **dict(form))
@@ -168,7 +167,7 @@ def test_alibi_is_a_fixed_gate(form):
     np.testing.assert_allclose(biased, gated, rtol=1e-5, atol=1e-6)
 
 
-@functools.partial(fast_jit, static_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def attend(arguments, window, form):
     return ops.softmax_attention(**arguments, window=window, **dict(form))
 

@@ -140,7 +140,7 @@ def test_an_internal_error_names_a_compiler_of_another_release(monkeypatch):
 def test_wrong_flags_are_one_line():
     for flags, says in ((["--list="], "no such flag|--list"), ([*SMALL], "--topology is missing")):
         with pytest.raises(config_lib.ConfigError, match=says):
-            command._plan(flags)
+            command.run(flags)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from sympow_jax.models.model import Model
 from sympow_jax.sharding import exchange
 from tests.models.small import VOCAB, tiny_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = [pytest.mark.slow, pytest.mark.quick]
 
 
 @pytest.fixture(autouse=True)

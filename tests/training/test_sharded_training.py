@@ -18,7 +18,7 @@ from sympow_jax.training.train_state import create_train_state
 from tests.models.small import ROOT, VOCAB, tiny_config
 from tests.training.test_processes import finish, free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = [pytest.mark.slow, pytest.mark.quick]
 
 STEPS = 10
 MESHES = {
