@@ -41,7 +41,6 @@ def jax_steps(variant: str, H: int, B: int, T: int, more: list[str]) -> dict[str
     from sympow_jax.models.model import Model, resolve_implementation
     from sympow_jax.sharding import batch_sharding
     from sympow_jax.training.config_mesh import config_mesh
-    from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
     from sympow_jax.training.step import make_train_step
     from sympow_jax.training.train_state import create_train_state
 
@@ -51,11 +50,9 @@ def jax_steps(variant: str, H: int, B: int, T: int, more: list[str]) -> dict[str
     flags = [f"--config.model.{name}={value}" for name, value in shape.items()]
     flags += [f"--config.data.seq_len={T}", f"--config.data.batch_size={B}", *more]
     config = resolve_implementation(parse_flags([f"--config={ROOT}/configs/quickstart.py:{variant}", *flags]))
-    mesh, o = config_mesh(config), config.optimizer
+    mesh = config_mesh(config)
     model = Model(config, VOCAB, mesh)
-    optimizer, schedule = make_optimizer(o, 1000), learning_rate_schedule(o, 1000)
-    step = make_train_step(model, optimizer, schedule)
-    state = create_train_state(model, optimizer, 0)
+    step, state = make_train_step(model), create_train_state(model, 0)
     rng = np.random.default_rng(0)
     batch = {name: rng.integers(0, VOCAB, (B, T)).astype(np.int32) for name in ("inputs", "targets")}
     batch = jax.device_put(batch, batch_sharding(mesh))

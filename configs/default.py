@@ -121,8 +121,8 @@ def _optimizer() -> ConfigDict:
     o.name = "adamw"  # adamw | adam (no weight decay) | muon (matrices; everything else by adamw)
     o.learning_rate = 3e-3
     o.schedule = "cosine"  # cosine | linear | constant | wsd (warm-up, stable, decay)
-    o.warmup_steps = 50
-    o.final_fraction = 0.1  # cosine, linear and wsd end at this fraction of learning_rate
+    o.warmup_steps = 50  # W: step n <= W has learning_rate n / W; steps count from 1, applied or not
+    o.final_fraction = 0.1  # the last step of cosine, linear and wsd has this fraction of learning_rate
     o.decay_fraction = 0.2  # wsd: share of all steps, the last ones, in which the learning rate falls
     o.b1 = 0.9
     o.b2 = 0.95

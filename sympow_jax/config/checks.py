@@ -1,5 +1,6 @@
 """What every value and every combination of values must satisfy, one group of keys after the other."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,9 @@ _MAY_BE_ZERO = {
 }  # fmt: skip
 
 
+_SMALLEST, _LARGEST = 1.1754944e-38, 3.4028235e38  # of the normal float32
+
+
 def check_values(values: Mapping[str, Any]) -> None:
     """Raises ConfigError for a value that is not legal by itself; keys are dotted."""
     for path, value in values.items():
@@ -47,6 +51,8 @@ def check_values(values: Mapping[str, Any]) -> None:
         elif path.startswith("mesh."):
             require(value == -1 or value > 0, f"{path} = {value!r}: must be positive, or -1 to be inferred")
         elif isinstance(value, int | float) and not isinstance(value, bool):
+            finite = math.isfinite(value) and (isinstance(value, int) or abs(value) <= _LARGEST)
+            require(finite, f"{path} = {value!r}: must be a finite number that float32 holds")
             ok = value >= 0 if path in _MAY_BE_ZERO else value > 0
             require(ok, f"{path} = {value!r}: must be {'at least 0' if path in _MAY_BE_ZERO else 'positive'}")
 
@@ -159,6 +165,11 @@ def _check_optimizer(config: Config) -> None:
         d.batch_size % o.accumulation_steps == 0,
         f"optimizer.accumulation_steps = {o.accumulation_steps}: must divide data.batch_size = {d.batch_size}",
     )
+    for name in ("b1", "b2"):
+        value = getattr(o, name)
+        below = value < 1 - 2**-25  # above it, float32 rounds to 1, and the bias correction divides 0 by 0
+        require(below, f"optimizer.{name} = {value}: must be below 1 also in float32, for example 0.999")
+    require(o.eps >= _SMALLEST, f"optimizer.eps = {o.eps}: is 0 in float32 and would divide 0 by 0; use 1e-8")
     for name in ("decay_fraction", "final_fraction"):
         value = getattr(o, name)
         require(value <= 1, f"optimizer.{name} = {value}: a fraction is at most 1")

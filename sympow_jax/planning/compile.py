@@ -13,7 +13,6 @@ from sympow_jax.ops.platform import compiling_for
 from sympow_jax.planning.targets import GIB, Target, mismatch
 from sympow_jax.training.config_mesh import config_mesh
 from sympow_jax.training.data import abstract_batch
-from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sympow_jax.training.step import make_eval_step, make_train_step
 from sympow_jax.training.train_state import abstract_train_state
 from sympow_jax.typing import PyTree
@@ -95,11 +94,8 @@ def build(config: Config, vocab_size: int, target: Target) -> Built:
 
 def _build(config: Config, vocab_size: int, target: Target, mesh: Any) -> Built:
     model = Model(config, vocab_size, mesh)
-    optimizer = make_optimizer(config.optimizer, config.num_train_steps)
-    state, batch = abstract_train_state(model, optimizer), abstract_batch(config, mesh)
-    schedule = learning_rate_schedule(config.optimizer, config.num_train_steps)
-    step = make_train_step(model, optimizer, schedule, accumulation_steps=config.optimizer.accumulation_steps)
-    train = _compile(step, (state, batch), (state.params, state.opt_state), target)
+    state, batch = abstract_train_state(model), abstract_batch(config, mesh)
+    train = _compile(make_train_step(model), (state, batch), (state.params, state.opt_state), target)
     evaluation = _compile(make_eval_step(model), (state.params, batch), (state.params, ()), target)
     return Built(config, mesh, state.params, train, evaluation)
 

@@ -7,7 +7,7 @@ import jax
 
 from sympow_jax.training.data import RunData
 from sympow_jax.training.metrics import MetricsWriter
-from sympow_jax.typing import Array, PyTree
+from sympow_jax.typing import PyTree
 
 
 class BadStepsError(RuntimeError):
@@ -15,7 +15,7 @@ class BadStepsError(RuntimeError):
 
 
 class BadSteps:
-    """Follows the metrics of each step, one step behind, so that the host never waits for the step under way.
+    """Judges the metrics of each step, as fetched from the devices.
 
     A step that was not applied is printed and gets a row of its own in metrics.jsonl: why, the first tensor that is
     not finite, and where this process's sequences of the batch came from.
@@ -25,24 +25,13 @@ class BadSteps:
         paths = jax.tree_util.tree_leaves_with_path(params)
         self._names = ["/".join(str(key.key) for key in path) for path, _ in paths]
         self._data, self._writer, self._limit = data, writer, max_in_a_row
-        self._pending: tuple[int, dict[str, Array]] | None = None
         self.seen = 0  # by this process
 
-    def see(self, step: int, metrics: dict[str, Array]) -> None:
-        """Judges the step before `step`; removes "bad_gradient", which is of no use elsewhere, from `metrics`."""
-        self.flush()
-        names = ("skipped_in_a_row", "loss", "grad_norm")
-        self._pending = step, {name: metrics[name] for name in names} | {"bad": metrics.pop("bad_gradient")}
-
-    def flush(self) -> None:
-        """Judges the last step seen; raises BadStepsError when it is one too many."""
-        if self._pending is None:
-            return
-        (step, metrics), self._pending = self._pending, None
-        in_a_row = int(metrics["skipped_in_a_row"])
+    def judge(self, step: int, values: dict[str, Any]) -> None:
+        """Reports the step if it was not applied; raises BadStepsError when it is one too many in a row."""
+        in_a_row = int(values["skipped_in_a_row"])
         if in_a_row == 0:
             return
-        values = jax.device_get(metrics)
         self.seen += 1
         row = self._describe(step, values)
         self._writer.write(step, row)
@@ -55,12 +44,17 @@ class BadSteps:
             )
 
     def _describe(self, step: int, values: dict[str, Any]) -> dict[str, Any]:
-        loss, bad = float(values["loss"]), int(values["bad"])
+        loss, bad, updated = float(values["loss"]), int(values["bad_gradient"]), int(values["bad_parameter"])
         if bad >= 0:
             tensor = f"gradients/{self._names[bad]}"
             reason = f"{tensor} is not finite" + ("" if math.isfinite(loss) else ", and neither is the loss")
         elif not math.isfinite(loss):
             tensor, reason = "loss", "the loss is not finite"
+        elif not math.isfinite(values["grad_norm"]):
+            tensor, reason = "", "the gradient norm is beyond what float32 holds"
+        elif updated >= 0:
+            tensor = f"params/{self._names[updated]}"
+            reason = f"the update of {tensor} is not finite, though loss and gradient are"
         else:
             tensor, reason = "", f"gradient norm {float(values['grad_norm']):.4g} beyond optimizer.outlier_ratio"
         sequences = self._data.train.describe(step - 1)

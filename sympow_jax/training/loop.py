@@ -15,17 +15,16 @@ from sympow_jax.models.model import Model
 from sympow_jax.training import peak, run_files
 from sympow_jax.training.bad_steps import BadSteps
 from sympow_jax.training.checkpoint import Checkpointer, CheckpointError, list_steps
+from sympow_jax.training.clock import Clock
 from sympow_jax.training.config_mesh import config_mesh
 from sympow_jax.training.data import RunData, open_run_data
-from sympow_jax.training.goodput import Goodput
 from sympow_jax.training.heldout import Heldout
 from sympow_jax.training.initial_weights import plan_initial_weights
-from sympow_jax.training.meter import Meter
 from sympow_jax.training.metrics import MetricsWriter, check_wandb, last_logged_step
-from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sympow_jax.training.screen import print_first_screen
 from sympow_jax.training.signals import StopRequest
 from sympow_jax.training.step import make_train_step
+from sympow_jax.training.step_reports import StepReports
 from sympow_jax.training.train_state import TrainState, create_train_state, from_tree, to_tree
 from sympow_jax.training.workdir import WorkdirLock
 from sympow_jax.typing import PyTree
@@ -45,8 +44,8 @@ class Run:
     checkpointer: Checkpointer
     writer: MetricsWriter
     stop: StopRequest
-    bad_steps: BadSteps
-    goodput: Goodput
+    clock: Clock
+    reports: StepReports
     evaluated_step: int = -1
     heldout_loss: float | None = None
 
@@ -71,7 +70,7 @@ def train(
     Raises:
       ConfigError, WorkdirError, CheckpointError, BadStepsError: one line each.
     """
-    goodput = Goodput()
+    clock = Clock()
     remat.check_backend(config.model.remat)
     check_wandb(config.logging.wandb_project)
     config = run_files.resolve_for(config, workdir)
@@ -87,9 +86,7 @@ def train(
             run_files.save_run_files(config, workdir, data)
         k = config.checkpoint
         heldout = Heldout(config, model, data, stop.poll)
-        optimizer = make_optimizer(config.optimizer, config.num_train_steps)
-        schedule = learning_rate_schedule(config.optimizer, config.num_train_steps)
-        state = create_train_state(model, optimizer, config.seed)
+        state = create_train_state(model, config.seed)
         with Checkpointer(
             f"{workdir}/checkpoints", keep_last=k.keep_last, keep_every=k.keep_every, keep_best=k.keep_best
         ) as checkpointer:
@@ -109,7 +106,7 @@ def train(
                 print_first_screen(config, state.params, data, mesh, first_step, workdir)
             if first_step:
                 lost = max(0, last_logged_step(workdir) - first_step)
-                _say(goodput.restored(checkpointer.restore_seconds, lost))
+                _say(clock.restored(checkpointer.restore_seconds, lost))
             with MetricsWriter(
                 workdir,
                 resume_step=first_step,
@@ -118,23 +115,16 @@ def train(
                 wandb_project=config.logging.wandb_project,
                 config=dataclasses.asdict(config),
             ) as writer:
-                step_fn = make_train_step(
-                    model,
-                    optimizer,
-                    schedule,
-                    accumulation_steps=config.optimizer.accumulation_steps,
-                    z_loss=config.optimizer.z_loss,
-                    outlier_ratio=config.optimizer.outlier_ratio,
-                )
                 bad_steps = BadSteps(state.params, data, writer, max_in_a_row=config.optimizer.max_skipped_steps)
+                reports = StepReports(config, bad_steps, writer, clock)
                 run = Run(
-                    config, pathlib.Path(workdir), model, mesh, data, step_fn, heldout, checkpointer, writer, stop,
-                    bad_steps, goodput,
+                    config, pathlib.Path(workdir), model, mesh, data, make_train_step(model), heldout, checkpointer,
+                    writer, stop, clock, reports,
                     evaluated_step=metadata.get("evaluated_step", -1),
                     heldout_loss=metadata.get("heldout_loss"),
                 )  # fmt: skip
                 code, last_step = _run_steps(run, state, first_step)
-                _say(goodput.summary(last_step - first_step))
+                _say(clock.summary(last_step - first_step))
                 return code
 
 
@@ -158,23 +148,15 @@ def _run_steps(run: Run, state: TrainState, first_step: int) -> tuple[int, int]:
     if first_step and _evaluation_due(run, first_step) and not _evaluate(run, state, first_step):
         return _save_and_stop(run, state, first_step)
     batches = run.data.prefetch(first_step, last)
-    meter = _meter(run, batches, state.params, first_step)
+    _begin(run, batches, state.params, first_step)
     for index, batch in batches:
         step = index + 1
         state, metrics = _step(run, state, run.data.place(batch), step)
-        run.bad_steps.see(step, metrics)
-        if step % config.logging.every_steps == 0 or step == last:
-            row = {name: value.item() for name, value in jax.device_get(metrics).items()}
-            tokens = step * config.data.batch_size * config.data.seq_len
-            run.writer.write(step, row | meter.row(step) | run.goodput.row() | {"tokens": tokens})
-        if _evaluation_due(run, step):
-            evaluated = _evaluate(run, state, step)
-            meter.restart(step)
-            if not evaluated:
-                return _save_and_stop(run, state, step)
+        run.reports.see(step, metrics)
+        if _evaluation_due(run, step) and not _evaluate(run, state, step):
+            return _save_and_stop(run, state, step)
         if step % config.checkpoint.every_steps == 0 or step == last:
-            with meter.saving():
-                _save(run, state, step, force=step == last)
+            _save(run, state, step, force=step == last)
         if stop.poll() and step < last:
             return _save_and_stop(run, state, step)
     batches.close()
@@ -197,7 +179,8 @@ def _evaluation_due(run: Run, step: int) -> bool:
 
 def _evaluate(run: Run, state: TrainState, step: int) -> bool:
     """Writes what is measured on held-out data; False when a stop request came in between."""
-    with run.goodput.evaluating():
+    run.reports.flush()
+    with run.clock.evaluating(step):
         row = run.heldout.measure(state.params)
     if row is None:
         return False
@@ -210,9 +193,9 @@ def _save(run: Run, state: TrainState, step: int, *, force: bool) -> None:
     metadata = {"evaluated_step": run.evaluated_step, "heldout_loss": run.heldout_loss}
     fresh = run.heldout_loss if run.evaluated_step == step else None
     metrics = None if fresh is None else {"heldout_loss": fresh}
-    run.bad_steps.flush()  # its row must be on disk before a checkpoint that makes it final
+    run.reports.flush()  # its row must be on disk before a checkpoint that makes it final
     if run.checkpointer.save(step, to_tree(state), metadata=metadata, metrics=metrics, force=force):
-        run.goodput.saved(run.checkpointer.save_stall_seconds)
+        run.clock.saved(run.checkpointer.save_stall_seconds)
 
 
 def _save_and_stop(run: Run, state: TrainState, step: int) -> tuple[int, int]:
@@ -221,15 +204,15 @@ def _save_and_stop(run: Run, state: TrainState, step: int) -> tuple[int, int]:
     return run.stop.exit_code, step
 
 
-def _meter(run: Run, batches: Prefetch, params: PyTree, first_step: int) -> Meter:
+def _begin(run: Run, batches: Prefetch, params: PyTree, first_step: int) -> None:
     c = run.config
-    return Meter(
+    run.clock.begin(
+        first_step,
         batches,
         tokens_per_step=c.data.batch_size * c.data.seq_len,
         flops_per_token=sum(flops.train_flops_per_token(c, params, c.data.seq_len)),
         peak_flops=peak.peak_flops(c.logging.peak_flops, c.model.dtype),
         num_devices=run.mesh.size,
-        first_step=first_step,
     )
 
 

@@ -15,11 +15,17 @@ _MUON_RMS = 0.2  # updates as large as AdamW's, so that its learning rate and we
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_train_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then one of
+    """The learning rate of step n = 1 .. N, N = num_train_steps, with W = warmup_steps and R = learning_rate:
 
-    constant: learning_rate. linear, cosine: down to final_fraction * learning_rate at the last step.
-    wsd (warm-up, stable, decay; Hu et al. 2024, arXiv 2404.06395): constant, then linear over the last decay_fraction
-    of all steps.
+        n <= W:  R n / W, so that the first step moves and step W has the whole rate
+        n > W:   constant: R
+                 linear, cosine: from R at W down to final_fraction R at N
+                 wsd (warm-up, stable, decay; Hu et al. 2024, arXiv 2404.06395): R, then linear over the last
+                 D = decay_fraction N steps, from R at N - D down to final_fraction R at N
+
+    The last step has exactly final_fraction R (where W < N). Steps count whether or not they were applied: a step that
+    was left out had its rate, and the schedule ends with the run. A resumed run with another N follows the schedule
+    of the new N from its next step on.
     """
     peak, steps = config.learning_rate, max(num_train_steps - config.warmup_steps, 1)
     decay_steps = min(max(round(config.decay_fraction * num_train_steps), 1), steps)
@@ -60,17 +66,21 @@ def weight_decay_mask(params: PyTree) -> PyTree:
     return jax.tree.map(lambda group: group != "other", parameter_groups(params))
 
 
-def make_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.GradientTransformation:
-    """Global-norm clipping (if clip_norm > 0), then AdamW, Adam without weight decay, or Muon."""
-    schedule = learning_rate_schedule(config, num_train_steps)
-    b1, b2, eps, decay = config.b1, config.b2, config.eps, config.weight_decay
+def make_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.GradientTransformationExtraArgs:
+    """Global-norm clipping (if clip_norm > 0), then AdamW, Adam without weight decay, or Muon.
+
+    `update` takes the number of the step besides, `step` = 1 .. num_train_steps: it has the rate of that step, while
+    Adam's bias corrections count the updates made, as the moments do.
+    """
+    rate = _scale_by_rate(learning_rate_schedule(config, num_train_steps))
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     if config.name == "adam":
-        update = optax.adam(schedule, b1, b2, eps)
+        update = optax.chain(adam, rate)
     else:
-        update = optax.adamw(schedule, b1, b2, eps, weight_decay=decay, mask=weight_decay_mask)
+        update = optax.chain(adam, optax.add_decayed_weights(config.weight_decay, weight_decay_mask), rate)
     if config.name == "muon":
         groups: dict[Hashable, optax.GradientTransformation] = {
-            "matrix": _muon(schedule, decay),
+            "matrix": _muon(rate, config.weight_decay),
             "table": update,
             "other": update,
         }
@@ -78,7 +88,26 @@ def make_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.Gradi
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update
 
 
-def _muon(schedule: optax.Schedule, decay: float) -> optax.GradientTransformation:
+def _scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Times minus the learning rate of `step`.
+
+    The state is that of optax.scale_by_schedule, the last step applied, so that checkpoints keep their arrays; the
+    step comes from the train state, which alone counts those not applied.
+    """
+
+    def init(params: PyTree) -> optax.ScaleByScheduleState:
+        del params
+        return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, *, step: jax.Array, **_) -> tuple[PyTree, PyTree]:
+        del state, params
+        rate = -jnp.asarray(schedule(step), jnp.float32)
+        return jax.tree.map(lambda u: rate.astype(u.dtype) * u, updates), optax.ScaleByScheduleState(step)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _muon(rate: optax.GradientTransformationExtraArgs, decay: float) -> optax.GradientTransformation:
     """Momentum 0.95 orthogonalised by Newton-Schulz, matrix by matrix of a stack (Jordan 2024; Liu et al. 2025)."""
 
     def dims(updates: PyTree) -> PyTree:
@@ -88,7 +117,7 @@ def _muon(schedule: optax.Schedule, decay: float) -> optax.GradientTransformatio
         optax.contrib.scale_by_muon(weight_dimension_numbers=dims),
         _scale_by_shape(),
         optax.add_decayed_weights(decay),
-        optax.scale_by_learning_rate(schedule),
+        rate,
     )
 
 

@@ -8,6 +8,7 @@ import optax
 
 from sympow_jax import sharding
 from sympow_jax.models.model import Model
+from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sympow_jax.training.train_state import TrainState
 from sympow_jax.typing import Array, PyTree
 
@@ -28,26 +29,24 @@ def masked_sums(model: Model, params: PyTree, batch: PyTree) -> tuple[Array, Arr
     return jnp.sum(nll * mask), jnp.sum(log_z**2 * mask), jnp.sum(mask)
 
 
-def make_train_step(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    *,
-    accumulation_steps: int = 1,
-    z_loss: float = 0.0,
-    outlier_ratio: float = 0.0,
-) -> Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Array]]]:
+def make_train_step(model: Model) -> Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Array]]]:
     """(state, batch) -> (state, metrics): the gradient of the mean loss over the batch, and one update.
 
-    What is minimised is the mean of nll + z_loss log^2 Z (Chowdhery et al. 2022, arXiv 2204.02311); the metric `loss`
-    is the mean of nll alone.
+    The step is that of `model.config`: optimizer, schedule, accumulation_steps, z_loss and outlier_ratio. What is
+    minimised is the mean of nll + z_loss log^2 Z (Chowdhery et al. 2022, arXiv 2204.02311); the metric `loss` is the
+    mean of nll alone, and `learning_rate` the rate that the step has, applied or not.
     With accumulation the batch is cut into equal microbatches, of every n-th row, so that each device cuts its own;
-    their gradients are added, and the mean is over the tokens of the whole batch. A step whose loss or gradient norm
-    is not finite changes nothing but the counters; nor does one whose gradient norm is beyond `outlier_ratio` (0: no
-    bound) times its running mean over about the last _MEAN_OVER steps applied, once there were _OUTLIERS_AFTER of
-    them. `bad_gradient` is the number of the first leaf of the gradients that is not finite, -1 for none.
+    their gradients are added, and the mean is over the tokens of the whole batch. A step whose loss, gradient norm or
+    new parameters are not finite changes nothing but the counters; nor does one whose gradient norm is beyond
+    `outlier_ratio` (0: no bound) times its running mean over about the last _MEAN_OVER steps applied, once there were
+    _OUTLIERS_AFTER of them. `bad_gradient` is the number of the first leaf of the gradients that is not finite, -1 for
+    none, and `bad_parameter` that of the first leaf which the update would have made so.
     The state's buffers are donated.
     """
+    o = model.config.optimizer
+    accumulation_steps, z_loss, outlier_ratio = o.accumulation_steps, o.z_loss, o.outlier_ratio
+    optimizer = make_optimizer(o, model.config.num_train_steps)
+    schedule = learning_rate_schedule(o, model.config.num_train_steps)
 
     def objective(params: PyTree, batch: PyTree) -> tuple[Array, tuple[Array, Array]]:
         total, log_z_squared, count = masked_sums(model, params, batch)
@@ -76,19 +75,22 @@ def make_train_step(
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         if outlier_ratio:
             good &= (applied < _OUTLIERS_AFTER) | (grad_norm <= outlier_ratio * mean)
-        bad_leaves = jnp.stack([~jnp.isfinite(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(grads)])
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        bad_gradients = jnp.stack([~jnp.isfinite(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(grads)])
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step + 1)
         params = optax.apply_updates(state.params, updates)
+        bad_parameters = jnp.stack([~jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(params)])
+        good &= ~jnp.any(bad_parameters)
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)  # noqa: E731
         skipped = 1 - good.astype(jnp.int32)
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
             "param_norm": optax.tree.norm(state.params),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "learning_rate": jnp.asarray(schedule(state.step + 1), jnp.float32),
             "skipped": state.skipped + skipped,
             "skipped_in_a_row": jnp.where(good, 0, state.skipped_in_a_row + 1),
-            "bad_gradient": jnp.where(jnp.any(bad_leaves), jnp.argmax(bad_leaves).astype(jnp.int32), -1),
+            "bad_gradient": _first(bad_gradients),
+            "bad_parameter": _first(bad_parameters),
         }
         state = TrainState(
             state.step + 1,
@@ -103,6 +105,11 @@ def make_train_step(
         return state, metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _first(flags: Array) -> Array:
+    """The number of the first that is true, -1 for none."""
+    return jnp.where(jnp.any(flags), jnp.argmax(flags).astype(jnp.int32), -1)
 
 
 def make_eval_step(model: Model) -> Callable[[PyTree, PyTree], tuple[Array, Array]]:

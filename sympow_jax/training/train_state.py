@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import serialization
 
 from sympow_jax import sharding
 from sympow_jax.models.model import Model
+from sympow_jax.training.optimizer import make_optimizer
 from sympow_jax.typing import Array, Float, Int, PyTree
 
 
@@ -20,10 +20,10 @@ class TrainState:
     """Parameters, optimizer state and counters.
 
     Attributes:
-      step: optimizer steps taken, int32; also the number of batches consumed.
+      step: steps taken, applied or not, int32; also the number of batches consumed. The learning rate follows it.
       params: nested dict, float32.
-      opt_state: optax's.
-      skipped: steps not applied because loss or gradient was not finite or an outlier, int32.
+      opt_state: optax's; its counts are of steps applied.
+      skipped: steps not applied because something was not finite or the gradient an outlier, int32.
       skipped_in_a_row: of those, the ones since the last good step, int32.
       grad_norm_mean: running mean of the gradient norms of the steps applied, float32.
     """
@@ -36,24 +36,26 @@ class TrainState:
     grad_norm_mean: Float[Array, ""]
 
 
-def create_train_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def create_train_state(model: Model, seed: int) -> TrainState:
     """Step 0 of a run, each array created where it lives on the model's mesh."""
-    create = _creator(model, optimizer, seed)
+    create = _creator(model, seed)
     if model.mesh is None:
         return jax.jit(create)()
     return jax.jit(create, out_shardings=sharding.tree_shardings(jax.eval_shape(create), model.mesh))()
 
 
-def abstract_train_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
+def abstract_train_state(model: Model) -> TrainState:
     """Shapes, dtypes and, on the model's mesh, shardings of a train state."""
-    state = jax.eval_shape(_creator(model, optimizer, 0))
+    state = jax.eval_shape(_creator(model, 0))
     if model.mesh is None:
         return state
     place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
     return jax.tree.map(place, state, sharding.tree_shardings(state, model.mesh))
 
 
-def _creator(model: Model, optimizer: optax.GradientTransformation, seed: int) -> Callable[[], TrainState]:
+def _creator(model: Model, seed: int) -> Callable[[], TrainState]:
+    optimizer = make_optimizer(model.config.optimizer, model.config.num_train_steps)
+
     def create() -> TrainState:
         params = model.init(jax.random.key(seed))
         zero = jnp.zeros((), jnp.int32)

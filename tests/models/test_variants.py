@@ -13,7 +13,6 @@ from sympow_jax.config import override
 from sympow_jax.evals.length_generalisation import length_generalisation
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.training.checkpoint import Checkpointer
-from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sympow_jax.training.step import make_train_step
 from sympow_jax.training.train_state import create_train_state, from_tree, to_tree
 from sympow_jax.variants import LINEAR_KERNELS, VARIANTS
@@ -112,10 +111,9 @@ def corpus_batch() -> dict[str, np.ndarray]:
 def test_one_step_lowers_the_loss_and_a_resumed_run_goes_on_alike(variant, tmp_path):
     """The loss falls at once and every parameter moves; saved and restored, the next step is the same to the bit."""
     model = Model(resolve_implementation(tiny_config(variant, "optimizer.warmup_steps=0")), 257)
-    optimizer = make_optimizer(model.config.optimizer, 100)
-    state = create_train_state(model, optimizer, seed=0)
+    state = create_train_state(model, seed=0)
     first = jax.tree.map(np.asarray, state.params)
-    step = make_train_step(model, optimizer, learning_rate_schedule(model.config.optimizer, 100))
+    step = make_train_step(model)
     losses = []
     with jax.numpy_dtype_promotion("standard"), Checkpointer(tmp_path) as checkpointer:  # optax mixes dtypes
         for number in range(1, 5):

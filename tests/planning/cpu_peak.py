@@ -13,7 +13,6 @@ import numpy as np
 
 from sympow_jax import config as config_lib
 from sympow_jax.models.model import Model, resolve_implementation
-from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sympow_jax.training.step import make_train_step
 from sympow_jax.training.train_state import create_train_state
 
@@ -26,15 +25,13 @@ def resident(field: str) -> int:
 def main(argv: list[str]) -> None:
     config = resolve_implementation(config_lib.parse_flags(argv))
     model = Model(config, 257)
-    optimizer = make_optimizer(config.optimizer, config.num_train_steps)
-    schedule = learning_rate_schedule(config.optimizer, config.num_train_steps)
-    step = make_train_step(model, optimizer, schedule, accumulation_steps=config.optimizer.accumulation_steps)
-    shapes = jax.eval_shape(lambda: create_train_state(model, optimizer, 0))
+    step = make_train_step(model)
+    shapes = jax.eval_shape(lambda: create_train_state(model, 0))
     tokens = jax.ShapeDtypeStruct((config.data.batch_size, config.data.seq_len), jnp.int32)
     compiled = step.lower(shapes, {"inputs": tokens, "targets": tokens}).compile()
     before = resident("VmRSS")
     batch = {name: jnp.asarray(np.full(tokens.shape, 7, np.int32)) for name in ("inputs", "targets")}
-    state = jax.block_until_ready(create_train_state(model, optimizer, 0))
+    state = jax.block_until_ready(create_train_state(model, 0))
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     jax.block_until_ready(compiled(state, batch))
     print(resident("VmHWM") - before)

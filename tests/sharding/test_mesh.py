@@ -15,7 +15,6 @@ from sympow_jax.ops.softmax_attention import accelerators
 from sympow_jax.sharding.processes import launcher
 from sympow_jax.training.config_mesh import config_mesh
 from sympow_jax.training.data import RunData, row_blocks
-from sympow_jax.training.optimizer import make_optimizer
 from sympow_jax.training.train_state import abstract_train_state
 from tests.models.small import VOCAB, tiny_config
 
@@ -100,9 +99,7 @@ def test_softmax_needs_two_halves_of_each_shard():
 @pytest.mark.parametrize("variant", ["conformal_sympow", "softmax_fire_shared", "softmax_absolute", "based"])
 def test_the_table_places_every_array_of_a_train_state(variant):
     config = tiny_config(variant, "data.batch_size=8", "mesh.fsdp=2", "mesh.tensor=2")
-    state = abstract_train_state(
-        Model(config, VOCAB, config_mesh(config)), make_optimizer(config.optimizer, config.num_train_steps)
-    )
+    state = abstract_train_state(Model(config, VOCAB, config_mesh(config)))
     leaves = jax.tree_util.tree_leaves_with_path(state)
     matrices = [leaf for path, leaf in leaves if "kernel'" in str(path[-1]) and leaf.ndim == 3]
     assert matrices and all(leaf.sharding.shard_shape(leaf.shape) != leaf.shape for leaf in matrices)

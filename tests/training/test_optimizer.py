@@ -1,6 +1,7 @@
 """Schedules by hand, parameter groups by name, and what Muon, z-loss and accumulation do to one step."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from sympow_jax.config import ConfigError
+from sympow_jax.config import ConfigError, flatten
+from sympow_jax.config.checks import check_values
 from sympow_jax.models.model import Model
+from sympow_jax.training import step
 from sympow_jax.training.optimizer import (
     learning_rate_schedule,
     make_optimizer,
@@ -19,28 +22,77 @@ from sympow_jax.training.optimizer import (
 from sympow_jax.training.step import make_train_step
 from sympow_jax.training.train_state import TrainState
 from tests.models.small import VOCAB, tiny_config
+from tests.training.test_bad_steps import PARAMS, Linear
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax mixes dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 def flat(tree) -> dict:
     return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-@pytest.mark.parametrize(
-    ("name", "want"),
-    [
-        ("constant", {10: 1.0, 55: 1.0, 100: 1.0}),
-        ("linear", {10: 1.0, 55: 0.6, 100: 0.2}),
-        ("cosine", {10: 1.0, 55: 0.6, 100: 0.2}),
-        ("wsd", {10: 1.0, 70: 1.0, 85: 0.6, 100: 0.2}),
-    ],
-)
-def test_schedules_by_hand(name, want):
-    """100 steps with 10 of warm-up, down to a fifth; wsd falls in the last 30."""
-    flags = ("learning_rate=1.0", "warmup_steps=10", "final_fraction=0.2", "decay_fraction=0.3", f"schedule={name}")
-    config = tiny_config("sympow", "num_train_steps=100", *(f"optimizer.{flag}" for flag in flags)).optimizer
-    schedule = learning_rate_schedule(config, 100)
-    for step, value in {0: 0.0, 5: 0.5, **want}.items():
-        assert float(schedule(step)) == pytest.approx(value, abs=1e-6), step
+# The rate of each of 10 steps that end at a fifth; with and without 4 of warm-up; wsd falls in the last 3.
+COSINE = {4: (0.9464102, 0.8, 0.6, 0.4, 0.2535898, 0.2), 0: (0.9804226, 0.9236068, 0.8351141, 0.7236068)}
+RATES = {
+    ("constant", 0): (1.0,) * 10,
+    ("linear", 0): (0.92, 0.84, 0.76, 0.68, 0.6, 0.52, 0.44, 0.36, 0.28, 0.2),
+    ("cosine", 0): (*COSINE[0], 0.6, 0.4763932, 0.3648859, 0.2763932, 0.2195774, 0.2),
+    ("wsd", 0): (1.0,) * 7 + (0.7333333, 0.4666667, 0.2),
+    ("constant", 4): (0.25, 0.5, 0.75, 1.0) + (1.0,) * 6,
+    ("linear", 4): (0.25, 0.5, 0.75, 1.0, 0.8666667, 0.7333333, 0.6, 0.4666667, 0.3333333, 0.2),
+    ("cosine", 4): (0.25, 0.5, 0.75, 1.0, *COSINE[4]),
+    ("wsd", 4): (0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 0.7333333, 0.4666667, 0.2),
+}
+LONGER = (0.44, 0.36, 0.28, 0.2)  # steps 11 to 14 of the linear one with warm-up, when there are 14
+
+
+def rate_config(schedule: str, warmup: int, steps: int = 10):
+    flags = {"learning_rate": 1.0, "warmup_steps": warmup, "final_fraction": 0.2, "decay_fraction": 0.3}
+    flags |= {"schedule": schedule, "name": "adam", "clip_norm": 0.0}
+    return tiny_config("sympow", f"num_train_steps={steps}", *(f"optimizer.{k}={v}" for k, v in flags.items()))
+
+
+@pytest.mark.parametrize(("name", "warmup"), RATES)
+def test_rates_by_hand(name, warmup):
+    schedule = learning_rate_schedule(rate_config(name, warmup).optimizer, 10)
+    got = [float(schedule(step)) for step in range(1, 11)]
+    np.testing.assert_allclose(got, RATES[name, warmup], atol=1e-6)
+    if name != "constant":
+        assert got[-1] == np.float32(0.2)
+
+
+def test_a_run_shorter_than_its_warmup_ends_within_it():
+    schedule = learning_rate_schedule(rate_config("cosine", 4, 3).optimizer, 3)
+    assert [float(schedule(step)) for step in (1, 2, 3)] == [0.25, 0.5, 0.75]
+
+
+def test_the_rate_applied_is_the_rate_logged_also_after_skipped_steps_and_with_more_steps():
+    """Adam's update under a constant gradient is the rate itself. Steps 3, 7 and 12 have no finite gradient."""
+    logged, applied, state = [], [], None
+    for first, last in ((1, 6), (7, 10), (11, 14)):  # a resume at 7, and one with more steps at 11
+        model = Linear()
+        model.config = rate_config("linear", 4, max(last, 10))
+        optimizer, train_step = make_optimizer(model.config.optimizer, last), make_train_step(model)
+        if state is None:
+            params, zero = jax.tree.map(jnp.copy, PARAMS), jnp.int32(0)
+            state = TrainState(zero, params, optimizer.init(params), zero + 0, zero + 0, jnp.float32(0))
+        for number in range(first, last + 1):
+            before = float(state.params["a"]["kernel"])
+            gradient = np.inf if number in (3, 7, 12) else 1.0
+            batch = {"inputs": np.full((2, 3), gradient, np.float32), "targets": np.zeros((2, 3), np.float32)}
+            state, metrics = train_step(state, batch)
+            logged.append(float(metrics["learning_rate"]))
+            applied.append(before - float(state.params["a"]["kernel"]))
+    want = np.array([*RATES["linear", 4], *LONGER])
+    np.testing.assert_allclose(logged, want, atol=1e-6)
+    want[[2, 6, 11]] = 0.0
+    np.testing.assert_allclose(applied, want, atol=2e-6)
+    assert int(state.step) == 14 and int(state.skipped) == 3
 
 
 @pytest.mark.parametrize(
@@ -51,12 +103,24 @@ def test_schedules_by_hand(name, want):
         (["name=moun"], "did you mean 'muon'"),
         (["schedule=wds"], "did you mean 'wsd'"),
         (["z_loss=-1.0"], "z_loss = -1.0: must be at least 0"),
+        (["b2=1.0"], "b2 = 1.0: must be below 1"),
+        (["b1=0.99999999"], "b1 = 0.99999999: must be below 1 also in float32"),
+        (["eps=1e-60"], "eps = 1e-60: is 0 in float32"),
     ],
 )
 def test_wrong_settings_are_one_line(flags, message):
     with pytest.raises(ConfigError, match=message) as error:
         tiny_config("sympow", "num_train_steps=100", *(f"optimizer.{flag}" for flag in flags))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e39])
+def test_no_float_of_the_config_may_be_infinite_or_no_number(value):
+    keys = [key for key, known in flatten(tiny_config("sympow")).items() if type(known) is float]
+    assert len(keys) > 15 and {"optimizer.learning_rate", "optimizer.z_loss", "optimizer.clip_norm"} < {*keys}
+    for key in keys:
+        with pytest.raises(ConfigError, match=rf"{key} = {value}: must be a finite number".replace("+", r"\+")):
+            check_values({key: value})
 
 
 def test_groups_name_every_kind_of_parameter():
@@ -83,8 +147,8 @@ def one_update(name: str, params, grads, **changes):
         tiny_config("sympow").optimizer, name=name, warmup_steps=0, schedule="constant", clip_norm=0.0, **changes
     )
     optimizer = make_optimizer(config, 100)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # optax mixes both
-        return jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0]
+    with jax.numpy_rank_promotion("allow"):  # optax mixes them
+        return jax.jit(optimizer.update)(grads, optimizer.init(params), params, step=1)[0]
 
 
 def test_muon_orthogonalises_each_matrix_of_a_stack_and_leaves_the_rest_to_adamw(rng):
@@ -124,10 +188,14 @@ class OneLayer:
 
 
 def sgd_step(params, batch, **options):
-    optimizer = optax.sgd(1.0)
+    optimizer = optax.with_extra_args_support(optax.sgd(1.0))
     zero = jnp.int32(0)
     state = TrainState(zero, jax.tree.map(jnp.copy, params), optimizer.init(params), zero + 0, zero + 0, jnp.float32(0))
-    return make_train_step(OneLayer(), optimizer, optax.constant_schedule(1.0), **options)(state, batch)
+    model = OneLayer()
+    flags = (f"optimizer.{name}={value}" for name, value in options.items())
+    model.config = tiny_config("sympow", "data.batch_size=4", *flags)
+    with mock.patch.object(step, "make_optimizer", lambda *_: optimizer):
+        return step.make_train_step(model)(state, batch)
 
 
 def test_z_loss_and_accumulation_by_hand(rng):

@@ -1,4 +1,4 @@
-"""The first screen's parts, and the meter's arithmetic."""
+"""The first screen's parts, and the clock's arithmetic."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from sympow_jax.config import ConfigError
 from sympow_jax.models.model import Model
-from sympow_jax.training import meter, metrics, screen
+from sympow_jax.training import clock, metrics, screen
 from tests.models.small import VOCAB, tiny_config
 
 
@@ -42,24 +42,28 @@ class Waiting:
         return self.fraction
 
 
-def test_meter_splits_the_time_and_leaves_out_evaluation(monkeypatch):
+def test_clock_splits_the_time_and_leaves_out_evaluation(monkeypatch):
     """10 steps of 100 tokens in 20 s on 2 devices, 4 s of them saving; then an evaluation that does not count."""
-    clock = [0.0]
-    monkeypatch.setattr(meter.time, "perf_counter", lambda: clock[0])
-    m = meter.Meter(Waiting(), tokens_per_step=100, flops_per_token=6.0, peak_flops=300.0, num_devices=2, first_step=5)
-    clock[0] = 10.0
-    with m.saving():
-        clock[0] = 14.0
-    clock[0] = 20.0
-    assert m.row(15) == {
+    now = [0.0]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+    c = clock.Clock()
+    with c.evaluating(5):  # of a step restored, before any step of this process
+        now[0] = 1000.0
+    c.begin(5, Waiting(), tokens_per_step=100, flops_per_token=6.0, peak_flops=300.0, num_devices=2)
+    now[0] = 1010.0
+    c.saved(4.0)
+    now[0] = 1020.0
+    assert c.row(15) == {
         "tokens_per_sec": 50.0, "tokens_per_sec_per_device": 25.0, "mfu": 0.5, "data_wait_fraction": 0.25,
-        "checkpoint_fraction": 0.2, "compute_fraction": 0.55,
+        "checkpoint_fraction": 0.2, "compute_fraction": 0.55, "save_stall_seconds": 4.0,
     }  # fmt: skip
-    clock[0] = 500.0
-    m.restart(15)
-    clock[0] = 504.0
-    row = m.row(17)
-    assert row["tokens_per_sec"] == 50.0 and row["checkpoint_fraction"] == 0.0
+    with c.evaluating(15):
+        now[0] = 1500.0
+    now[0] = 1504.0
+    row = c.row(17)
+    assert row["tokens_per_sec"] == 50.0 and row["checkpoint_fraction"] == 0.0 and "save_stall_seconds" not in row
+    line = "12 steps in 1504.0 s: 1.3% for steps and start-up; 1 saves held it for 4.00 s, 4.000 s at most"
+    assert c.summary(12).startswith(line)
 
 
 def test_a_missing_wandb_is_one_line_that_names_the_extra(monkeypatch):

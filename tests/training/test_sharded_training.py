@@ -12,7 +12,6 @@ import pytest
 from sympow_jax import sharding
 from sympow_jax.models.model import Model
 from sympow_jax.training.config_mesh import config_mesh
-from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sympow_jax.training.step import make_train_step
 from sympow_jax.training.train_state import create_train_state
 from tests.models.small import ROOT, VOCAB, tiny_config
@@ -39,13 +38,12 @@ def standard_promotion():
 def loss_curve(variant: str, *flags: str) -> list[float]:
     config = tiny_config(
         variant, "data.seq_len=32", "data.batch_size=8", "attention.implementation=blockwise",
-        "optimizer.warmup_steps=2", *flags,
+        "optimizer.warmup_steps=2", f"num_train_steps={STEPS}", *flags,
     )  # fmt: skip
     mesh = config_mesh(config)
     model = Model(config, VOCAB, mesh)
-    optimizer, schedule = make_optimizer(config.optimizer, STEPS), learning_rate_schedule(config.optimizer, STEPS)
-    step = make_train_step(model, optimizer, schedule, accumulation_steps=config.optimizer.accumulation_steps)
-    state, rng, losses = create_train_state(model, optimizer, 0), np.random.default_rng(0), []
+    step = make_train_step(model)
+    state, rng, losses = create_train_state(model, 0), np.random.default_rng(0), []
     for _ in range(STEPS):
         tokens = rng.integers(0, VOCAB, (2, 8, 32), np.int32)
         batch = jax.device_put(dict(zip(("inputs", "targets"), tokens, strict=True)), sharding.batch_sharding(mesh))

@@ -10,7 +10,6 @@ from jax.extend.core import jaxprs_in_params
 from sympow_jax.models.loss import token_nll
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.training import heldout, loop
-from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sympow_jax.training.step import make_train_step
 from sympow_jax.training.train_state import create_train_state
 from tests.models.small import VOCAB, tiny_config
@@ -47,9 +46,8 @@ def test_bfloat16_multiplies_in_bfloat16_keeps_float32_masters_and_donates_them(
     """Every projection and MLP product takes bfloat16; parameters, gradients, moments and the loss stay float32."""
     config = resolve_implementation(tiny_config("conformal_sympow", "model.dtype=bfloat16"))
     model = Model(config, VOCAB)
-    optimizer = make_optimizer(config.optimizer, 10)
-    step = make_train_step(model, optimizer, learning_rate_schedule(config.optimizer, 10))
-    state = jax.eval_shape(lambda: create_train_state(model, optimizer, 0))
+    step = make_train_step(model)
+    state = jax.eval_shape(lambda: create_train_state(model, 0))
     tokens = jax.ShapeDtypeStruct((2, 24), jnp.int32)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
         traced = step.trace(state, {"inputs": tokens, "targets": tokens})
