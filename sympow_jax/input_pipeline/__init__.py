@@ -1,7 +1,7 @@
 """Tokens on disk to batches: stores, tokenizers, sampling order, packing, prefetch, and the builder of stores."""
 
 from sympow_jax.input_pipeline.batches import BatchSource, describe_batch, make_batches
-from sympow_jax.input_pipeline.chunked_array import StoreError
+from sympow_jax.input_pipeline.metadata import StoreError
 from sympow_jax.input_pipeline.opening import open_batches, open_data
 from sympow_jax.input_pipeline.packing import open_packed_store
 from sympow_jax.input_pipeline.prefetch import Prefetch, prefetch

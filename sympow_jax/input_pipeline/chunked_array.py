@@ -1,6 +1,5 @@
 """One zarr v2 array of tokens, checked chunk by chunk as it is read."""
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -9,66 +8,15 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from sympow_jax.files import FileError, entry, parse_json, sha256
 from sympow_jax.input_pipeline import kvstore as kv
+from sympow_jax.input_pipeline.decoded_size import BLOSC_HEADER, check_decoded_size
+from sympow_jax.input_pipeline.metadata import MAX_JSON_BYTES, StoreError, read_metadata
 from sympow_jax.input_pipeline.tokenizers import GPT2_HASHES, SPEC_FILE, Tokenizer, load_tokenizer, tokenizer_from_files
 
 MANIFEST = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
 DEFAULT_CACHE_BYTES = 2**30
-GPT2_ATTRIBUTES = {"vocab_size": 50257, "bos_id": 50256, "tokenizer": {"kind": "gpt2", "json_escape": True}}
-
-
-class StoreError(ValueError):
-    """A store that is missing, damaged or not what it claims; the message names the store and the chunk."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Metadata:
-    """What `.zarray` and `.zattrs` say."""
-
-    shape: tuple[int, ...]
-    chunks: tuple[int, ...]
-    dtype: np.dtype
-    separator: str
-    attributes: dict[str, Any]
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Number of chunks in each dimension, a ragged last one included."""
-        return tuple(-(-size // chunk) for size, chunk in zip(self.shape, self.chunks, strict=True))
-
-    def key(self, *index: int) -> str:
-        """File name of a chunk."""
-        return self.separator.join(str(i) for i in index)
-
-    def keys(self) -> list[str]:
-        """File names of all chunks, in row-major order."""
-        return [self.key(*index) for index in np.ndindex(self.grid)]
-
-
-def read_metadata(address: str) -> Metadata:
-    """Metadata of the zarr v2 array at `address`, checked."""
-    try:
-        kvstore = kv.open_kvstore(address)
-        raw = kv.read_key(kvstore, ".zarray")
-        attributes = kv.read_key(kvstore, ".zattrs")
-    except Exception as error:  # network and permission errors come in many types
-        raise StoreError(f"store = {address!r}: cannot be read ({_one_line(error)})") from None
-    if raw is None:
-        raise StoreError(f"store = {address!r}: no zarr v2 array there (no .zarray); make one with data/prepare.py")
-    try:
-        zarray = json.loads(raw)
-        dtype = np.dtype(zarray["dtype"])
-        shape, chunks = tuple(zarray["shape"]), tuple(zarray["chunks"])
-        merged = {**GPT2_ATTRIBUTES, **json.loads(attributes or b"{}")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"store = {address!r}: .zarray or .zattrs is damaged ({_one_line(error)})") from None
-    if dtype not in (np.dtype("<u2"), np.dtype("<u4")) or zarray.get("order", "C") != "C":
-        raise StoreError(
-            f"store = {address!r}: dtype {zarray['dtype']!r}, order {zarray.get('order')!r}; "
-            "legal are <u2 and <u4 in C order"
-        )
-    return Metadata(shape, chunks, dtype, zarray.get("dimension_separator", "."), merged)
 
 
 def open_array(address: str, *, cache_bytes: int) -> ts.TensorStore:
@@ -89,7 +37,8 @@ def open_array(address: str, *, cache_bytes: int) -> ts.TensorStore:
 class ChunkedArray:
     """A zarr array, checked as it is read: chunks present, decodable, of the recorded digest, in the vocabulary.
 
-    Digests are compared for local stores; `data/prepare.py verify` does it for any.
+    Digests and decoded sizes are checked for local stores, before a chunk is first decoded; `data/prepare.py verify`
+    does it for any.
     """
 
     def __init__(self, address: str, *, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
@@ -97,20 +46,31 @@ class ChunkedArray:
         self.cache_bytes = cache_bytes
         self.kvstore = kv.open_kvstore(self.address)
         self.metadata = read_metadata(self.address)
+        if self.metadata.chunk_bytes > cache_bytes:
+            size = f"a chunk of {list(self.metadata.chunks)} takes {self.metadata.chunk_bytes:,} bytes"
+            raise StoreError(f"store = {self.address!r}: {size}, more than data.cache_bytes = {cache_bytes}")
         self._array = open_array(self.address, cache_bytes=cache_bytes)
         self.vocab_size = int(self.metadata.attributes["vocab_size"])
-        manifest = kv.read_key(self.kvstore, MANIFEST)
-        self.manifest: dict[str, Any] = json.loads(manifest) if manifest else {}
+        self.manifest = self._read_manifest()
         self._digests: dict[str, str] = self.manifest.get("chunks", {})
-        compare = bool(self._digests) and not kv.is_remote(self.address)
-        self._unchecked = np.full(self.metadata.grid, compare)
+        self._unchecked = np.full(self.metadata.grid, not kv.is_remote(self.address))
+
+    def _read_manifest(self) -> dict[str, Any]:
+        try:
+            content = kv.read_key(self.kvstore, MANIFEST, max_bytes=MAX_JSON_BYTES)
+            manifest = parse_json(content, MANIFEST, max_bytes=MAX_JSON_BYTES) if content else {}
+            for name in ("chunks", "counts"):
+                entry({name: {}} | manifest, name, dict, MANIFEST)
+        except FileError as error:
+            raise StoreError(f"store = {self.address!r}: {error}") from None
+        return manifest
 
     @functools.cached_property
     def digest(self) -> str:
         """`sha256:` over metadata and chunk digests, or `listing:` over metadata and chunk names without a manifest."""
         total = hashlib.sha256()
         for name in (".zarray", ".zattrs"):
-            total.update((kv.read_key(self.kvstore, name) or b"") + b"\0")
+            total.update((kv.read_key(self.kvstore, name, max_bytes=MAX_JSON_BYTES) or b"") + b"\0")
         if self._digests:
             total.update(json.dumps(self._digests, sort_keys=True).encode())
             return f"sha256:{total.hexdigest()}"
@@ -131,7 +91,7 @@ class ChunkedArray:
         """Tokens of `region`, one slice for each dimension."""
         touched = tuple(slice(s.start // c, -(-s.stop // c)) for s, c in zip(region, self.metadata.chunks, strict=True))
         if self._unchecked[touched].any():
-            self._compare_digests(touched)
+            self._check_chunks(touched)
         try:
             tokens = self._array[region].read().result()
         except ValueError:
@@ -146,25 +106,31 @@ class ChunkedArray:
         counts = [s.stop - s.start for s in touched]
         return [tuple(a + b for a, b in zip(starts, index, strict=True)) for index in np.ndindex(*counts)]
 
-    def check_digest(self, index: tuple[int, ...]) -> None:
-        """Raise StoreError unless the file of chunk `index` has the digest that the manifest, if any, records."""
-        if not self._digests:
-            return
-        key = self.metadata.key(*index)
-        content = kv.read_key(self.kvstore, key)
+    def check_chunk(self, index: tuple[int, ...]) -> None:
+        """Raise StoreError unless chunk `index` has the digest on record, if any, and decodes to one chunk at most."""
+        key, packer = self.metadata.key(*index), self.metadata.compressor
+        name = f"store = {self.address!r}: chunk {key}"
+        head = None if self._digests or packer not in (None, "blosc") else BLOSC_HEADER
+        try:
+            content = kv.read_key(self.kvstore, key, max_bytes=2 * self.metadata.chunk_bytes + 2**20, head=head)
+        except FileError as error:
+            raise StoreError(f"{name} cannot be read ({error}); fetch or prepare it again") from None
         if content is None:
-            raise StoreError(f"store = {self.address!r}: chunk {key} is missing; fetch or prepare it again")
-        digest = hashlib.sha256(content).hexdigest()
-        if digest != self._digests.get(key):
-            raise StoreError(
-                f"store = {self.address!r}: chunk {key} is damaged: sha256 {digest[:12]}, "
-                f"the manifest says {self._digests.get(key, 'nothing')[:12]}; fetch or prepare it again"
-            )
+            raise StoreError(f"{name} is missing; fetch or prepare it again")
+        if self._digests:
+            digest, recorded = sha256(content), str(self._digests.get(key, "nothing"))
+            if digest != recorded:
+                both = f"sha256 {digest[:12]}, the manifest says {recorded[:12]}"
+                raise StoreError(f"{name} is damaged: {both}; fetch or prepare it again")
+        try:
+            check_decoded_size(content, packer, self.metadata.chunk_bytes)
+        except ValueError as error:
+            raise StoreError(f"{name} cannot be decoded ({error}); fetch or prepare it again") from None
 
-    def _compare_digests(self, touched: tuple[slice, ...]) -> None:
+    def _check_chunks(self, touched: tuple[slice, ...]) -> None:
         for index in self._indices(touched):
             if self._unchecked[index]:
-                self.check_digest(index)
+                self.check_chunk(index)
                 self._unchecked[index] = False
 
     def _name_unreadable(self, touched: tuple[slice, ...]) -> None:
@@ -174,7 +140,7 @@ class ChunkedArray:
             try:
                 self._array[region].read().result()
             except ValueError as error:
-                absent = kv.read_key(self.kvstore, self.metadata.key(*index)) is None
+                absent = kv.read_key(self.kvstore, self.metadata.key(*index), max_bytes=2**62, head=0) is None
                 what = "is missing" if absent else f"cannot be decoded ({_one_line(error)})"
                 raise StoreError(
                     f"store = {self.address!r}: chunk {self.metadata.key(*index)} {what}; fetch or prepare it again"
@@ -197,12 +163,14 @@ def stored_tokenizer(array: ChunkedArray) -> Tokenizer:
     one.
     """
     names = (SPEC_FILE, "tokenizer.json", *GPT2_HASHES)
-    contents = {name: kv.read_key(array.kvstore, f"{TOKENIZER_FOLDER}/{name}") for name in names}
+    contents = {
+        name: kv.read_key(array.kvstore, f"{TOKENIZER_FOLDER}/{name}", max_bytes=MAX_JSON_BYTES) for name in names
+    }
     files = {name: content for name, content in contents.items() if content is not None}
     spec = array.metadata.attributes["tokenizer"]
     if files:
         return tokenizer_from_files({SPEC_FILE: json.dumps(spec).encode(), **files})
-    return load_tokenizer("gpt2-json" if spec.get("json_escape") else str(spec["kind"]))
+    return load_tokenizer("gpt2-json" if spec.get("json_escape") else entry(spec, "kind", str, ".zattrs: tokenizer"))
 
 
 def _one_line(error: Exception) -> str:

@@ -2,13 +2,17 @@
 
 import concurrent.futures
 import functools
+import os
 import pathlib
+import stat
 import urllib.error
 import urllib.parse
 import urllib.request
 from typing import Any
 
 import tensorstore as ts
+
+from sympow_jax.files import FileError
 
 SCHEMES = ("gs://", "s3://", "http://", "https://")
 _REQUESTS_AT_ONCE = 32
@@ -44,10 +48,34 @@ def open_kvstore(address: str) -> ts.KvStore:
     return ts.KvStore.open(kvstore_spec(address)).result()
 
 
-def read_key(kvstore: ts.KvStore, key: str) -> bytes | None:
-    """Content of `key`, None when it is absent."""
+def read_key(kvstore: ts.KvStore, key: str, *, max_bytes: int, head: int | None = None) -> bytes | None:
+    """Content of `key`, None when it is absent; of a local file its first `head` bytes, where that is given.
+
+    Raises:
+      FileError: more than `max_bytes`, or a local file that is none; links are followed, as caches of downloads are
+        folders of links.
+    """
+    if kvstore.spec().to_json()["driver"] == "file":
+        return _read_local(pathlib.Path(kvstore.path) / key, max_bytes, head)
     result = kvstore.read(key).result()
-    return result.value if result.state == "value" else None
+    content = result.value if result.state == "value" else None
+    if content is not None and len(content) > max_bytes:
+        raise FileError(f"{key}: has {len(content):,} bytes; at most {max_bytes:,} are read")
+    return content
+
+
+def _read_local(path: pathlib.Path, max_bytes: int, head: int | None) -> bytes | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise FileError(f"{path.name}: is no regular file")
+        if status.st_size > max_bytes:
+            raise FileError(f"{path.name}: has {status.st_size:,} bytes; at most {max_bytes:,} are read")
+        return file.read(head)
 
 
 def present_keys(address: str, kvstore: ts.KvStore, candidates: list[str]) -> set[str]:

@@ -9,6 +9,7 @@ from sympow_jax.config import TASKS, TaskConfig
 from sympow_jax.files import printable
 from sympow_jax.input_pipeline import chunked_array, tfds
 from sympow_jax.input_pipeline.batches import StoreBatches, make_batches
+from sympow_jax.input_pipeline.metadata import read_metadata
 from sympow_jax.input_pipeline.packing import PackedStore, open_packed_store
 from sympow_jax.input_pipeline.prepare.corpus import STDLIB_NAME, default_corpus
 from sympow_jax.input_pipeline.store import Store, open_store
@@ -58,8 +59,7 @@ def _open_named(name: str, split: str, *, seq_len: int, missing_chunks: str, cac
 
 def is_packed(address: str) -> bool:
     """True for a flat store of packed documents."""
-    array = chunked_array.read_metadata(address)
-    return len(array.shape) == 1
+    return len(read_metadata(address).shape) == 1
 
 
 def parse_mixture(spec: str) -> tuple[list[str], list[float]]:

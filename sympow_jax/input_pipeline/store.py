@@ -107,8 +107,8 @@ class TokenStore(Store):
     def clusters(self) -> np.ndarray:
         """[num_documents] int64: the source document of each row; by default each row is its own."""
         physical = self.physical_rows(np.arange(self.num_documents))
-        recorded = self.array.metadata.attributes.get("clusters")
-        return physical if recorded is None else np.asarray(recorded, np.int64)[physical]
+        recorded = self.array.metadata.clusters()
+        return physical if recorded is None else recorded[physical]
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

@@ -6,7 +6,8 @@ import pathlib
 import numpy as np
 
 from sympow_jax.files import file_sha256
-from sympow_jax.input_pipeline.chunked_array import GPT2_ATTRIBUTES, TOKENIZER_FOLDER, StoreError
+from sympow_jax.input_pipeline.chunked_array import TOKENIZER_FOLDER
+from sympow_jax.input_pipeline.metadata import GPT2_ATTRIBUTES, StoreError
 from sympow_jax.input_pipeline.store import Store
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer
 

@@ -155,7 +155,7 @@ def test_verify_compares_the_shape_with_the_manifest(tmp_path, tokens):
     ("content", "message"),
     [
         (None, "no zarr v2 array there"),
-        ("{", "is damaged"),
+        ("{", r"\.zarray: is no JSON"),
         ('{"dtype": "<f4", "shape": [1, 1], "chunks": [1, 1]}', "legal are <u2"),
     ],
 )

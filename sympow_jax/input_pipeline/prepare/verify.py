@@ -1,5 +1,7 @@
 """Checking a store before it is used: metadata, chunks, digests, that every chunk decodes, and the range of tokens."""
 
+import math
+
 import numpy as np
 
 from sympow_jax.input_pipeline.chunked_array import ChunkedArray, StoreError, stored_tokenizer
@@ -30,7 +32,7 @@ def verify(address: str, *, progress: Progress | None = None) -> list[str]:
             continue
         bounds = zip(index, metadata.chunks, metadata.shape, strict=True)
         try:
-            array.check_digest(index)
+            array.check_chunk(index)
             array.read(*(slice(i * c, min((i + 1) * c, n)) for i, c, n in bounds))
         except StoreError as error:
             faults.append(str(error))
@@ -41,14 +43,15 @@ def _check_attributes(array: ChunkedArray) -> list[str]:
     faults = []
     attributes = array.metadata.attributes
     shape = array.metadata.shape
-    clusters = attributes.get("clusters")
-    if clusters is not None and len(clusters) != shape[0]:
-        faults.append(f"store = {array.address!r}: {len(clusters)} clusters for {shape[0]} documents")
+    try:
+        array.metadata.clusters()
+    except ValueError as error:
+        faults.append(f"store = {array.address!r}: {error}")
     if not 0 <= int(attributes["bos_id"]) < array.vocab_size:
         faults.append(f"store = {array.address!r}: bos_id {attributes['bos_id']} outside vocab_size {array.vocab_size}")
-    counts = array.manifest.get("counts", {})
-    if counts and counts["tokens"] != np.prod(shape):
-        faults.append(f"store = {array.address!r}: manifest says {counts['tokens']} tokens, .zarray has shape {shape}")
+    tokens = array.manifest.get("counts", {}).get("tokens", math.prod(shape))
+    if tokens != math.prod(shape):
+        faults.append(f"store = {array.address!r}: manifest says {tokens} tokens, .zarray has shape {shape}")
     recorded = array.manifest.get("chunks", {})
     if recorded and set(recorded) != set(array.metadata.keys()):
         faults.append(
