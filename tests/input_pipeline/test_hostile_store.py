@@ -4,18 +4,16 @@ import bz2
 import gzip
 import json
 import os
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
 
 from sympow_jax.input_pipeline import StoreError, open_store
-from sympow_jax.input_pipeline.decoded_size import check_decoded_size
 from sympow_jax.input_pipeline.prepare.verify import verify
 from tests.input_pipeline.stores import random_tokens, write_store
-
-ZEROS = b"\0" * 2**22
-ZSTD_ZEROS = bytes.fromhex("28b52ffd0058") + b"\x02\x00\x10\0" * 999 + b"\x03\x00\x10\0"  # 1,000 blocks of 128 KiB
 
 
 @pytest.fixture
@@ -34,12 +32,11 @@ def change(path, **changes):
         {"shape": [10**15, 10**15]}, {"shape": [10**15, 64]}, {"shape": [2**200, 64]}, {"shape": [[8], 64]},
         {"shape": [8, 64, 1]}, {"shape": []}, {"shape": None}, {"shape": {"8": 64}},
         {"chunks": [0, 32]}, {"chunks": [8]}, {"chunks": [8, None]}, {"chunks": [2**20, 2**20]}, {"chunks": [1e300, 1]},
-        {"dtype": "|O"}, {"dtype": [["a", "<u2"]]}, {"dtype": "<u2" * 10**6}, {"dtype": {}}, {"order": "F"},
+        {"dtype": "|O"}, {"dtype": [["a", "<u2"]]}, {"dtype": "<u2" * 99}, {"dtype": {}}, {"order": "F"},
         {"compressor": {"id": "pickle"}}, {"compressor": {"id": ["blosc"]}}, {"compressor": "blosc"},
         {"compressor": {"id": "blosc", "cname": 7}}, {"filters": [{"id": "delta"}]}, {"fill_value": "x"},
         {"dimension_separator": "/../"}, {"zarr_format": 3},
     ],
-    ids=str,
 )  # fmt: skip
 def test_metadata_out_of_bounds_are_one_line(path, changes):
     change(path / ".zarray", **changes)
@@ -85,43 +82,46 @@ def test_manifest_entries_are_never_paths(path):
     assert "other names or number" in verify(str(path))[0]
 
 
-BOMBS = {
-    "blosc": bytes([2, 1, 0x21, 2]) + (2**32 - 17).to_bytes(4, "little") + bytes(8),
-    "zstd": ZSTD_ZEROS,
-    "gzip": gzip.compress(ZEROS),
-    "zlib": zlib.compress(ZEROS),
-    "bz2": bz2.compress(ZEROS),
-}
+BLOSC_BOMB = bytes([2, 1, 0x21, 2]) + (2**32 - 17).to_bytes(4, "little") + bytes(8)
+READ = """
+import sys
+from sympow_jax.input_pipeline import open_store
+for path in sys.argv[1:]:
+    try:
+        open_store(path).read(slice(0, 1), slice(32, 33))
+    except ValueError as error:
+        print(error)
+print(next(line.split()[1] for line in open("/proc/self/status") if "VmHWM" in line))
+"""
 
 
-@pytest.mark.parametrize("compressor", BOMBS)
-def test_a_chunk_that_unpacks_to_more_is_refused_before_it_is_unpacked(path, compressor):
-    compressors = {"blosc": {"cname": "lz4", "clevel": 5, "shuffle": 1, "blocksize": 0}}
-    change(path / ".zarray", compressor={"id": compressor, **compressors.get(compressor, {"level": 1})})
+@pytest.mark.slow
+def test_chunks_that_unpack_to_gigabytes_take_no_memory(tmp_path, rng):
+    paths, zeros = [], bytes(2**28)
+    zstd = bytes.fromhex("28b52ffd0058") + b"\x02\x00\x10\0" * 7999 + b"\x03\x00\x10\0"  # blocks of 128 KiB
+    packed = {
+        "zstd": zstd,
+        "gzip": gzip.compress(zeros),
+        "zlib": zlib.compress(zeros),
+        "bz2": bz2.compress(zeros),
+    }
+    for compressor, content in ({"blosc": BLOSC_BOMB} | packed).items():
+        path = write_store(tmp_path / compressor, random_tokens(rng, (8, 64)), chunks=(8, 32), manifest=False)
+        if compressor != "blosc":
+            change(path / ".zarray", compressor={"id": compressor, "level": 1})
+        (path / "0.1").write_bytes(content)
+        paths.append(str(path))
+    done = subprocess.run([sys.executable, "-c", READ, *paths], capture_output=True, text=True, check=True)
+    *errors, peak_kib = done.stdout.splitlines()
+    assert [error.split("chunk 0.1 ")[1].split("(")[0] for error in errors] == ["cannot be decoded "] * len(paths)
+    assert int(peak_kib) < 300 * 1024
+
+
+def test_a_blosc_header_that_claims_more_than_a_chunk_is_refused(path):
     (path / "manifest.json").unlink()
-    (path / "0.1").write_bytes(BOMBS[compressor])
-    store = open_store(str(path))
-    with pytest.raises(StoreError, match=r"chunk 0\.1 cannot be decoded \(it decodes to [0-9,]+ bytes or more, and a"):
-        store.read(slice(0, 1), slice(32, 33))
-
-
-@pytest.mark.parametrize("compressor", ["gzip", "zlib", "bz2"])
-def test_sizes_are_exact_and_truncation_is_seen(compressor):
-    packed = BOMBS[compressor]
-    check_decoded_size(packed, compressor, len(ZEROS))
-    check_decoded_size(packed + packed, compressor, 2 * len(ZEROS))
-    for content, size in ((packed, len(ZEROS) - 1), (packed + packed, len(ZEROS)), (packed[:-9], len(ZEROS))):
-        with pytest.raises(ValueError, match=r"decodes to|ends too early"):
-            check_decoded_size(content, compressor, size)
-
-
-def test_zstd_blocks_are_counted():
-    check_decoded_size(ZSTD_ZEROS, "zstd", 1000 * 2**17)
-    for content in (ZSTD_ZEROS[:-5], ZSTD_ZEROS + b"junk", ZSTD_ZEROS[:6]):
-        with pytest.raises(ValueError, match=r"ends too early|no zstd frame"):
-            check_decoded_size(content, "zstd", 1000 * 2**17)
-    with pytest.raises(ValueError, match="decodes to 131,072,000 bytes"):
-        check_decoded_size(ZSTD_ZEROS, "zstd", 2**20)
+    (path / "0.1").write_bytes(BLOSC_BOMB)
+    with pytest.raises(StoreError, match=r"chunk 0\.1 cannot be decoded \(it has 4,294,967,279 bytes, and a chunk 512"):
+        open_store(str(path)).read(slice(0, 1), slice(32, 33))
 
 
 def test_chunks_that_are_no_files_or_too_large_are_named(path):
