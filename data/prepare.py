@@ -3,7 +3,7 @@
 
     python data/prepare.py python-stdlib --output=DIR
     python data/prepare.py text FILE FOLDER 'GLOB/*.jsonl.gz' --output=DIR --tokenizer=gpt2:VOCABULARY_FOLDER
-    python data/prepare.py nanogpt train.bin --output=DIR
+    python data/prepare.py nanogpt train.bin --output=DIR --tokenizer=gpt2:VOCABULARY_FOLDER
     python data/prepare.py 'tfds:NAME?split=train&field=text' --output=DIR
     python data/prepare.py verify DIR_OR_STORE ...
 
@@ -22,10 +22,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from sympow_jax.input_pipeline import tfds, tokenizers
-from sympow_jax.input_pipeline.prepare import build, corpus, sources, text_files, verify
+from sympow_jax.input_pipeline.prepare import build, corpus, sources, text_files, token_source, verify
 
 DEFAULTS = build.Request()
-TOKENIZER_HELP = "byte, gpt2[:FOLDER], gpt2-json[:FOLDER], a tokenizer.json, or train:VOCAB_SIZE (default byte)"
+TOKENIZER_HELP = (
+    "byte, gpt2[:FOLDER], gpt2-json[:FOLDER], a tokenizer.json, a Hugging Face tokenizer's folder, or train:VOCAB_SIZE "
+    "(default byte; for nanogpt the one in tokenizer/ beside the file, else gpt2)"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,9 +43,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; flags may stand before, between and after the inputs."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("source", help="text, python-stdlib, nanogpt, tfds:NAME, or verify")
-    parser.add_argument("inputs", nargs="*", help="files, folders and globs (text), a .bin (nanogpt), stores (verify)")
+    parser.add_argument(
+        "inputs", nargs="*", help="files, folders and globs (text), files of tokens (nanogpt), stores (verify)"
+    )
     parser.add_argument("--output", help="folder to make")
-    parser.add_argument("--tokenizer", default="byte", help=TOKENIZER_HELP)
+    parser.add_argument("--tokenizer", help=TOKENIZER_HELP)
+    parser.add_argument(
+        "--dtype", default="", help="number type of raw tokens (nanogpt), such as int32; default uint16"
+    )
     parser.add_argument("--field", default="text", help="the text field of JSON, or column of a table")
     parser.add_argument("--documents", choices=build.DOCUMENTS, help=f"default {DEFAULTS.documents}")
     parser.add_argument("--document_length", type=int, help=f"tokens in a row (default {DEFAULTS.document_length})")
@@ -62,20 +70,27 @@ def make_source(flags: argparse.Namespace) -> sources.Source:
         return tfds.TfdsSource(flags.source)
     if flags.source == corpus.STDLIB_NAME:
         return sources.PythonStdlib()
+    if flags.dtype and flags.source != "nanogpt":
+        raise sources.SourceError(f"--dtype = {flags.dtype!r}: only nanogpt reads raw tokens")
     if flags.source == "text" and flags.inputs:
         return text_files.TextFiles(tuple(flags.inputs), flags.field)
-    if flags.source == "nanogpt" and len(flags.inputs) == 1:
-        return sources.NanoGPTFile(flags.inputs[0])
+    if flags.source == "nanogpt" and flags.inputs:
+        return token_source.TokenFiles(tuple(flags.inputs), flags.dtype)
     raise sources.SourceError(
-        f"source = {flags.source!r} with {len(flags.inputs)} inputs: use text FILE ..., python-stdlib, nanogpt FILE, "
-        "tfds:NAME or verify STORE ..."
+        f"source = {flags.source!r} with {len(flags.inputs)} inputs: use text FILE ..., python-stdlib, "
+        "nanogpt FILE ..., tfds:NAME or verify STORE ..."
     )
 
 
-def make_tokenizer(name: str, source: sources.Source) -> tokenizers.Tokenizer:
-    """The tokenizer that the command line names; `train:VOCAB_SIZE` trains one on the source."""
+def make_tokenizer(name: str | None, source: sources.Source) -> tokenizers.Tokenizer:
+    """The tokenizer that the command line names, or the source's own; `train:VOCAB_SIZE` trains one on the source."""
+    if not name:
+        is_tokens = isinstance(source, token_source.TokenFiles)
+        return source.default_tokenizer() if is_tokens else tokenizers.load_tokenizer("byte")
     kind, _, size = name.partition(":")
     if kind == "train" and size.isdecimal():
+        if isinstance(source, token_source.TokenFiles):
+            raise sources.SourceError(f"--tokenizer = {name!r}: files of tokens hold no text to train on; name theirs")
         texts = (document.content for document in source.documents())
         return tokenizers.train_bpe((text for text in texts if isinstance(text, str)), vocab_size=int(size))
     return tokenizers.load_tokenizer(name)
@@ -134,6 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
                 raise build.BuildError("--output: name the folder to make")
             source = make_source(flags)
             tokenizer = make_tokenizer(flags.tokenizer, source)
+            if isinstance(source, token_source.TokenFiles):
+                source = source.cut_for(tokenizer)
             made = build.build(
                 source,
                 flags.output,

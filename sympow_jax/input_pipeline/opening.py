@@ -14,6 +14,7 @@ from sympow_jax.input_pipeline.packing import PackedStore, open_packed_store
 from sympow_jax.input_pipeline.prepare.corpus import STDLIB_NAME, default_corpus
 from sympow_jax.input_pipeline.store import Store, open_store
 from sympow_jax.input_pipeline.tasks.task_store import task_store
+from sympow_jax.input_pipeline.token_files import is_token_file
 from sympow_jax.input_pipeline.views import BinStore
 
 _log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def open_data(
     missing_chunks: str = "refuse",
     cache_bytes: int = chunked_array.DEFAULT_CACHE_BYTES,
 ) -> Store:
-    """The store that `spec` names: `python-stdlib`, `tfds:NAME`, a nanoGPT `.bin`, or the path or URL of a zarr store.
+    """The store that `spec` names: python-stdlib, tfds:NAME, a file of tokens (.bin, .npy), or a zarr store.
 
     `split` is "train" or "heldout": which half of python-stdlib, or of a folder that data/prepare.py wrote. A store
     of packed documents, and a TFDS dataset, is cut into windows of `seq_len`. `spec` is spelt as in parse_mixture.
@@ -43,7 +44,7 @@ def _open_named(name: str, split: str, *, seq_len: int, missing_chunks: str, cac
         return tfds.TfdsStore(name, seq_len=seq_len)
     if name == STDLIB_NAME:
         name = str(default_corpus() / f"{split}.zarr")
-    elif name.endswith(".bin"):
+    elif is_token_file(name):
         return BinStore(name)
     elif pathlib.Path(name, f"{split}.zarr").is_dir():
         name = str(pathlib.Path(name, f"{split}.zarr"))

@@ -1,30 +1,33 @@
-"""Other things that read like a store of rows: nanoGPT `.bin` files, and heldout joined into longer streams."""
+"""Other things that read like a store of rows: files of tokens, and heldout joined into longer streams."""
 
 import functools
-import pathlib
 
 import numpy as np
 
-from sympow_jax.files import file_sha256
-from sympow_jax.input_pipeline.chunked_array import TOKENIZER_FOLDER
-from sympow_jax.input_pipeline.metadata import GPT2_ATTRIBUTES, StoreError
+from sympow_jax.input_pipeline.metadata import GPT2_ATTRIBUTES
 from sympow_jax.input_pipeline.store import Store
-from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer
+from sympow_jax.input_pipeline.token_files import check_samples, open_token_file, split_address
+from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer, token_dtype
 
 BIN_ROW_LENGTH = 65536  # LongCrawl64's documents, which its .bin files hold end to end
 
 
 class BinStore(Store):
-    """A nanoGPT `.bin` (flat little-endian uint16 GPT-2 tokens) as rows of 65,536, or one row if it is shorter."""
+    """A file of tokens end to end (see token_files) as rows of 65,536, or one row if it is shorter.
 
-    vocab_size = int(GPT2_ATTRIBUTES["vocab_size"])
-    bos_id = int(GPT2_ATTRIBUTES["bos_id"])
+    `address` is FILE or FILE?dtype=NAME&tokenizer=NAME. Without a tokenizer there it is the one in tokenizer/ beside
+    the file; without that, GPT-2's, where the format means it.
+    """
 
     def __init__(self, address: str) -> None:
-        path = pathlib.Path(address)
-        if not path.is_file() or path.stat().st_size < 2 or path.stat().st_size % 2:
-            raise StoreError(f"store = {address!r}: no file of uint16 tokens (it must exist and have an even size)")
-        tokens = np.memmap(path, np.dtype("<u2"), mode="r")
+        path, options = split_address(address)
+        self._file = open_token_file(path, dtype=options["dtype"])
+        named = load_tokenizer(options["tokenizer"]) if options["tokenizer"] else self._file.tokenizer()
+        self._named = named
+        self.vocab_size = int(GPT2_ATTRIBUTES["vocab_size"]) if named is None else named.vocab_size
+        self.bos_id = int(GPT2_ATTRIBUTES["bos_id"]) if named is None else named.bos_id
+        check_samples(self._file, self.vocab_size)
+        tokens = self._file.tokens
         length = min(BIN_ROW_LENGTH, len(tokens))
         self.address = address
         self.chunks = (1, length)
@@ -34,8 +37,8 @@ class BinStore(Store):
 
     @functools.cached_property
     def digest(self) -> str:
-        """Sha256 of the file."""
-        return f"sha256:{file_sha256(self.address)}"
+        """Sha256 of the file, and the number type where that is not in it."""
+        return f"sha256:{self._file.digest}"
 
     @functools.cached_property
     def clusters(self) -> np.ndarray:
@@ -44,20 +47,14 @@ class BinStore(Store):
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """GPT-2's, without LongCrawl64's escapes; its vocabulary may lie in tokenizer/ beside the file."""
-        folder = pathlib.Path(self.address).parent / TOKENIZER_FOLDER
-        return load_tokenizer(f"gpt2:{folder}" if folder.is_dir() else "gpt2")
+        """The one named or found; by default GPT-2's, without LongCrawl64's escapes."""
+        return self._named or load_tokenizer("gpt2")
 
     def _read(self, rows: slice, columns: slice) -> np.ndarray:
         tokens = np.array(self._rows[rows, columns])
-        if int(tokens.max()) >= self.vocab_size:
-            row, column = np.argwhere(tokens >= self.vocab_size)[0].tolist()
-            place = (rows.start + row) * self.document_length + columns.start + column
-            raise StoreError(
-                f"store = {self.address!r}: token {int(tokens[row, column])} at {place}, "
-                f"but vocab_size = {self.vocab_size}; only GPT-2 tokens can be read from a .bin"
-            )
-        return tokens
+        for row, place in zip(tokens, range(rows.start, rows.stop), strict=True):
+            self._file.check(row, self.vocab_size, place * self.document_length + columns.start)
+        return tokens.astype(token_dtype(self.vocab_size), copy=False)
 
 
 class ConcatView(Store):

@@ -15,8 +15,9 @@ from data import prepare
 from sympow_jax.input_pipeline import default_corpus, open_packed_store, open_store
 from sympow_jax.input_pipeline.prepare import shards as shards_module
 from sympow_jax.input_pipeline.prepare.build import BuildError, Request, build, heldout
-from sympow_jax.input_pipeline.prepare.sources import NanoGPTFile, PythonStdlib
+from sympow_jax.input_pipeline.prepare.sources import PythonStdlib
 from sympow_jax.input_pipeline.prepare.text_files import TextFiles
+from sympow_jax.input_pipeline.prepare.token_source import TokenFiles
 from sympow_jax.input_pipeline.prepare.verify import verify
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
 
@@ -189,7 +190,7 @@ def test_wrong_requests_are_one_line(folder, tmp_path, options, message):
 
 def test_nanogpt_files_are_cut_at_end_of_text(tmp_path):
     np.array([5, 6, 50256, 50256, 7, 8, 9], "<u2").tofile(tmp_path / "a.bin")
-    found = [document.content.tolist() for document in NanoGPTFile(str(tmp_path / "a.bin")).documents()]
+    found = [document.content.tolist() for document in TokenFiles((str(tmp_path / "a.bin"),)).documents()]
     assert found == [[5, 6], [7, 8, 9]]
 
 

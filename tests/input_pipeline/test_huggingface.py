@@ -7,7 +7,7 @@ from sympow_jax.input_pipeline import open_store
 from sympow_jax.input_pipeline import tokenizers as tk
 from sympow_jax.input_pipeline.huggingface import HuggingFaceTokenizer
 from sympow_jax.input_pipeline.prepare.build import Request, build
-from sympow_jax.input_pipeline.prepare.sources import TextFiles
+from sympow_jax.input_pipeline.prepare.text_files import TextFiles
 
 WORDS = {"[UNK]": 0, "a": 1, "b": 2, "[BOS]": 3, "[EOS]": 4}
 

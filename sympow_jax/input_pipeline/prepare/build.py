@@ -20,8 +20,10 @@ from sympow_jax.input_pipeline.chunked_array import MANIFEST
 from sympow_jax.input_pipeline.hashing import random_bits
 from sympow_jax.input_pipeline.packing import OFFSETS
 from sympow_jax.input_pipeline.prepare.layout import Layout, arrange
+from sympow_jax.input_pipeline.prepare.progress import Progress
 from sympow_jax.input_pipeline.prepare.shards import TokenStream, tokenize
 from sympow_jax.input_pipeline.prepare.sources import Source
+from sympow_jax.input_pipeline.prepare.verify import verify
 from sympow_jax.input_pipeline.prepare.writer import COMPRESSORS, Format, finish_store, write_array, write_json
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, token_dtype
 
@@ -71,16 +73,6 @@ class Request:
             raise BuildError("roll = True: packed documents cannot be rolled; use truncate, split or concatenate")
 
 
-class Progress:
-    """Told how far a build is; this one says nothing."""
-
-    def start(self, what: str, total: int | None) -> None:
-        """A stage begins."""
-
-    def advance(self, amount: int) -> None:
-        """Part of it is done."""
-
-
 def build(
     source: Source,
     output: str | pathlib.Path,
@@ -120,10 +112,20 @@ def build(
                 f"document_length = {request.document_length}: {len(stream.lengths)} documents give no row, "
                 f"the longest has {longest} tokens; use a smaller length, or documents=concatenate"
             )
+        _refuse_unsound(made, work, progress)
         write_json(made / "manifest.json", described)
         os.rename(made, output)
         shutil.rmtree(work)
     return output
+
+
+def _refuse_unsound(made: pathlib.Path, work: pathlib.Path, progress: Progress) -> None:
+    """Read the stores as training will; if they are not sound, throw the work away, so that a rerun begins anew."""
+    stores = [made / f"{split}.zarr" for split in SPLITS if (made / f"{split}.zarr").exists()]
+    faults = [fault for store in stores for fault in verify(str(store), progress=progress)]
+    if faults:
+        shutil.rmtree(work)
+        raise BuildError(f"output: what was written cannot be read, so nothing is kept: {faults[0]}")
 
 
 def _write_split(

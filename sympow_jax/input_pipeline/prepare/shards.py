@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sympow_jax.files import read_json
-from sympow_jax.input_pipeline.prepare.sources import Document, Source
+from sympow_jax.input_pipeline.prepare.sources import Document, Source, SourceError
 from sympow_jax.input_pipeline.prepare.writer import write_json
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, token_dtype, tokenizer_from_files
 
@@ -139,10 +139,20 @@ def tokenize_shard(path: pathlib.Path, contents: list[str | np.ndarray], digest:
     lengths = []
     with path.open("wb") as file:
         for content in contents:
-            tokens = tokenizer.encode(content) if isinstance(content, str) else content
+            tokens = tokenizer.encode(content) if isinstance(content, str) else _checked(content, tokenizer)
             lengths.append(len(tokens))
             np.concatenate([tokens.astype(dtype), bos]).tofile(file)
     write_json(_note(path), {"sha256": digest, "lengths": lengths})
+
+
+def _checked(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Tokens that a source had already; ids that are not the tokenizer's would wrap round or be refused by readers."""
+    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < tokenizer.vocab_size:
+        raise SourceError(
+            f"a document holds token {int(tokens.max())} (the smallest is {int(tokens.min())}), but the tokenizer "
+            f"{tokenizer.spec['kind']} has ids 0..{tokenizer.vocab_size - 1}; name the one that made the tokens"
+        )
+    return tokens
 
 
 def _note(path: pathlib.Path) -> pathlib.Path:

@@ -23,7 +23,6 @@ STDLIB_LEFT_OUT = {
     "encodings",
     "pydoc_data",
 }
-GPT2_END_OF_TEXT = 50256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,26 +82,3 @@ class PythonStdlib:
         """One document for each file."""
         for name, path in self.paths():
             yield Document(name, path.read_bytes().decode("utf-8", "replace"))
-
-
-@dataclasses.dataclass(frozen=True)
-class NanoGPTFile:
-    """A nanoGPT `.bin`: flat little-endian uint16 GPT-2 tokens, documents ended by 50256."""
-
-    path: str
-
-    def describe(self) -> dict[str, Any]:
-        """Size and digest of the file."""
-        with pathlib.Path(self.path).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"kind": "nanogpt", "sha256": digest}
-
-    def documents(self) -> Iterator[Document]:
-        """The runs between end-of-text tokens, without them."""
-        tokens = np.memmap(self.path, np.dtype("<u2"), mode="r")
-        ends = np.flatnonzero(tokens == GPT2_END_OF_TEXT).tolist() + [len(tokens)]
-        start = 0
-        for end in ends:
-            if end > start:
-                yield Document(str(start), np.array(tokens[start:end]))
-            start = end + 1

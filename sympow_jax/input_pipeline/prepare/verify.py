@@ -6,7 +6,7 @@ import numpy as np
 
 from sympow_jax.input_pipeline.chunked_array import ChunkedArray, StoreError, stored_tokenizer
 from sympow_jax.input_pipeline.packing import read_offsets
-from sympow_jax.input_pipeline.prepare.build import Progress
+from sympow_jax.input_pipeline.prepare.progress import Progress
 
 
 def verify(address: str, *, progress: Progress | None = None) -> list[str]:
