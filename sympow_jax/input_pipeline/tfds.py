@@ -5,13 +5,13 @@ import functools
 import hashlib
 import os
 import pathlib
-import urllib.parse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from sympow_jax.input_pipeline.chunked_array import StoreError
+from sympow_jax.input_pipeline.address import split_address
+from sympow_jax.input_pipeline.metadata import StoreError
 from sympow_jax.input_pipeline.packing import pack
 from sympow_jax.input_pipeline.prepare.sources import Document, SourceError
 from sympow_jax.input_pipeline.store import Store
@@ -33,19 +33,11 @@ class TfdsSource:
 
     @functools.cached_property
     def _parts(self) -> tuple[str, dict[str, str]]:
-        name, _, query = self.address.removeprefix(PREFIX).partition("?")
+        name, options = split_address(self.address, _OPTIONS)
+        name = name.removeprefix(PREFIX)
         if not name:
             raise SourceError(f"data = {self.address!r}: no dataset is named; write tfds:NAME")
-        options = {}
-        for option in query.split("&") if query else []:  # not by parse_qs, to which the + of train+test is a space
-            key, _, value = option.partition("=")
-            if key not in _OPTIONS or key in options or not value:
-                raise SourceError(
-                    f"data = {self.address!r}: option {option!r} is unknown, without a value or given twice; "
-                    f"options are {', '.join(f'{known}=...' for known in _OPTIONS)}"
-                )
-            options[key] = urllib.parse.unquote(value)
-        return name, {**_OPTIONS, **options}
+        return name, options
 
     @functools.cached_property
     def _builder(self) -> Any:

@@ -23,6 +23,7 @@ from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer
 
 SUFFIXES = (".bin", ".npy")
 DEFAULT_DTYPE = "<u2"
+OPTIONS = {"dtype": "", "tokenizer": ""}  # of an address
 _HEADER_BYTES = 256 * 4
 _SHARDS = {20240520: (1, "<u2"), 20240801: (7, "<u4")}  # magic: version, number type; the first is GPT-2's
 _NAME_DTYPE = "name the number type: FILE?dtype=int32 in a config, --dtype=int32 for prepare.py"
@@ -76,16 +77,6 @@ class TokenFile:
 def is_token_file(address: str) -> bool:
     """Whether `address` is that of a token file, FILE or FILE?dtype=...&tokenizer=..."""
     return address.partition("?")[0].endswith(SUFFIXES)
-
-
-def split_address(address: str) -> tuple[str, dict[str, str]]:
-    """The file, and the options dtype and tokenizer, empty where they are not given."""
-    path, _, query = address.partition("?")
-    options = dict(option.partition("=")[::2] for option in query.split("&")) if query else {}
-    wrong = [name for name, value in options.items() if name not in ("dtype", "tokenizer") or not value]
-    if wrong:
-        raise StoreError(f"data = {address!r}: {wrong} unknown or empty; options are dtype=NAME and tokenizer=NAME")
-    return path, {"dtype": "", "tokenizer": ""} | options
 
 
 def open_token_file(path: str, *, dtype: str = "") -> TokenFile:

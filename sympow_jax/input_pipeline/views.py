@@ -4,9 +4,14 @@ import functools
 
 import numpy as np
 
+<<<<<<< HEAD
 from sympow_jax.input_pipeline.metadata import GPT2_ATTRIBUTES
+=======
+from sympow_jax.input_pipeline.address import split_address
+from sympow_jax.input_pipeline.chunked_array import GPT2_ATTRIBUTES
+>>>>>>> 32c1293 (Options of addresses are taken apart in one place)
 from sympow_jax.input_pipeline.store import Store
-from sympow_jax.input_pipeline.token_files import check_samples, open_token_file, split_address
+from sympow_jax.input_pipeline.token_files import OPTIONS, check_samples, open_token_file
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer, token_dtype
 
 BIN_ROW_LENGTH = 65536  # LongCrawl64's documents, which its .bin files hold end to end
@@ -20,7 +25,7 @@ class BinStore(Store):
     """
 
     def __init__(self, address: str) -> None:
-        path, options = split_address(address)
+        path, options = split_address(address, OPTIONS)
         self._file = open_token_file(path, dtype=options["dtype"])
         named = load_tokenizer(options["tokenizer"]) if options["tokenizer"] else self._file.tokenizer()
         self._named = named

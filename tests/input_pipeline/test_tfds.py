@@ -6,6 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from sympow_jax.input_pipeline import make_batches, open_batches, open_store
+from sympow_jax.input_pipeline.address import AddressError
 from sympow_jax.input_pipeline.chunked_array import StoreError
 from sympow_jax.input_pipeline.opening import open_data
 from sympow_jax.input_pipeline.prepare.build import Request, build
@@ -137,7 +138,7 @@ def test_a_dataset_becomes_a_store(prepared, tmp_path):
     ],
 )
 def test_wrong_names_are_one_line(prepared, name, message):
-    with pytest.raises(SourceError, match=message) as caught:
+    with pytest.raises((SourceError, AddressError), match=message) as caught:
         open_data(f"tfds:{prepared}/{name}", "train", seq_len=8)
     assert "\n" not in str(caught.value)
 
