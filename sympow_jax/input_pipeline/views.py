@@ -4,12 +4,8 @@ import functools
 
 import numpy as np
 
-<<<<<<< HEAD
-from sympow_jax.input_pipeline.metadata import GPT2_ATTRIBUTES
-=======
 from sympow_jax.input_pipeline.address import split_address
-from sympow_jax.input_pipeline.chunked_array import GPT2_ATTRIBUTES
->>>>>>> 32c1293 (Options of addresses are taken apart in one place)
+from sympow_jax.input_pipeline.metadata import GPT2_ATTRIBUTES
 from sympow_jax.input_pipeline.store import Store
 from sympow_jax.input_pipeline.token_files import OPTIONS, check_samples, open_token_file
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer, token_dtype
