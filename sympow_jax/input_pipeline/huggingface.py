@@ -1,15 +1,19 @@
 """Hugging Face tokenizers: a `tokenizer.json` of the tokenizers library."""
 
+import contextlib
 import functools
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from sympow_jax.input_pipeline.tokenizer_base import (
+    MAX_FILE_BYTES,
+    MAX_VOCABULARY,
     SPEC_FILE,
     Tokenizer,
     TokenizerError,
@@ -19,6 +23,7 @@ from sympow_jax.input_pipeline.tokenizer_base import (
 )
 
 TOKENIZER_FILE = "tokenizer.json"
+_MAX_GROWTH = 64  # of a text by the replacements of a normalizer: a chain of them could make gigabytes of a word
 _BOS_NAMES = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "[BOS]")  # where nothing says it
 
 
@@ -35,6 +40,10 @@ class HuggingFaceTokenizer(Tokenizer):
         self._tokenizer = _plain(self._content)
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self._size = max(vocabulary.values(), default=-1) + 1
+        if not 1 <= self._size <= MAX_VOCABULARY:
+            raise TokenizerError(
+                f"{TOKENIZER_FILE}: its ids end at {self._size - 1:,}; legal are 0..{MAX_VOCABULARY - 1:,}"
+            )
         named = next((vocabulary[name] for name in _BOS_NAMES if name in vocabulary), None)
         count = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._unrecorded_bos_id = count if named is None else named
@@ -100,11 +109,13 @@ class HuggingFaceTokenizer(Tokenizer):
         return ids
 
     def _encode(self, tokenizer: Any, text: str) -> np.ndarray:
-        return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, token_dtype(self.vocab_size))
+        with _panics_are_errors():
+            return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, token_dtype(self.vocab_size))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text; special tokens are left out."""
-        return self._tokenizer.decode([i for i in np.asarray(ids, np.int64).tolist() if i < self._size])
+        with _panics_are_errors():
+            return self._tokenizer.decode([i for i in np.asarray(ids, np.int64).tolist() if i < self._size])
 
     def vocabulary_files(self) -> dict[str, bytes]:
         """The tokenizer.json."""
@@ -114,16 +125,45 @@ class HuggingFaceTokenizer(Tokenizer):
 def _plain(content: bytes) -> Any:
     """The library's tokenizer without what the file keeps for other uses."""
     library = import_text_package("tokenizers")
+    if len(content) > MAX_FILE_BYTES:
+        raise TokenizerError(f"{TOKENIZER_FILE}: has {len(content):,} bytes; at most {MAX_FILE_BYTES:,} are read")
     try:
-        tokenizer = library.Tokenizer.from_str(content.decode("utf-8"))
+        with _panics_are_errors():
+            tokenizer = library.Tokenizer.from_str(content.decode("utf-8"))
+            growth = _growth(json.loads(tokenizer.normalizer.__getstate__())) if tokenizer.normalizer else 1
     except Exception as error:  # the library raises plain Exception
         raise TokenizerError(f"{TOKENIZER_FILE}: not a Hugging Face tokenizer ({one_line(error)})") from None
+    if growth > _MAX_GROWTH:
+        raise TokenizerError(
+            f"{TOKENIZER_FILE}: its normalizer replaces one character by up to {growth:,}; legal are {_MAX_GROWTH}"
+        )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     if getattr(tokenizer.model, "dropout", None) is not None:
         tokenizer.model.dropout = None
     return tokenizer
+
+
+@contextlib.contextmanager
+def _panics_are_errors() -> Iterator[None]:
+    """A panic of the library, which is no Exception, as a TokenizerError: a pattern without end on this text, say.
+
+    A search stops after ten million steps, within half a second.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"{TOKENIZER_FILE}: cannot be applied to this text ({str(error)[:200]})") from None
+
+
+def _growth(normalizer: Mapping[str, Any]) -> int:
+    """The most characters that a chain of normalizers can make of one by replacing it."""
+    if normalizer["type"] == "Sequence":
+        return math.prod(_growth(part) for part in normalizer["normalizers"])
+    return max(1, len(normalizer["content"])) if normalizer["type"] == "Replace" else 1
 
 
 def _special_names(tokenizer: Any, content: bytes, bos_id: int) -> dict[int, str]:

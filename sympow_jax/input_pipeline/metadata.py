@@ -8,11 +8,11 @@ import numpy as np
 
 from sympow_jax.files import FileError, entry, parse_json
 from sympow_jax.input_pipeline import kvstore as kv
+from sympow_jax.input_pipeline.tokenizer_base import MAX_VOCABULARY
 
 GPT2_ATTRIBUTES = {"vocab_size": 50257, "bos_id": 50256, "tokenizer": {"kind": "gpt2", "json_escape": True}}
 MAX_JSON_BYTES = 64 * 2**20  # .zattrs has a number for each row, manifest.json a digest for each chunk
 MAX_CHUNKS = 2**20
-MAX_VOCABULARY = 2**31
 COMPRESSORS = ("blosc", "zstd", "gzip", "zlib", "bz2")
 _DTYPES = ("<u2", "<u4")
 

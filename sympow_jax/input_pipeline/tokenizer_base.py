@@ -12,6 +12,8 @@ import numpy as np
 from sympow_jax.files import write_bytes_atomic
 
 SPEC_FILE = "spec.json"
+MAX_FILE_BYTES = 64 * 2**20
+MAX_VOCABULARY = 2**24
 
 
 class TokenizerError(ValueError):

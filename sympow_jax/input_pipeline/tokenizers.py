@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from sympow_jax.files import entry, parse_json
 from sympow_jax.input_pipeline.huggingface import TOKENIZER_FILE, HuggingFaceTokenizer, train_bpe
 from sympow_jax.input_pipeline.huggingface_folder import read_huggingface_folder
 from sympow_jax.input_pipeline.tokenizer_base import (
+    MAX_FILE_BYTES,
+    MAX_VOCABULARY,
     SPEC_FILE,
     Tokenizer,
     TokenizerError,
@@ -178,14 +181,14 @@ def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
         raise TokenizerError(
             f"tokenizer: {SPEC_FILE} is missing among {sorted(files)}, and there is no {TOKENIZER_FILE}; use {_FORMS}"
         )
-    spec = json.loads(files[SPEC_FILE])
+    spec = parse_json(files[SPEC_FILE], SPEC_FILE)
     kind = spec.get("kind")
     if kind == "byte":
         return ByteTokenizer()
     if kind == "ids":
-        return IdTokenizer(int(spec["vocab_size"]))
+        return IdTokenizer(entry(spec, "vocab_size", int, SPEC_FILE, least=1, most=MAX_VOCABULARY))
     if kind == "gpt2":
-        return GPT2Tokenizer(files, json_escape=bool(spec["json_escape"]))
+        return GPT2Tokenizer(files, json_escape=entry(spec, "json_escape", bool, SPEC_FILE))
     if kind == "huggingface":
         return HuggingFaceTokenizer.from_spec(files.get(TOKENIZER_FILE, b""), spec)
     raise TokenizerError(f"tokenizer kind = {kind!r}: legal are byte, ids, gpt2, huggingface")
@@ -193,8 +196,11 @@ def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
 
 def read_folder(folder: str | pathlib.Path, names: Iterable[str]) -> dict[str, bytes]:
     """Content of those of `names` that exist in `folder`."""
-    paths = {name: pathlib.Path(folder) / name for name in names}
-    return {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
+    paths = [pathlib.Path(folder) / name for name in names]
+    large = [path for path in paths if path.is_file() and path.stat().st_size > MAX_FILE_BYTES]
+    if large:
+        raise TokenizerError(f"{large[0]}: has {large[0].stat().st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+    return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
 
 def _download_gpt2() -> dict[str, bytes]:
