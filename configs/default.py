@@ -139,7 +139,7 @@ def _optimizer() -> ConfigDict:
 def _evaluation() -> ConfigDict:
     e = ConfigDict()
     e.every_steps = 250  # held-out loss during training; 0 = only at the end
-    e.num_batches = 16  # batches of that held-out loss
+    e.num_batches = 16  # batches of that held-out loss, or all there are: each sequence counts once (heldout_tokens)
     e.lengths = (512, 1024, 2048, 4096)  # contexts of eval.py
     e.num_documents = 48  # held-out documents of eval.py
     e.chunk_size = 512  # tokens that eval.py streams at a time

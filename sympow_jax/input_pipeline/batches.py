@@ -91,6 +91,15 @@ class StoreBatches:
         passes = (step * self.batch_size * s / g.num_sequences for s, g in zip(share, self.grids, strict=True))
         return float(max(passes))
 
+    def first_pass(self, step: int) -> np.ndarray:
+        """Which sequences of this host's part of global batch `step` no earlier one repeats, [rows] bool."""
+        local = self.batch_size // self.process_count
+        start = step * self.batch_size + self.process_index * local
+        fresh = np.zeros(local, bool)
+        for share in self.mixture.split(start, start + local):
+            fresh[share.slots] = np.arange(share.start, share.stop) < self.grids[share.store].num_sequences
+        return fresh
+
     def _columns(self, run: sampler.Run) -> slice:
         return slice(run.block * self.seq_len, (run.block + 1) * self.seq_len)
 

@@ -64,9 +64,22 @@ class RunData:
         )
 
     def heldout_batches(self) -> Iterator[Mapping[str, jax.Array | np.ndarray]]:
-        """The fixed batches of held-out loss, on the devices."""
-        for index in range(self.config.evaluation.num_batches):
-            yield self.place(self.heldout[index])
+        """The fixed batches of held-out loss, on the devices: evaluation.num_batches of them, or all that there are.
+
+        Each sequence of the stores counts once: where the batches go on after the last one, `loss_mask` leaves out
+        what they repeat. All processes see equally many batches, with or without a mask.
+        """
+        d = self.config.data
+        whole = dataclasses.replace(self.heldout.parts[0], process_index=0, process_count=1)
+        fresh = [whole.first_pass(index) for index in range(self.config.evaluation.num_batches)]
+        wanted = [index for index, rows in enumerate(fresh) if rows.any()]
+        masked = not all(fresh[index].all() for index in wanted)
+        for index in wanted:
+            batch = self.heldout[index]
+            if masked:
+                mask = np.repeat(self.heldout.first_pass(index)[:, None], d.seq_len, 1).astype(np.float32)
+                batch = batch | {"loss_mask": mask * batch.get("loss_mask", 1.0)}
+            yield self.place(batch)
 
     def place(self, batch: Batch) -> Mapping[str, jax.Array | np.ndarray]:
         """The global arrays [B, T] of a batch, of which this process has read the rows that its devices hold."""
@@ -107,6 +120,10 @@ class HostBatches:
     def describe(self, step: int) -> list[dict[str, Any]]:
         """Where each of them came from."""
         return [row for part in self.parts for row in part.describe(step)]
+
+    def first_pass(self, step: int) -> np.ndarray:
+        """Which of these rows of global batch `step` are no repetition, [rows] bool."""
+        return np.concatenate([part.first_pass(step) for part in self.parts])
 
     def epoch(self, step: int) -> float:
         """Passes over the data finished before `step`."""

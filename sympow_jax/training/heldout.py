@@ -34,7 +34,12 @@ class Heldout:
             self._check_documents(config.evaluation.contextwise_length)
 
     def measure(self, params: PyTree) -> dict[str, float] | None:
-        """{"heldout_loss", "heldout_accuracy" of a task, "contextwise/<position>" if asked for}; None when stopped."""
+        """What is measured; None when stopped.
+
+        heldout_loss, of the held-out sequences in evaluation.num_batches batches or all that there are, each of them
+        once; heldout_tokens, the number of targets that it is the mean of; heldout_accuracy of a task; and
+        contextwise/<position> if asked for.
+        """
         totals = np.zeros(4)  # in float64 over the batches
         for batch in self._data.heldout_batches():
             sums = self._loss_step(params, batch)
@@ -42,7 +47,7 @@ class Heldout:
             totals += [float(value) for value in (*sums, *hits)]
             if self._stopped():
                 return None
-        row = {"heldout_loss": totals[0] / totals[1]}
+        row = {"heldout_loss": totals[0] / totals[1], "heldout_tokens": int(totals[1])}
         if self._accuracy_step:
             row["heldout_accuracy"] = totals[2] / totals[3]
         if not self._config.evaluation.contextwise_length:

@@ -12,6 +12,7 @@ from sympow_jax.command_line import one_line_errors
 from sympow_jax.config import ConfigError
 from sympow_jax.evals.length_generalisation import bin_edges, choose_documents, read_documents
 from sympow_jax.models.model import Model, resolve_implementation
+from sympow_jax.training.config_mesh import config_mesh
 from sympow_jax.training.data import open_run_data
 from sympow_jax.training.heldout import Heldout
 from sympow_jax.training.metrics import read_metrics
@@ -46,6 +47,54 @@ def test_loss_by_position_equals_its_definition(tmp_path):
             np.testing.assert_allclose(row[f"contextwise/{stop}"], losses[:, start:stop].mean(), rtol=1e-5)
     assert [name for name in row if name.startswith("contextwise/")] == [f"contextwise/{edge}" for edge in edges[1:]]
     assert Heldout(config, model, data, lambda: True).measure(params) is None  # a stop request
+
+
+def heldout_rows(config, mesh=None) -> list[tuple[np.ndarray, float]]:
+    """Targets, and the weight of each, of every row of every held-out batch."""
+    rows = []
+    for batch in open_run_data(config, mesh).heldout_batches():
+        targets = np.asarray(batch["targets"])
+        mask = np.asarray(batch["loss_mask"]) if "loss_mask" in batch else np.ones_like(targets)
+        rows += list(zip(targets, mask, strict=True))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("batches", "rows", "names"),
+    [(2, 16, "A"), (3, 24, "A"), (4, 30, "A"), (9, 30, "A"), (9, 40, "A@3,B@1")],  # of 30 and 10 sequences
+)
+def test_every_heldout_row_counts_once_on_any_mesh(tmp_path, batches, rows, names):
+    """6 documents of 5 windows, in batches of 8 and of a mixture whose first store is read three times as fast."""
+    for number, name in enumerate("AB"):
+        tokens = (np.arange(6 * 120).reshape(6, 120) + 720 * number)[: 6 - 4 * number]
+        write_store(tmp_path / name, tokens.astype(np.uint16), chunks=(2, 60), vocab_size=2000, bos_id=1999)
+    spec = names.replace("A", str(tmp_path / "A")).replace("B", str(tmp_path / "B"))
+    flags = (f"data.train={spec}", f"data.heldout={spec}", "data.batch_size=8", "data.seq_len=24")
+    flags = (*flags, f"evaluation.num_batches={batches}", "mesh.data=1")
+    for mesh_flags in (None, ("mesh.fsdp=2",), ("mesh.data=2", "mesh.fsdp=4")):
+        config = tiny_config("sympow", *flags, *(mesh_flags or ()))
+        source = open_run_data(config).heldout
+        distinct = {tuple(targets) for step in range(batches) for targets in source[step]["targets"].tolist()}
+        found = heldout_rows(config, None if mesh_flags is None else config_mesh(config))
+        weights = np.array([weight.mean() for _, weight in found])
+        counted = [tuple(targets.tolist()) for targets, weight in found if weight.all()]
+        assert set(weights.tolist()) <= {0.0, 1.0} and len(counted) == len(set(counted)) == rows
+        assert {*counted} == distinct
+        assert len(found) // 8 == min(batches, 4 if len(names) < 3 else 9)
+
+
+def test_the_loss_of_all_heldout_rows_is_their_mean(tmp_path):
+    """More batches than rows: the same loss as with exactly as many, and the number of its targets."""
+    flags = (*store_flags(tmp_path / "store"), "evaluation.contextwise_length=0", "model.num_layers=1")
+    rows = []
+    for size, batches in ((6, 5), (4, 9)):  # 30 windows of 24: 5 batches of 6, or 8 of 4 of which the last is half
+        more = (f"data.batch_size={size}", f"evaluation.num_batches={batches}")
+        config = resolve_implementation(tiny_config("conformal_sympow", *flags, *more))
+        data = open_run_data(config)
+        model = Model(config, data.vocab_size)
+        rows.append(Heldout(config, model, data, lambda: False).measure(model.init(jax.random.key(0))))
+    assert rows[0]["heldout_tokens"] == rows[1]["heldout_tokens"] == 30 * 24
+    assert rows[1]["heldout_loss"] == pytest.approx(rows[0]["heldout_loss"], rel=1e-6)
 
 
 def test_documents_must_be_long_enough(tmp_path):
