@@ -59,9 +59,8 @@ def _convolution_flops(computation: Computation, instruction: Instruction) -> fl
     lhs, rhs = (computation[name].shapes[0] for name in instruction.operands[:2])
     out = instruction.shapes[0]
     total = 2.0 * rhs.dims[rhs_labels.index("i")]
+    # groups of the batch or of the features are in these sizes already
     total *= out.dims[out_labels.index("b")] * out.dims[out_labels.index("f")]
-    groups = re.search(r"batch_group_count=(\d+)", instruction.attributes)
-    total /= int(groups.group(1)) if groups else 1
     window = _window(instruction)
     for axis in range(len(lhs_labels) - 2):
         letter = str(axis)

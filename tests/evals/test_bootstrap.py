@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -69,3 +71,13 @@ def test_empty_bins_and_single_sources_give_nan():
     sums, counts = np.asarray([[1.0, 0.0], [3.0, 0.0]]), np.asarray([[1, 0], [1, 0]])
     mean, ci95 = bootstrap.mean_and_interval(sums, counts, np.asarray([0, 0]))
     assert mean[0] == 2 and np.isnan(mean[1]) and np.isnan(ci95).all()
+
+
+def test_intervals_are_the_percentiles_of_hesterbergs_formula():
+    """The quantile of a normal distribution at -sqrt(n / (n - 1)) t(0.025, n - 1); n = 10: -2.26216 * sqrt(10 / 9)."""
+    rng = np.random.default_rng(3)
+    values, clusters = rng.normal(size=(10, 1)), np.arange(10)
+    _, ci95 = bootstrap.mean_and_interval(values, np.ones((10, 1)), clusters, seed=4)
+    weights = np.random.default_rng(4).multinomial(10, np.full(10, 0.1), size=2000)
+    tail = 0.5 * math.erfc(2.2621571628 * math.sqrt(10 / 9) / math.sqrt(2))
+    np.testing.assert_allclose(ci95[0], np.quantile(weights @ values[:, 0] / 10, [tail, 1 - tail]), rtol=1e-8)

@@ -60,6 +60,28 @@ def test_same_target_scores_the_same_tokens_under_every_context():
     assert result["same_target_change"]["from_context"] == 40
 
 
+@pytest.mark.parametrize(("train_length", "reference"), [(39, 40), (40, 40), (79, 40), (80, 80), (299, 80), (500, 300)])
+def test_changes_are_from_the_longest_context_within_the_training_length(train_length, reference):
+    model, params = case("count", True)
+    options = OPTIONS | {"train_length": train_length, "num_documents": 2}
+    change = length_generalisation(model, params, make_store(), **options)[0]["same_target_change"]
+    assert change["from_context"] == reference
+    assert change["difference"][LENGTHS.index(reference)] == 0.0 and np.count_nonzero(change["difference"]) == 2
+
+
+def test_targets_are_at_most_half_of_the_shortest_context():
+    model, params = case("count", True)
+    result, arrays = length_generalisation(model, params, make_store(), **(OPTIONS | {"num_targets": 30}))
+    assert result["num_targets"] == 20 and (arrays["same_target_counts"] == 20).all()
+
+
+def test_the_position_of_a_bin_is_the_mean_number_of_inputs_that_its_targets_have():
+    model, params = case("count", True)
+    result, arrays = length_generalisation(model, params, make_store(), **OPTIONS)
+    bins = itertools.pairwise(arrays["bin_edges"].tolist())
+    assert result["contextwise"]["position"] == [np.mean(range(start + 1, stop + 1)) for start, stop in bins]
+
+
 def test_document_of_a_batch_does_not_depend_on_its_neighbours():
     model, params = case("count", True)
     store = make_store()

@@ -159,6 +159,21 @@ def test_epochs_are_counted(stores):
     assert_equal(batches[0], batches[7])
 
 
+def test_equal_stores_of_a_mixture_are_read_in_different_orders(stores):
+    batches = make_batches([stores[0], stores[0]], seq_len=32, batch_size=8, order="shuffled_chunks")
+    read = {0: [], 1: []}
+    for step in range(9):
+        for store, run, _ in batches.runs(step):
+            read[store] += [(row, run.block) for row in range(run.start, run.stop)]
+    length = min(map(len, read.values()))
+    assert length > 20 and read[0][:length] != read[1][:length]
+
+
+def test_the_epoch_of_a_mixture_is_that_of_the_store_repeated_most(stores):
+    """42 sequences of 32 in the first store, 18 in the second, read equally often: 8 of 16 a step."""
+    assert make_batches(stores, seq_len=32, batch_size=16).epoch(9) == pytest.approx(9 * 8 / 18)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -117,6 +118,14 @@ def test_broken_offsets_are_refused(packed):
     path = f"{store.address}/offsets.int64"
     with open(path, "r+b") as file:
         file.truncate(16)
+    with pytest.raises(ValueError, match=r"offsets\.int64 does not rise from 0 to 60"):
+        open_packed_store(store.address, seq_len=16)
+
+
+@pytest.mark.parametrize("offsets", [[1, 15, 60], [0, 30, 20, 60], [0, 15, 15, 60], [0, 15, 59], [60]])
+def test_offsets_that_do_not_rise_from_0_to_the_end_are_refused(packed, offsets):
+    store, _ = packed
+    pathlib.Path(store.address, "offsets.int64").write_bytes(np.asarray(offsets, "<i8").tobytes())
     with pytest.raises(ValueError, match=r"offsets\.int64 does not rise from 0 to 60"):
         open_packed_store(store.address, seq_len=16)
 

@@ -106,6 +106,17 @@ def test_mixture_keeps_its_weights():
     assert 0.6 < which[:200].count(0) / 200 < 0.9
 
 
+def test_every_block_of_a_mixture_has_an_order_of_its_own():
+    which = [store for store, _ in assignment(Mixture((1.0, 1.0), seed=0), 0, 2 * MIXTURE_BLOCK)]
+    first, second = which[:MIXTURE_BLOCK], which[MIXTURE_BLOCK:]
+    assert sorted(first) == sorted(second) and first != second
+
+
+def test_what_weights_leave_over_goes_to_the_largest_remainders():
+    """1,024 times 0.5, 0.3 and 0.2: 512, 307.2 and 204.8."""
+    assert Mixture((5.0, 3.0, 2.0), seed=0).counts.tolist() == [512, 307, 205]
+
+
 def test_random_bits_never_change():
     """Runs are resumed by seed and step alone, on other machines and versions."""
     assert [hex(x) for x in random_bits(7, 3, 2).tolist()] == ["0x4f2e46b65e21487f", "0xcd6bf78ede9161e1"]

@@ -1,6 +1,7 @@
 """Sizes by hand, every config at full size, and the switches that must not change a result."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -132,6 +133,26 @@ def test_flops_by_hand():
     assert flops.attention_flops_per_token(config, 65_536) == 12 * 12 * 4 * 2_080 * 65
     softmax = parse_flags([f"--config={ROOT}/configs/lc64_124m.py:softmax_rope,65536"])
     assert flops.attention_flops_per_token(softmax, 65_536) == 12 * 12 * 65_536 * 128
+
+
+def test_window_flops_by_hand():
+    """2 heads, 24 tokens: attention 24 (4 + 16); a window of 8 tokens 2 x 8 (16 + 16), of 20 never more than 24."""
+    for window, seen in ((8, 16), (20, 24)):
+        config = tiny_config("based", f"attention.window={window}", "attention.implementation=blockwise")
+        assert flops.attention_flops_per_token(config, 24) == 2 * 24 * (4 + 16) + 2 * seen * (16 + 16)
+
+
+def test_yarns_factor_multiplies_queries_and_keys():
+    """So the scale of the logits has it squared: (0.1 ln 4 + 1)^2 / sqrt(16)."""
+    changes = {"position.scaling": "yarn", "position.factor": 4.0}
+    model, scales = Model(override(tiny_config("softmax_rope"), changes), VOCAB), []
+
+    def first_layer(params):
+        _, mixer, x, context = next(iter(model.bind(params).layer_inputs(jnp.zeros((1, 4), jnp.int32))))
+        scales.append(mixer.kernel_inputs(x, context)[3])
+
+    jax.eval_shape(lambda key: first_layer(model.init(key)), jax.random.key(0))
+    assert scales == [pytest.approx((0.1 * math.log(4) + 1) ** 2 / 4)]
 
 
 def test_dynamic_ntk_depends_on_the_length_of_the_stream():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sympow_jax import ops
-from sympow_jax.ops.linear_attention.dispatch import IMPLEMENTATIONS
+from sympow_jax.ops.linear_attention.dispatch import IMPLEMENTATIONS, cheapest
+from sympow_jax.ops.linear_attention.kernels import PowerKernel, TaylorKernel
 from sympow_jax.ops.linear_attention.specs import ArgSpec
 from sympow_jax.ops.power_attention.arg_specs import TEST_SPECS as POWER_SPECS
 from sympow_jax.ops.taylor_attention.arg_specs import TEST_SPECS as TAYLOR_SPECS
@@ -296,3 +297,12 @@ def test_gates_of_zeros_are_hidden_from_the_compiler():
     q = jax.ShapeDtypeStruct((1, 256, 1, 8), jnp.float32)
     attend = functools.partial(ops.power_attention, implementation="chunked", chunk_size=64)
     assert "optimization_barrier" in jax.jit(attend).lower(q, q, q).as_text()
+
+
+@pytest.mark.parametrize(("degree", "crossing"), [(2, 528 + 512), (4, 4 * 3876), (0, 1 + 16 + 136 + 512)])
+def test_the_cheapest_form_changes_at_the_measured_length(degree, crossing):
+    kernel, head_dim = {2: (PowerKernel(2), 32), 4: (PowerKernel(4), 16), 0: (TaylorKernel(), 16)}[degree]
+    features = kernel.num_features(head_dim)
+    chosen = {T: cheapest(kernel, T, features, has_bias=False) for T in (1, 2, crossing, crossing + 1)}
+    assert list(chosen.values()) == ["recurrent", "blockwise", "blockwise", "chunked"]
+    assert cheapest(kernel, crossing + 1, features, has_bias=True) == "blockwise"

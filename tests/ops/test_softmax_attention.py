@@ -255,6 +255,9 @@ def tile_ranges(T, size, window=None, segments=None):
 def test_only_tiles_with_visible_pairs_are_visited():
     assert tile_ranges(64, 16) == ([[0, 1], [0, 2], [0, 3], [0, 4]], [[0, 4], [1, 4], [2, 4], [3, 4]])
     assert tile_ranges(64, 16, window=10) == ([[0, 1], [0, 2], [1, 3], [2, 4]], [[0, 2], [1, 3], [2, 4], [3, 4]])
+    # the first query of tile 2, at 32, sees key 16 through a window of 17, and key 15, of tile 0, through one of 18
+    assert tile_ranges(64, 16, window=17)[0] == [[0, 1], [0, 2], [1, 3], [2, 4]]
+    assert tile_ranges(64, 16, window=18)[0] == [[0, 1], [0, 2], [0, 3], [1, 4]]
     segments = jnp.repeat(jnp.array([[1, 2]], jnp.int32), 32, axis=1)
     assert tile_ranges(64, 16, segments=segments)[0] == [[0, 1], [0, 2], [2, 3], [2, 4]]
 

@@ -81,6 +81,23 @@ def test_a_permute_sends_its_operand_along_the_axis_of_its_pairs():
     assert [(c.kind, c.axis, c.bytes) for c in found] == [("collective-permute", "seq", 12 * 4 * 8 * 4)]
 
 
+@pytest.mark.parametrize(
+    ("operation", "sent"),
+    [
+        ("all-reduce(%dot.1), replica_groups=GROUPS, to_apply=%add", 2 * 3 / 4),
+        ("reduce-scatter(%dot.1), replica_groups=GROUPS, dimensions={0}, to_apply=%add", 3 / 4),
+        ("all-to-all(%dot.1), replica_groups=GROUPS, dimensions={0}", 3 / 4),
+        ("all-gather(%dot.1), replica_groups=GROUPS, dimensions={0}", 3),
+    ],
+)
+def test_bytes_that_one_of_four_devices_sends_of_its_array(operation, sent):
+    """A ring over n devices: n - 1 rounds of a piece each way of a reduction, and of the whole array in a gather."""
+    gather = "all-gather(%dot.1), replica_groups=GROUPS, dimensions={0}, use_global_device_ids=true"
+    text = TEXT.replace(gather, operation).replace("GROUPS", "{{0,1,2,3},{4,5,6,7}}").replace("EXTRA", "")
+    (found,) = collectives(hlo.parse(text), MESH)
+    assert found.bytes == 12 * sent * 4 * 8 * 4
+
+
 def test_axes_of_a_permute():
     assert axes_of((1, 2), MESH) == "seq"
     assert axes_of((0, 4), MESH) == "data"
@@ -129,6 +146,47 @@ ENTRY %main (x: f32[64,8], k: s32[]) -> f32[1,8] {
 }"""
     row, index = 8 * 4, 4
     assert work.memory_bytes(hlo.parse(text)) == 2 * row + index
+
+
+UPDATE = """HloModule step
+%fused (p: f32[64,8], u: f32[2,8], i: s32[]) -> f32[64,8] {
+  %p = f32[64,8]{1,0} parameter(0)
+  %u = f32[2,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  ROOT %d = f32[64,8]{1,0} dynamic-update-slice(%p, %u, %i, %zero)
+}
+ENTRY %main (x: f32[64,8], y: f32[2,8], k: s32[], n: s32[3,1]) -> f32[64,8] {
+  %x = f32[64,8]{1,0} parameter(0)
+  %y = f32[2,8]{1,0} parameter(1)
+  %k = s32[] parameter(2)
+  %n = s32[3,1]{1,0} parameter(3)
+  %z = s32[] constant(0)
+  ROOT %r = f32[64,8]{1,0} OPERATION
+}"""
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [
+        ("dynamic-update-slice(%x, %y, %k, %z)", 2 * 2 * 8 * 4),  # the update is read and written
+        ("scatter(%x, %n, %y), to_apply=%add", 2 * 2 * 8 * 4),
+        ("fusion(%x, %y, %k), kind=kLoop, calls=%fused", 2 * 2 * 8 * 4 + 4),  # and its place
+    ],
+)
+def test_memory_traffic_of_an_update_in_place_is_the_update(operation, expected):
+    assert work.memory_bytes(hlo.parse(UPDATE.replace("OPERATION", operation))) == expected
+
+
+def test_a_convolution_in_groups_of_the_batch_counts_the_outputs_that_it_makes():
+    """Of 8 rows in 4 groups, 2 rows of 16 x 12 outputs, 5 features in, 3 positions of which the ends lack one each."""
+    text = """HloModule step
+ENTRY %main (x: f32[8,16,5], w: f32[3,5,12]) -> f32[2,16,12] {
+  %x = f32[8,16,5]{2,1,0} parameter(0)
+  %w = f32[3,5,12]{2,1,0} parameter(1)
+  ROOT %c = f32[2,16,12]{2,1,0} convolution(%x, %w), window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f, batch_group_count=4
+}"""  # noqa: E501
+    assert work.flops(hlo.parse(text)) == {"float32": 2 * 2 * 12 * 5 * (3 * 16 - 2)}
 
 
 def test_convolution_window_of_a_batched_product():

@@ -13,6 +13,7 @@ from sympow_jax.config import ConfigError
 from sympow_jax.models.model import Model
 from sympow_jax.ops.softmax_attention import accelerators
 from sympow_jax.sharding.processes import launcher
+from sympow_jax.sharding.table import spec
 from sympow_jax.training.config_mesh import config_mesh
 from sympow_jax.training.data import RunData, row_blocks
 from sympow_jax.training.train_state import abstract_train_state
@@ -113,6 +114,32 @@ def test_an_unknown_parameter_needs_a_row():
     assert sharding.tree_specs({"blocks_0": {"mixer": {"query": {"kernel": np.zeros((2, 4, 4))}}}}) == {
         "blocks_0": {"mixer": {"query": {"kernel": P(None, "fsdp", "tensor")}}}
     }
+
+
+BOTH = ("fsdp", "tensor")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "axes"),
+    [
+        ("embedding/embedding", "V E", (None, BOTH)),
+        ("output", "E V", (BOTH, None)),
+        ("blocks_0/mixer/query/kernel", "L E HD", (None, "fsdp", "tensor")),
+        ("blocks_0/mixer/out/kernel", "L HD E", (None, "tensor", "fsdp")),
+        ("blocks_0/mlp/up/kernel", "L E F", (None, "fsdp", "tensor")),
+        ("blocks_0/mlp/up/bias", "L F", (None, "tensor")),
+        ("blocks_0/mlp/down/kernel", "L F E", (None, "tensor", "fsdp")),
+        ("blocks_0/mlp/down/bias", "L E", (None,)),
+        ("blocks_0/mixer/kernel", "L W F", (None, None, "tensor")),
+        ("blocks_0/mixer/bias_parameters/table", "L B H", (None, None, "tensor")),
+        ("blocks_0/mixer/bias_parameters/slopes", "L H", (None, "tensor")),
+        ("final_norm/scale", "E", ()),
+        ("count", "", ()),
+    ],
+)
+def test_products_are_cut_along_the_dim_that_the_next_one_sums(name, shape, axes):
+    """Columns of what goes into a layer's heads and features, rows of what comes out of them."""
+    assert spec(name, len(shape.split())) == P(*axes)
 
 
 def test_a_batch_lies_in_rows_and_stretches_of_time():

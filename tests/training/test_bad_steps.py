@@ -85,6 +85,21 @@ def test_the_first_steps_are_never_outliers():
     assert int(history[-1][0].skipped) == 0
 
 
+@pytest.mark.parametrize(("applied", "skipped"), [(19, 0), (20, 1)])
+def test_twenty_applied_steps_come_before_the_first_outlier(applied, skipped):
+    """Steps that were not applied count for nothing."""
+    history = run([(np.nan, 0.0)] * 3 + [(1.0, 0.0)] * applied + [(1e3, 0.0)], outlier_ratio=2.0)
+    assert int(history[-1][0].skipped) == 3 + skipped
+
+
+def test_the_running_mean_is_over_the_steps_applied():
+    """All of them, (1 + 2 + 6) / 3, up to the hundredth; from then on it moves by a hundredth of the distance."""
+    first = run([(1.0, 0.0), (np.nan, 0.0), (2.0, 0.0), (6.0, 0.0)])
+    assert float(first[-1][0].grad_norm_mean) == pytest.approx(3.0)
+    later = run([(1.0, 0.0)] * 110 + [(3.0, 0.0)])
+    assert float(later[-1][0].grad_norm_mean) == pytest.approx(1.02)
+
+
 class Data:
     """Stands for the run's data."""
 

@@ -163,6 +163,22 @@ def test_digest_sees_exchanged_elements_and_shapes_are_in_row_major_order():
     assert len({digests["x"], digests["swapped"], digests["transposed"]}) == 3
 
 
+def mix(word: int) -> int:
+    """MurmurHash3's finaliser (Appleby 2011)."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        word = (word ^ word >> shift) * factor % 2**32
+    return word
+
+
+def test_digest_is_its_formula_in_plain_integers(rng):
+    words = rng.integers(0, 2**32, 6, dtype=np.uint32)
+    keys = [mix((i + 0x9E3779B9) % 2**32) for i in range(6)]
+    pairs = list(zip(words.tolist(), keys, strict=True))
+    first = sum(mix(word ^ key) for word, key in pairs) % 2**32
+    second = sum(mix((word + key * 0x27D4EB2F) % 2**32) for word, key in pairs) % 2**32
+    assert digest_arrays({"x": words.reshape(2, 3)})["x"] == f"{first:08x}{second:08x}"
+
+
 # -- which steps are kept
 
 
@@ -183,6 +199,12 @@ def test_best_ignores_steps_without_a_finite_loss(tmp_path):
     save_steps(tmp_path, (1, 2, 3), {1: float("nan"), 2: 5.0, 3: float("inf")})
     assert Checkpointer(tmp_path, read_only=True).best_step() == 2
     assert json.loads((tmp_path / "2" / "manifest" / "metadata").read_text())["metrics"] == {"heldout_loss": 5.0}
+
+
+def test_the_newest_of_equally_good_steps_is_the_best(tmp_path):
+    save_steps(tmp_path, (1, 2, 3, 4), {1: 2.0, 2: 1.0, 3: 1.0, 4: 2.0}, keep_last=4)
+    reader = Checkpointer(tmp_path, read_only=True)
+    assert reader.best_step() == 3 and reader._candidates("best") == [3, 2, 4, 1]
 
 
 # -- damage
