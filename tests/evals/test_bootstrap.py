@@ -1,7 +1,6 @@
 import math
 
 import numpy as np
-import pytest
 
 from sympow_jax.evals import bootstrap
 
@@ -15,15 +14,14 @@ def draw(rng, num_clusters):
     return counts * level[:, None], counts, clusters
 
 
-@pytest.mark.parametrize("num_clusters", [20, 60])
-def test_intervals_cover_the_known_mean(num_clusters):
+def test_intervals_cover_the_known_mean():
     rng = np.random.default_rng(0)
     covered = 0
-    for seed in range(1000):
-        sums, counts, clusters = draw(rng, num_clusters)
-        _, ci95 = bootstrap.mean_and_interval(sums, counts, clusters, seed=seed, num_resamples=1000)
+    for seed in range(400):
+        sums, counts, clusters = draw(rng, 20)
+        _, ci95 = bootstrap.mean_and_interval(sums, counts, clusters, seed=seed, num_resamples=500)
         covered += ci95[0, 0] <= 2 <= ci95[0, 1]
-    assert 930 <= covered <= 970, covered
+    assert 368 <= covered <= 392, covered  # 92% to 98% of 400 draws
 
 
 def test_ignoring_clusters_would_not_cover():

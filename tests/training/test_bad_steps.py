@@ -88,7 +88,7 @@ def test_the_first_steps_are_never_outliers():
 @pytest.mark.parametrize(("applied", "skipped"), [(19, 0), (20, 1)])
 def test_twenty_applied_steps_come_before_the_first_outlier(applied, skipped):
     """Steps that were not applied count for nothing."""
-    history = run([(np.nan, 0.0)] * 3 + [(1.0, 0.0)] * applied + [(1e3, 0.0)], outlier_ratio=2.0)
+    history = run([(np.nan, 0.0)] * 3 + [(1.0, 0.0)] * applied + [(1e3, 0.0)], "outlier_ratio=2.0")
     assert int(history[-1][0].skipped) == 3 + skipped
 
 
