@@ -12,6 +12,7 @@ DIR gets train.zarr and heldout.zarr. A killed run continues when the same comma
 
 import argparse
 import dataclasses
+import logging
 import os
 import pathlib
 import sys
@@ -73,6 +74,7 @@ def make_source(flags: argparse.Namespace) -> sources.Source:
     if flags.dtype and flags.source != "nanogpt":
         raise sources.SourceError(f"--dtype = {flags.dtype!r}: only nanogpt reads raw tokens")
     if flags.source == "text" and flags.inputs:
+        refuse_output_inside(flags.output, flags.inputs)
         return text_files.TextFiles(tuple(flags.inputs), flags.field)
     if flags.source == "nanogpt" and flags.inputs:
         return token_source.TokenFiles(tuple(flags.inputs), flags.dtype)
@@ -80,6 +82,13 @@ def make_source(flags: argparse.Namespace) -> sources.Source:
         f"source = {flags.source!r} with {len(flags.inputs)} inputs: use text FILE ..., python-stdlib, "
         "nanogpt FILE ..., tfds:NAME or verify STORE ..."
     )
+
+
+def refuse_output_inside(output: str, inputs: list[str]) -> None:
+    """Raise SourceError where the next run would read what this one writes."""
+    for folder in filter(os.path.isdir, inputs):
+        if pathlib.Path(output).resolve().is_relative_to(pathlib.Path(folder).resolve()):
+            raise sources.SourceError(f"--output = {output!r}: lies inside the input {folder!r}; name a folder outside")
 
 
 def make_tokenizer(name: str | None, source: sources.Source) -> tokenizers.Tokenizer:
@@ -139,6 +148,7 @@ def run_verify(addresses: list[str], progress: build.Progress) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     try:
         flags = parse_arguments(arguments)

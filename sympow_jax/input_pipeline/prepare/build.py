@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sympow_jax.files import json_sha256, read_json
+from sympow_jax.files import json_sha256, one_line, read_json
 from sympow_jax.input_pipeline.chunked_array import MANIFEST
 from sympow_jax.input_pipeline.hashing import random_bits
 from sympow_jax.input_pipeline.packing import OFFSETS
@@ -30,6 +30,7 @@ from sympow_jax.input_pipeline.tokenizers import Tokenizer, token_dtype
 VERSION = 1
 DOCUMENTS = ("truncate", "split", "concatenate", "packed")
 SPLITS = ("train", "heldout")
+_MOST = 2**40  # tokens, of which int64 arithmetic can count a few million times as many
 
 
 class BuildError(ValueError):
@@ -61,8 +62,8 @@ class Request:
         """Raise BuildError for a value that makes no sense."""
         positive = {"document_length": self.document_length, "min_length": self.min_length, "chunks": min(self.chunks)}
         for name, value in positive.items():
-            if value < 1:
-                raise BuildError(f"{name} = {value}: must be at least 1")
+            if not 1 <= value <= _MOST:
+                raise BuildError(f"{name} = {value}: must be between 1 and {_MOST}")
         if self.documents not in DOCUMENTS:
             raise BuildError(f"documents = {self.documents!r}: legal are {', '.join(DOCUMENTS)}")
         if self.compressor not in COMPRESSORS:
@@ -84,6 +85,8 @@ def build(
 ) -> pathlib.Path:
     """Make `output`/train.zarr and `output`/heldout.zarr, continue where a killed build stopped, or find them made."""
     request.check()
+    if num_workers < 1:
+        raise BuildError(f"num_workers = {num_workers}: must be at least 1")
     output = pathlib.Path(output)
     progress = progress or Progress()
     described = {
@@ -96,7 +99,7 @@ def build(
     if _is_done(output, described):
         return output
     work = output.with_name(output.name + ".partial")
-    with _locked(output.with_name(output.name + ".lock")):
+    with _one_line(output), _locked(output.with_name(output.name + ".lock")):
         if _is_done(output, described):
             return output
         _prepare_work(work, described)
@@ -228,6 +231,18 @@ def _prepare_work(work: pathlib.Path, described: dict[str, Any]) -> None:
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     write_json(request, text)
+
+
+@contextlib.contextmanager
+def _one_line(output: pathlib.Path) -> Iterator[None]:
+    """What the system refuses (a full disk, no permission) as one line; finished parts stay for the next try."""
+    try:
+        yield
+    except OSError as error:
+        raise BuildError(
+            f"output = {str(output)!r}: cannot be made ({one_line(error)}); mend it and give the same command again, "
+            "which continues"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -117,6 +117,8 @@ def _executor(num_workers: int, tokenizer: Tokenizer) -> Iterator[_Submit]:
     )
     try:
         yield lambda *task: pool.submit(_work, *task)
+    except concurrent.futures.BrokenExecutor:
+        raise ChildProcessError("a process that tokenises was ended, for want of memory? Use fewer workers") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -141,7 +143,7 @@ def tokenize_shard(path: pathlib.Path, contents: list[str | np.ndarray], digest:
         for content in contents:
             tokens = tokenizer.encode(content) if isinstance(content, str) else _checked(content, tokenizer)
             lengths.append(len(tokens))
-            np.concatenate([tokens.astype(dtype), bos]).tofile(file)
+            file.write(np.concatenate([tokens.astype(dtype), bos]).tobytes())
     write_json(_note(path), {"sha256": digest, "lengths": lengths})
 
 
