@@ -148,7 +148,6 @@ def run_verify(addresses: list[str], progress: build.Progress) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     try:
         flags = parse_arguments(arguments)
@@ -182,4 +181,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)  # a library set its own
     sys.exit(main())
