@@ -32,8 +32,8 @@ from sympow_jax.layers.block import Block
 from sympow_jax.layers.context import Context
 from sympow_jax.models.model import Model
 from sympow_jax.models.transformer import layer_runs
+from sympow_jax.ops.linear_attention.dispatch import LINEAR_FORMS
 from sympow_jax.typing import Array, Float, PyTree
-from sympow_jax.variants import LINEAR_KERNELS
 
 DEFAULT_LENGTH, LONGEST = 320, 2_048  # tokens; the dense forms are quadratic
 TOLERANCES = {"float32": 2e-5, "bfloat16": 3e-2}  # of a row with condition number 1
@@ -76,7 +76,7 @@ def check_tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:
 def check_layers(model: Model, params: PyTree, tokens: np.ndarray) -> list[LayerCheck]:
     """Every layer in every form that it has against its dense form."""
     config, length = model.config, tokens.shape[1]
-    linear = ("chunked", "recurrent") if config.attention.kernel in LINEAR_KERNELS else ()
+    linear = LINEAR_FORMS if config.attention.is_linear else ()
     changes = {"attention.chunk_size": 3 * length // 10 + 1}  # several chunks, the last one ragged
     modules = {
         form: Model(override(config, changes | {"attention.implementation": form}), model.vocab_size).bind(params)

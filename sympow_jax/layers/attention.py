@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,12 +18,13 @@ from sympow_jax.layers.context import Context
 from sympow_jax.layers.kernels import linear_kernel
 from sympow_jax.layers.linear import make_linear
 from sympow_jax.layers.position_bias import BiasParameters, fixed_bias
-from sympow_jax.typing import Array, Float, PyTree
+from sympow_jax.layers.tokens import Tokens
+from sympow_jax.typing import Array, Float, Int, PyTree
 
 
-def qk_head_dim(kernel: str, model: ModelConfig, attention: AttentionConfig) -> int:
-    """head_dim of queries and keys: feature_dim under the Taylor and ReBased kernels."""
-    return attention.feature_dim if kernel in ("taylor", "rebased") else model.head_dim
+def qk_head_dim(kind: str, model: ModelConfig, attention: AttentionConfig) -> int:
+    """head_dim of queries and keys of a layer; a window layer is softmax whatever the kernel."""
+    return attention.feature_dim if kind == "attention" and attention.uses_feature_dim else model.head_dim
 
 
 class Attention(nnx.Module):
@@ -40,10 +42,10 @@ class Attention(nnx.Module):
     ):
         self.kernel = "softmax" if kind == "window" else attention.kernel
         self.window = attention.window if kind == "window" else None
-        self.linear = self.kernel in variants.LINEAR_KERNELS
+        self.linear = attention.is_linear and kind != "window"
         self.attention, self.position = attention, position
         self.num_heads, self.num_kv_heads = model.num_heads, model.num_kv_heads
-        self.head_dim, self.value_head_dim = qk_head_dim(self.kernel, model, attention), model.head_dim
+        self.head_dim, self.value_head_dim = qk_head_dim(kind, model, attention), model.head_dim
         self.dtype = model.dtype
         E, H, K, D, Dv = model.embed_dim, self.num_heads, self.num_kv_heads, self.head_dim, self.value_head_dim
         self.query = make_linear(model, E, H * D, rngs=rngs)
@@ -96,7 +98,7 @@ class Attention(nnx.Module):
                     f"attention.position = {self.attention.position!r}: a linear kernel with an additive bias has no "
                     "finite state; evaluate it without streaming, or use a softmax kernel"
                 )
-            state["kernel"] = self._linear_kernel().initial_state(B, K, D, Dv)
+            state["kernel"] = ops.empty_state(self._linear_kernel(), B, K, D, Dv)
             return state
         if self.window is None:
             gate_heads = self.num_heads if self._has_gates() else 0
@@ -126,23 +128,24 @@ class Attention(nnx.Module):
             out = out * jax.nn.sigmoid(self.output_gate(x))
         return self.out(out), state
 
-    def _attend(self, tokens, bias, context: Context, state: PyTree | None) -> tuple[Array, PyTree | None]:
-        """From (q, k, v, beta, log_gates) to [B, T, H, Dv] and the next state."""
-        q, k, v, beta, log_gates = tokens
+    def _attend(
+        self, tokens: Tokens, bias: ops.PositionBias | None, context: Context, state: PyTree | None
+    ) -> tuple[Float[Array, "B T H Dv"], PyTree | None]:
+        """Attention of the tokens and the next state."""
         phase = None if state is None else state.get("phase")
         keep_keys = state is not None and self._caches_unrotated()
-        q, k, scale, phase = self._rotate(q, k, beta, context, phase, keep_keys=keep_keys)
+        tokens, scale, phase = self._rotate(tokens, context, phase, keep_keys=keep_keys)
         attend = self._attend_linear if self.linear else self._attend_softmax
-        out, kernel_state = attend(q, k, v, log_gates, scale, bias, context, state)
+        out, kernel_state = attend(tokens, scale, bias, context, state)
         if state is not None:
             state = {"kernel": kernel_state} | ({} if phase is None else {"phase": phase})
         return out, state
 
-    def _attend_on_shards(self, tokens, context: Context) -> Array:
+    def _attend_on_shards(self, tokens: Tokens, context: Context) -> Float[Array, "B T H Dv"]:
         """`_attend` without a state, each device on its rows, heads and stretch of time."""
 
         def attend(tokens, bias, positions, segment_ids):
-            start = jax.lax.axis_index("seq") * tokens[0].shape[1]
+            start = jax.lax.axis_index("seq") * tokens.q.shape[1]
             local = dataclasses.replace(
                 context, offset=start, positions=positions, segment_ids=segment_ids, shared_bias=None
             )
@@ -155,44 +158,43 @@ class Attention(nnx.Module):
         arguments = (tokens, bias, context.positions, context.segment_ids)
         return sharding.over_shards(attend, arguments, (heads, sharding.tree_specs(bias), rows, rows), heads)
 
-    def _attend_between_shards(self, tokens, bias, context: Context) -> Array:
+    def _attend_between_shards(
+        self, tokens: Tokens, bias: ops.PositionBias | None, context: Context
+    ) -> Float[Array, "B T H Dv"]:
         """`_attend` on one stretch of a sequence, whose earlier tokens are on other devices."""
-        q, k, v, beta, log_gates = tokens
-        decays = log_gates if self.linear else None
-        totals = sequence_parallel.gather_totals(beta, decays, context.segment_ids)
+        decays = tokens.log_gates if self.linear else None
+        totals = sequence_parallel.gather_totals(tokens.beta, decays, context.segment_ids)
         phase = None
-        if beta is not None:
-            phase, beta = sequence_parallel.phase_before(totals, beta)
-        q, k, scale, _ = self._rotate(q, k, beta, context, phase)
+        if tokens.beta is not None:
+            phase, beta = sequence_parallel.phase_before(totals, tokens.beta)
+            tokens = dataclasses.replace(tokens, beta=beta)
+        tokens, scale, _ = self._rotate(tokens, context, phase)
+        options: dict[str, Any] = {"scale": scale, "implementation": self._implementation()}
         if self.linear:
             kernel = self._linear_kernel()
-            options = {"log_gates": log_gates, "segment_ids": context.segment_ids}
-            options |= {"chunk_size": self.attention.chunk_size or None}
-            before = sequence_parallel.state_before(totals, kernel.state(k, v, **options))
-            implementation = self._implementation()
-            return kernel.attention_with_state(
-                q, k, v, scale=scale, implementation=implementation, initial_state=before, **options
+            known: dict[str, Any] = {"log_gates": tokens.log_gates, "segment_ids": context.segment_ids}
+            known |= {"chunk_size": self.attention.chunk_size or None}
+            before = sequence_parallel.state_before(totals, ops.state_of(kernel, tokens.k, tokens.v, **known))
+            return ops.linear_attention_with_state(
+                kernel, tokens.q, tokens.k, tokens.v, initial_state=before, **known, **options
             )[0]
-        options = {"scale": scale, "implementation": self._implementation()}
-        arguments = (q, k, v, log_gates, bias, context)
-        if self.window is not None and self.window <= q.shape[1]:
-            return sequence_parallel.attend_window(*arguments, window=self.window, **options)
-        return sequence_parallel.attend_gathered(*arguments, window=self.window, **options)
+        if self.window is not None and self.window <= tokens.q.shape[1]:
+            return sequence_parallel.attend_window(tokens, bias, context, window=self.window, **options)
+        return sequence_parallel.attend_gathered(tokens, bias, context, window=self.window, **options)
 
     def kernel_inputs(self, x: Float[Array, "B T E"], context: Context) -> tuple[Array, Array, Array | None, float]:
         """(q, k, log_gates, scale) as the kernel gets them from whole sequences, rotary positions applied."""
-        q, k, _, beta, log_gates = self._tokens(x)
-        q, k, scale, _ = self._rotate(q, k, beta, context, None)
-        return q, k, log_gates, scale
+        tokens, scale, _ = self._rotate(self._tokens(x), context, None)
+        return tokens.q, tokens.k, tokens.log_gates, scale
 
-    def _tokens(self, x: Array) -> tuple[Array, Array, Array, Array | None, Array | None]:
-        """(q, k, v, beta, log_gates), what the kernel needs of each token apart from its position."""
+    def _tokens(self, x: Float[Array, "B T E"]) -> Tokens:
+        """What the kernel needs of each token apart from its position."""
         q, k = self._queries_and_keys(x)
         v = self.value(x).reshape(*x.shape[:2], self.num_kv_heads, self.value_head_dim)
         beta = 1.0 + jnp.tanh(self.beta(x.astype(jnp.float32))) if hasattr(self, "beta") else None
-        return q, k, v, beta, self.log_gates(x)
+        return Tokens(q, k, v, beta, self.log_gates(x))
 
-    def _queries_and_keys(self, x: Array) -> tuple[Array, Array]:
+    def _queries_and_keys(self, x: Float[Array, "B T E"]) -> tuple[Float[Array, "B T H D"], Float[Array, "B T K D"]]:
         B, T, D = *x.shape[:2], self.head_dim
         q, k = self.query(x), self.key(x)
         if self.kernel == "rebased" and self.attention.rebased_norm == "concatenated":
@@ -204,22 +206,23 @@ class Attention(nnx.Module):
         return q.astype(self.dtype), k.astype(self.dtype)
 
     def _rotate(
-        self, q: Array, k: Array, beta: Array | None, context: Context, phase: PyTree | None, *, keep_keys: bool = False
-    ):
-        """Rotary encodings; returns the rotated q and k, the scale of their product, and the next phase state."""
-        scale = 1 / math.sqrt(self.head_dim)
+        self, tokens: Tokens, context: Context, phase: ops.positions.PhaseState | None, *, keep_keys: bool = False
+    ) -> tuple[Tokens, float, ops.positions.PhaseState | None]:
+        """Rotary encodings; returns the rotated tokens, the scale of the scores, and the next phase state."""
+        scale, T = 1 / math.sqrt(self.head_dim), tokens.q.shape[1]
         if self.attention.position not in variants.ROTARY_POSITIONS:
-            return q, k, scale, None
-        frequencies, factor = self._frequencies(context, q.shape[1])
+            return tokens, scale, None
+        frequencies, factor = self._frequencies(context, T)
         if self.attention.position == "rope":
-            phases, next_phase = ops.positions.rope_phases(context.token_positions(q.shape[1]), frequencies), None
+            phases, next_phase = ops.positions.rope_phases(context.token_positions(T), frequencies), None
         else:
-            assert beta is not None  # the layer of learned_rope has one
+            assert tokens.beta is not None  # the layer of learned_rope has one
             phases, next_phase = ops.positions.learned_phases(
-                beta, frequencies, initial=phase, segment_ids=context.segment_ids
+                tokens.beta, frequencies, initial=phase, segment_ids=context.segment_ids
             )
-        k = k if keep_keys else ops.positions.rotate(k, phases)
-        return ops.positions.rotate(q, phases), k, scale * factor**2, next_phase
+        k = tokens.k if keep_keys else ops.positions.rotate(tokens.k, phases)
+        rotated = dataclasses.replace(tokens, q=ops.positions.rotate(tokens.q, phases), k=k)
+        return rotated, scale * factor**2, next_phase
 
     def _frequencies(self, context: Context, num_tokens: int) -> tuple[Any, float]:
         length = context.length or context.offset + num_tokens
@@ -240,8 +243,7 @@ class Attention(nnx.Module):
 
     def _has_bias(self) -> bool:
         """An additive bias is at work; under a linear kernel ALiBi is a gate instead."""
-        position = self.attention.position
-        return position in variants.BIAS_POSITIONS and not (self.linear and position == "alibi")
+        return self.attention.has_additive_bias or (self.attention.position == "alibi" and not self.linear)
 
     def log_gates(self, x: Array) -> Array | None:
         """[B, T, G] float32 log gates, or None."""
@@ -272,28 +274,42 @@ class Attention(nnx.Module):
 
     def _implementation(self) -> str | None:
         """None (let the op choose) for "auto", and for the softmax layers beside a chunked or recurrent kernel."""
-        name = self.attention.implementation
-        return None if name == "auto" or (name in ("chunked", "recurrent") and not self.linear) else name
+        a = self.attention
+        return None if a.implementation == "auto" or (a.is_linear_form and not self.linear) else a.implementation
 
-    def _linear_kernel(self):
+    def _linear_kernel(self) -> ops.Kernel:
         return linear_kernel(self.kernel, degree=self.attention.degree)
 
-    def _attend_linear(self, q, k, v, log_gates, scale, bias, context: Context, state: PyTree | None):
-        kernel = self._linear_kernel()
-        if state is not None and q.shape[1] == 1 and context.segment_ids is None:
-            return kernel.step(state["kernel"], q=q, k=k, v=v, log_gates=log_gates, scale=scale)
-        options = {"log_gates": log_gates, "scale": scale, "segment_ids": context.segment_ids}
-        options |= {"chunk_size": self.attention.chunk_size or None}
-        implementation = self._implementation()
+    def _attend_linear(
+        self,
+        tokens: Tokens,
+        scale: float,
+        bias: ops.PositionBias | None,
+        context: Context,
+        state: PyTree | None,
+    ) -> tuple[Float[Array, "B T H Dv"], ops.LinearState | None]:
+        kernel, a = self._linear_kernel(), self.attention
+        options: dict[str, Any] = {"log_gates": tokens.log_gates, "scale": scale}
+        if state is not None and tokens.q.shape[1] == 1 and context.segment_ids is None:
+            return ops.linear_step(kernel, state["kernel"], q=tokens.q, k=tokens.k, v=tokens.v, **options)
+        options |= {"segment_ids": context.segment_ids, "chunk_size": a.chunk_size or None}
         if state is None:
-            options |= {"bias": bias, "positions": context.positions}
-            return kernel.attention(q, k, v, implementation=implementation, **options), None
-        linear_form = implementation if implementation in ("chunked", "recurrent") else None
-        return kernel.attention_with_state(
-            q, k, v, implementation=linear_form, initial_state=state["kernel"], **options
+            options |= {"bias": bias, "positions": context.positions, "implementation": self._implementation()}
+            return ops.linear_attention(kernel, tokens.q, tokens.k, tokens.v, **options), None
+        options |= {"implementation": a.implementation if a.is_linear_form else None}
+        return ops.linear_attention_with_state(
+            kernel, tokens.q, tokens.k, tokens.v, initial_state=state["kernel"], **options
         )
 
-    def _attend_softmax(self, q, k, v, log_gates, scale, bias, context: Context, state: PyTree | None):
+    def _attend_softmax(
+        self,
+        tokens: Tokens,
+        scale: float,
+        bias: ops.PositionBias | None,
+        context: Context,
+        state: PyTree | None,
+    ) -> tuple[Float[Array, "B T H Dv"], PyTree | None]:
+        q, k, v, log_gates = tokens.q, tokens.k, tokens.v, tokens.log_gates
         if state is None:
             options = {"bias": bias, "scale": scale, "window": self.window, "implementation": self._implementation()}
             options |= {"segment_ids": context.segment_ids, "positions": context.positions}
@@ -307,15 +323,24 @@ class Attention(nnx.Module):
         rotate = functools.partial(self._rotate_cached, context=context, num_tokens=T)
         rotate = rotate if self._caches_unrotated() else None
         if self.window is not None:
-            return self._attend_window(q, k, v, log_gates, scale, bias, positions, rotate, state["kernel"])
+            return self._attend_window(tokens, scale, bias, positions, rotate, state["kernel"])
         offset = context.offset
         cache = ops.cache.append(state["kernel"], k, v, log_gates=log_gates, positions=positions, offset=offset)
         options = {"positions": positions, "offset": offset, "bias": bias, "scale": scale, "rotate_keys": rotate}
         return ops.cache.cached_attention(q, cache, **options), cache
 
-    def _attend_window(self, q, k, v, log_gates, scale, bias, positions, rotate, past: PyTree):
-        new = {"keys": k, "values": v, "positions": positions}
-        new |= {} if log_gates is None else {"log_gates": log_gates}
+    def _attend_window(
+        self,
+        tokens: Tokens,
+        scale: float,
+        bias: ops.PositionBias | None,
+        positions: Int[Array, "B T"],
+        rotate: Callable[[Array, Array], Array] | None,
+        past: PyTree,
+    ) -> tuple[Float[Array, "B T H Dv"], PyTree]:
+        q, v = tokens.q, tokens.v
+        new = {"keys": tokens.k, "values": v, "positions": positions}
+        new |= {} if tokens.log_gates is None else {"log_gates": tokens.log_gates}
         visible = {n: jnp.concatenate([old, new[n].astype(old.dtype)], 1) for n, old in past.items()}
         keys = visible["keys"].astype(q.dtype)
         if rotate is not None:

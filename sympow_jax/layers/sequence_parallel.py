@@ -14,13 +14,16 @@ import jax.numpy as jnp
 
 from sympow_jax import ops, sharding
 from sympow_jax.layers.context import Context
-from sympow_jax.ops.gates import MIN_LOG_GATE
-from sympow_jax.typing import Array, PyTree
+from sympow_jax.layers.tokens import Tokens
+from sympow_jax.ops.gates import finite_log_gates
+from sympow_jax.typing import Array, Bool, Float, Int
 
 Totals = dict[str, Array]
 
 
-def gather_totals(beta: Array | None, log_gates: Array | None, segment_ids: Array | None) -> Totals:
+def gather_totals(
+    beta: Float[Array, "B T K"] | None, log_gates: Float[Array, "B T G"] | None, segment_ids: Int[Array, "B T"] | None
+) -> Totals:
     """What each shard does to what passes through it, of every shard, [shards, B, ...]; {} if nothing.
 
     "log_decay", the sum of its log gates; "integer", "fraction" and "beta", the sum of beta over its last document,
@@ -28,7 +31,7 @@ def gather_totals(beta: Array | None, log_gates: Array | None, segment_ids: Arra
     """
     totals = {}
     if log_gates is not None:
-        totals["log_decay"] = jnp.sum(jnp.maximum(log_gates, MIN_LOG_GATE), axis=1)
+        totals["log_decay"] = jnp.sum(finite_log_gates(log_gates), axis=1)
     if segment_ids is not None:
         uniform = jnp.all(segment_ids == segment_ids[:, :1], axis=1)
         totals |= {"first": segment_ids[:, 0], "last": segment_ids[:, -1], "uniform": uniform.astype(jnp.int32)}
@@ -39,27 +42,27 @@ def gather_totals(beta: Array | None, log_gates: Array | None, segment_ids: Arra
     return sharding.gather(totals)
 
 
-def _last_document(x: Array, segment_ids: Array) -> Array:
+def _last_document(x: Float[Array, "B T K"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T K"]:
     """x [B, T, K] where no later token begins another document, and 0 elsewhere."""
     changes = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], [(0, 0), (0, 1)])
     last = jnp.cumsum(changes[:, ::-1], axis=1)[:, ::-1] == 0
     return jnp.where(last[..., None], x, 0.0)
 
 
-def _open(totals: Totals, batch_size: int) -> Array:
+def _open(totals: Totals, batch_size: int) -> Bool[Array, "shards B"]:
     """Which shards lie wholly in the document that the shard before them ends with, [shards, B]."""
     if "last" not in totals:
         return jnp.ones((sharding.axis_size("seq"), batch_size), bool)
     return (totals["uniform"] == 1) & (totals["first"] == jnp.roll(totals["last"], 1, axis=0))
 
 
-def _last_before(totals: Totals) -> Array:
+def _last_before(totals: Totals) -> Int[Array, "B"]:
     """The document that the shard before this one ends with, [B]; this one's first for the first shard."""
     p = jax.lax.axis_index("seq")
     return jnp.where(p == 0, totals["first"][0], totals["last"][p - 1])
 
 
-def phase_before(totals: Totals, beta: Array) -> tuple[ops.positions.PhaseState, Array]:
+def phase_before(totals: Totals, beta: Float[Array, "B T K"]) -> tuple[ops.positions.PhaseState, Float[Array, "B T K"]]:
     """The learned position that this shard continues, and beta with the gradient of all that is before it.
 
     The position is exact and has no gradient; that of its float twin enters at the first token, where it adds 0.
@@ -80,7 +83,7 @@ def phase_before(totals: Totals, beta: Array) -> tuple[ops.positions.PhaseState,
     )
 
 
-def state_before(totals: Totals, own: Any) -> Any:
+def state_before(totals: Totals, own: ops.LinearState) -> ops.LinearState:
     """The kernel state that this shard continues, from the state that its own tokens leave behind."""
     extended = jnp.concatenate([own.state, own.normalizer[..., None]], axis=-1)
     B, K = extended.shape[:2]
@@ -90,34 +93,40 @@ def state_before(totals: Totals, own: Any) -> Any:
     return dataclasses.replace(own, state=before[..., :-1], normalizer=before[..., -1], segment_id=document)
 
 
-def attend_gathered(q, k, v, log_gates, bias, context: Context, **options) -> Array:
+def attend_gathered(
+    tokens: Tokens, bias: ops.PositionBias | None, context: Context, **options: Any
+) -> Float[Array, "B T H Dv"]:
     """Softmax attention to the gathered keys and values of all shards, with balanced causal work."""
-    k, v = jnp.split(sharding.gather_time(jnp.concatenate([k, v], axis=-1)), [k.shape[-1]], axis=-1)
-    tokens = sharding.gather(_present(log_gates, bias, context))
-    tokens = {name: jnp.moveaxis(x, 0, 1).reshape(k.shape[0], -1, *x.shape[3:]) for name, x in tokens.items()}
-    index = sharding.zigzag_index(q.shape[1])
-    out = ops.softmax_attention_at(sharding.to_zigzag(q), k, v, query_index=index, bias=bias, **tokens, **options)
-    return sharding.from_zigzag(out)
+    D = tokens.k.shape[-1]
+    k, v = jnp.split(sharding.gather_time(jnp.concatenate([tokens.k, tokens.v], axis=-1)), [D], axis=-1)
+    known = sharding.gather(_present(tokens.log_gates, bias, context))
+    known = {name: jnp.moveaxis(x, 0, 1).reshape(k.shape[0], -1, *x.shape[3:]) for name, x in known.items()}
+    q, index = sharding.to_zigzag(tokens.q), sharding.zigzag_index(tokens.q.shape[1])
+    return sharding.from_zigzag(ops.softmax_attention_at(q, k, v, query_index=index, bias=bias, **known, **options))
 
 
-def attend_window(q, k, v, log_gates, bias, context: Context, *, window: int, **options) -> Array:
+def attend_window(
+    tokens: Tokens, bias: ops.PositionBias | None, context: Context, *, window: int, **options: Any
+) -> Float[Array, "B T H Dv"]:
     """Softmax attention inside a window, to this shard's keys and values and the `window` - 1 before them."""
-    B = q.shape[0]
-    tokens = {"kv": jnp.concatenate([k, v], axis=-1)} | _present(log_gates, bias, context)
-    tokens = {name: jnp.concatenate([sharding.halo(x, window - 1), x], axis=1) for name, x in tokens.items()}
-    k, v = jnp.split(tokens.pop("kv"), [k.shape[-1]], axis=-1)
+    q, B = tokens.q, tokens.q.shape[0]
+    known = {"kv": jnp.concatenate([tokens.k, tokens.v], axis=-1)} | _present(tokens.log_gates, bias, context)
+    known = {name: jnp.concatenate([sharding.halo(x, window - 1), x], axis=1) for name, x in known.items()}
+    k, v = jnp.split(known.pop("kv"), [tokens.k.shape[-1]], axis=-1)
     index = jnp.arange(k.shape[1], dtype=jnp.int32)
     if bias is not None and context.positions is None:
-        tokens["positions"] = jnp.broadcast_to(context.offset - (window - 1) + index[None], (B, index.size))
+        known["positions"] = jnp.broadcast_to(context.offset - (window - 1) + index[None], (B, index.size))
     if context.segment_ids is None:  # before the first shard there is nothing
         exists = (context.offset > 0) | (index >= window - 1)
-        tokens["segment_ids"] = jnp.broadcast_to(exists.astype(jnp.int32)[None], (B, index.size))
+        known["segment_ids"] = jnp.broadcast_to(exists.astype(jnp.int32)[None], (B, index.size))
     return ops.softmax_attention_at(
-        q, k, v, query_index=index[window - 1 :], bias=bias, window=window, **tokens, **options
+        q, k, v, query_index=index[window - 1 :], bias=bias, window=window, **known, **options
     )
 
 
-def _present(log_gates, bias, context: Context) -> PyTree:
+def _present(
+    log_gates: Float[Array, "B T G"] | None, bias: ops.PositionBias | None, context: Context
+) -> dict[str, Array]:
     """What softmax needs to know of each key besides its vectors."""
     positions = context.positions if bias is not None else None
     found = {"log_gates": log_gates, "segment_ids": context.segment_ids, "positions": positions}

@@ -1,6 +1,5 @@
 """Exact floating-point operations of the model, a multiply-add counting 2."""
 
-from sympow_jax import variants
 from sympow_jax.config import Config
 from sympow_jax.layers.attention import qk_head_dim
 from sympow_jax.layers.kernels import linear_kernel
@@ -12,8 +11,8 @@ from sympow_jax.typing import PyTree
 def expansion(config: Config) -> tuple[Kernel, int]:
     """The config's linear kernel, and P, the exact size of its expanded key."""
     a = config.attention
-    kernel = linear_kernel(a.kernel, degree=a.degree).kernel
-    return kernel, kernel.num_features(qk_head_dim(a.kernel, config.model, a))
+    kernel = linear_kernel(a.kernel, degree=a.degree)
+    return kernel, kernel.num_features(qk_head_dim("attention", config.model, a))
 
 
 def attention_flops_per_token(config: Config, seq_len: int) -> float:
@@ -25,10 +24,10 @@ def attention_flops_per_token(config: Config, seq_len: int) -> float:
     m, a = config.model, config.attention
     total = 0.0
     for kind, depth in layer_runs(config):
-        if kind == "attention" and a.kernel in variants.LINEAR_KERNELS and a.implementation in ("chunked", "recurrent"):
+        if kind == "attention" and a.is_linear and a.is_linear_form:
             total += depth * m.num_heads * 4 * expansion(config)[1] * (m.head_dim + 1)
         elif kind == "attention":
-            total += depth * m.num_heads * seq_len * (qk_head_dim(a.kernel, m, a) + m.head_dim)
+            total += depth * m.num_heads * seq_len * (qk_head_dim(kind, m, a) + m.head_dim)
         elif kind == "window":
             total += depth * m.num_heads * min(2 * a.window, seq_len) * 2 * m.head_dim
     return total

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from sympow_jax import sharding, variants
+from sympow_jax import sharding
 from sympow_jax.config import Config
 from sympow_jax.models.flops import expansion
 from sympow_jax.models.loss import token_nll
@@ -24,10 +24,9 @@ def resolve_implementation(config: Config) -> Config:
     if a.implementation != "auto":
         return config
     chosen = "blockwise"
-    if a.kernel in variants.LINEAR_KERNELS:
-        biased = a.position in variants.BIAS_POSITIONS and a.position != "alibi"
+    if a.is_linear:
         kernel, num_features = expansion(config)
-        chosen = dispatch.cheapest(kernel, config.data.seq_len, num_features, has_bias=biased)
+        chosen = dispatch.cheapest(kernel, config.data.seq_len, num_features, has_bias=a.has_additive_bias)
     return dataclasses.replace(config, attention=dataclasses.replace(a, implementation=chosen))
 
 
@@ -69,8 +68,7 @@ class Model:
     def streams_constant(self) -> bool:
         """True when the state of a stream has a size that does not depend on its length."""
         a = self.config.attention
-        biased = a.position in variants.BIAS_POSITIONS and a.position != "alibi"
-        return "attention" not in a.layer_pattern or (a.kernel in variants.LINEAR_KERNELS and not biased)
+        return "attention" not in a.layer_pattern or (a.is_linear and not a.has_additive_bias)
 
     @property
     def depends_on_length(self) -> bool:

@@ -48,18 +48,23 @@ def time_scale_logits(num_heads: int, shortest: float, longest: float) -> np.nda
 
 
 def finite_log_gates(log_gates: Float[Array, "B T H"]) -> Float[Array, "B T H"]:
-    """Gates that let nothing pass, down to -inf, as the smallest number whose sums keep their digits."""
-    return jnp.maximum(log_gates, MIN_LOG_GATE)
+    """Gates that let nothing pass, down to -inf, as the smallest number whose sums keep their digits, in float32."""
+    return jnp.maximum(log_gates.astype(accumulation_dtype(log_gates)), MIN_LOG_GATE)
 
 
-@jax.custom_vjp
 def cumulative_log_gates(log_gates: Float[Array, "B T H"]) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
     """Cumulative sum over time as a pair (high, low) of floats whose sum is accurate to about 48 bits.
 
     A difference of two cumulative sums, (high_i - high_j) + (low_i - low_j), is then right wherever in the
-    sequence i and j lie; a float32 cumulative sum is wrong by 0.6% at 32k tokens and log gate -5.
+    sequence i and j lie; a float32 cumulative sum is wrong by 0.6% at 32k tokens and log gate -5. Gates that let
+    nothing pass are made finite first (`finite_log_gates`), so that no difference is inf - inf.
     """
-    return jax.lax.associative_scan(add_two_floats, (log_gates, jnp.zeros_like(log_gates)), axis=1)
+    return _two_float_sum(finite_log_gates(log_gates))
+
+
+@jax.custom_vjp
+def _two_float_sum(x: Array) -> tuple[Array, Array]:
+    return jax.lax.associative_scan(add_two_floats, (x, jnp.zeros_like(x)), axis=1)
 
 
 def add_two_floats(a, b):
@@ -71,13 +76,9 @@ def add_two_floats(a, b):
     return high, low - (high - total)
 
 
-def _cumulative_log_gates_forward(log_gates):
-    return cumulative_log_gates(log_gates), None
-
-
-def _cumulative_log_gates_backward(_, cotangents):
+def _two_float_sum_backward(_, cotangents):
     d_high, _ = cotangents  # low is a correction of high: the sum's derivative is carried by high alone
     return (jnp.flip(jnp.cumsum(jnp.flip(d_high, 1), 1), 1),)
 
 
-cumulative_log_gates.defvjp(_cumulative_log_gates_forward, _cumulative_log_gates_backward)
+_two_float_sum.defvjp(lambda x: (_two_float_sum(x), None), _two_float_sum_backward)

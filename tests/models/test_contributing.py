@@ -49,7 +49,7 @@ _LEARNED = {
 KERNEL = {
     "sympow_jax/ops/linear_attention/kernels.py": [
         (
-            "\nKernel = PowerKernel | TaylorKernel",
+            "\ndef _integer_power(",
             '''
 @dataclasses.dataclass(frozen=True)
 class BumpKernel:
@@ -72,31 +72,12 @@ class BumpKernel:
         return 1 + head_dim * (head_dim + 1) // 2
 
 
-Kernel = PowerKernel | TaylorKernel | BumpKernel''',
+def _integer_power(''',
         ),
     ],
-    "sympow_jax/ops/__init__.py": (
-        "from sympow_jax.ops.taylor_attention.api import taylor_step as taylor_step\n",
-        "from sympow_jax.ops.taylor_attention.api import taylor_step as taylor_step\n"
-        + "".join(
-            f"from sympow_jax.ops.bump_attention.api import bump_{name} as bump_{name}\n"
-            for name in ("attention", "attention_with_state", "initial_state", "state", "step")
-        ),
-    ),
     "sympow_jax/layers/kernels.py": [
-        ('"taylor": _taylor}', '"taylor": _taylor, "bump": _bump}'),
-        ("PowerKernel, TaylorKernel\n", "BumpKernel, PowerKernel, TaylorKernel\n"),
-        (
-            "\ndef _taylor()",
-            """
-def _bump() -> LinearKernel:
-    functions = (ops.bump_attention, ops.bump_attention_with_state, ops.bump_step)
-    functions += (ops.bump_state, ops.bump_initial_state)
-    return LinearKernel(BumpKernel(), *functions)
-
-
-def _taylor()""",
-        ),
+        ('"taylor": TaylorKernel(),', '"taylor": TaylorKernel(), "bump": BumpKernel(),'),
+        ("import Kernel,", "import BumpKernel, Kernel,"),
     ],
     "sympow_jax/variants.py": [
         ('KERNELS = ("softmax", "power", ', 'KERNELS = ("softmax", "bump", "power", '),
@@ -168,13 +149,6 @@ def test_only_the_named_files_change(tmp_path, section, changes, variant, form):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "tests" / "models", tmp_path / "tests" / "models")
     names = [pathlib.Path(name).name for name in changes]
-    if variant == "bump_gated":  # the folder of the kernel: Based's, under another name
-        folder = tmp_path / "sympow_jax" / "ops" / "bump_attention"
-        shutil.copytree(ROOT / "sympow_jax" / "ops" / "taylor_attention", folder)
-        for path in folder.glob("*.py"):
-            path.write_text(path.read_text().replace("TaylorKernel", "BumpKernel").replace("taylor", "bump"))
-        edit(folder, {"api.py": ("1 + D + D (D + 1) / 2", "1 + D (D + 1) / 2")})
-        names += [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
     edit(tmp_path, changes)
     for name in names:
         assert name in named_files(section), f"CONTRIBUTING.md does not name {name}"

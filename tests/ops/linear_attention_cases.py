@@ -24,8 +24,7 @@ def state_from(spec: ArgSpec, arrays: dict):
     """The initial state among the arrays, or None."""
     if "state" not in arrays:
         return None
-    state = ops.PowerState if spec.degree else ops.TaylorState
-    return state(arrays["state"], arrays["normalizer"], jnp.ones(spec.B, jnp.int32))
+    return ops.LinearState(arrays["state"], arrays["normalizer"], jnp.ones(spec.B, jnp.int32))
 
 
 def all_arrays(spec: ArgSpec) -> tuple[dict, dict]:
@@ -53,9 +52,8 @@ def _state_of_some_keys(spec: ArgSpec) -> dict:
 
 
 def _zeros(spec: ArgSpec):
-    if spec.degree:
-        return ops.power_initial_state(spec.B, spec.K, spec.D, spec.Dv, degree=spec.degree)
-    return ops.taylor_initial_state(spec.B, spec.K, spec.D, spec.Dv)
+    kernel = ops.PowerKernel(spec.degree) if spec.degree else ops.TaylorKernel()
+    return ops.empty_state(kernel, spec.B, spec.K, spec.D, spec.Dv)
 
 
 def evaluate(spec: ArgSpec, implementation: str, dtype: str, **options) -> dict[str, np.ndarray]:

@@ -10,7 +10,8 @@ import pytest
 from sympow_jax import ops
 from sympow_jax.ops.platform import compiling_for
 from sympow_jax.ops.softmax_attention import accelerators
-from sympow_jax.ops.softmax_attention.api import _choose, _inputs
+from sympow_jax.ops.softmax_attention.api import fill_in
+from sympow_jax.ops.softmax_attention.dispatch import choose as choose_implementation
 from sympow_jax.ops.softmax_attention.reference import reference
 
 IDS = np.repeat([[1, 2, 0, 3]], [100, 60, 30, 66], axis=1).astype(np.int32)
@@ -23,7 +24,7 @@ def make_arrays(dtype=jnp.float32, T=256):
 
 def make_inputs(q, k, v, segment_ids=None, **changes):
     options = {"log_gates": None, "bias": None, "positions": None, "key_positions": None} | changes
-    return _inputs(q, k, v, segment_ids=segment_ids, **options)
+    return fill_in(q, k, v, segment_ids=segment_ids, **options)
 
 
 def values_and_gradients(form, segment_ids):
@@ -64,7 +65,7 @@ def chosen(platform, dtype=jnp.bfloat16, T=256, segment_ids=None, cached=False, 
     names = []
 
     def choose(q, k, v):
-        names.append(_choose(None, make_inputs(q, k, v, segment_ids, **changes), None, cached=cached))
+        names.append(choose_implementation(None, make_inputs(q, k, v, segment_ids, **changes), None, cached=cached))
 
     with compiling_for(platform):
         jax.eval_shape(choose, *make_arrays(dtype, T))

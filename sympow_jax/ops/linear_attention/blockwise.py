@@ -13,19 +13,25 @@ import numpy as np
 from sympow_jax.ops.linear_attention.decay import gate_gradient, whole_and_rest
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values, pad_time
 from sympow_jax.ops.linear_attention.kernels import Kernel
+from sympow_jax.ops.linear_attention.state import read_state
 from sympow_jax.ops.loops import causal_pairs, expected_trips
-from sympow_jax.ops.position_bias import PositionBias
 from sympow_jax.ops.residuals import kept
-from sympow_jax.typing import Array, Float, Int
+from sympow_jax.typing import Array, Float
 
 
 def blockwise(
-    kernel: Kernel, inputs: LinearInputs, bias: PositionBias | None, positions: Int[Array, "B T"], block_size: int
+    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"] | None, block_size: int
 ) -> Float[Array, "B T K G Dv1"]:
-    """Returns [num, den] of every row, without an initial state; see the package docstring for the equations."""
+    """Returns [num, den] of every row; see the package docstring for the equations."""
+    out = _from_own_keys(kernel, inputs, block_size)
+    return out if state is None else out + read_state(kernel, inputs, state, block_size)
+
+
+def _from_own_keys(kernel: Kernel, inputs: LinearInputs, block_size: int) -> Float[Array, "B T K G Dv1"]:
+    """[num, den] without an initial state."""
     B, T, K, G, _ = inputs.q.shape
     inputs = pad_time(inputs, block_size)
-    positions = jnp.pad(positions, [(0, 0), (0, inputs.k.shape[1] - T)])
+    positions = inputs.runs if inputs.positions is None else inputs.positions  # no bias, no use of them
 
     def blocks(x):  # [B, T, ...] -> [N, B, C, ...]
         return jnp.moveaxis(x.reshape(B, -1, block_size, *x.shape[2:]), 1, 0)
@@ -33,8 +39,8 @@ def blockwise(
     q = jnp.transpose(blocks(inputs.q), (0, 1, 3, 4, 2, 5))  # [N, B, K, G, C, D]
     k, v = (jnp.moveaxis(blocks(x), 3, 2) for x in (inputs.k, extend_values(inputs.v, inputs.valid)))
     gates = jnp.moveaxis(blocks(inputs.log_gates), 3, 2)  # [N, B, K, C]
-    params = None if bias is None else bias.params
-    function = None if bias is None else bias.function
+    params = None if inputs.bias is None else inputs.bias.params
+    function = None if inputs.bias is None else inputs.bias.function
     out: Array = _blockwise(kernel, function, q, k, v, gates, params, blocks(inputs.runs), blocks(positions))
     return jnp.transpose(out, (1, 0, 4, 2, 3, 5)).reshape(B, -1, K, G, v.shape[-1])[:, :T]
 

@@ -55,5 +55,5 @@ def taylor_condition(
 def _normalizers(kernel: Kernel, q: Array, k: Array, *, log_gates, segment_ids, scale: float) -> Float[Array, "B T H"]:
     """sum_j kernel(scale q_i . k_j) decay_ij, block by block."""
     inputs = group_inputs(q, k, k[..., :0], log_gates=log_gates, segment_ids=segment_ids, scale=scale, state=None)
-    sums = blockwise(kernel, inputs, None, inputs.runs, min(128, q.shape[1]))
+    sums = blockwise(kernel, inputs, None, min(128, q.shape[1]))
     return sums.reshape(q.shape[:3])  # of no value but the normaliser

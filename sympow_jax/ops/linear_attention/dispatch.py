@@ -1,30 +1,35 @@
 """Which form runs: the one that was named, or the cheapest by a small measured table."""
 
+from typing import Literal, cast, get_args
+
 from sympow_jax.ops.linear_attention.inputs import LinearInputs
 from sympow_jax.ops.linear_attention.kernels import Kernel, PowerKernel
-from sympow_jax.ops.position_bias import PositionBias
+
+LinearForm = Literal["chunked", "recurrent"]  # linear in T, with a state
+Implementation = Literal["reference", "blockwise"] | LinearForm
+LINEAR_FORMS: tuple[LinearForm, ...] = get_args(LinearForm)
 
 # float32 features of a chunk that the caches of two cores hold: 256 tokens of degree 2 at D = 64 or degree 4 at D = 16
 CACHED_FEATURES = 1_000_000
-IMPLEMENTATIONS = ("reference", "blockwise", "chunked", "recurrent")
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("reference", "blockwise", *LINEAR_FORMS)
 
 
 def choose(
-    kernel: Kernel, inputs: LinearInputs, implementation: str | None, chunk_size: int | None, bias: PositionBias | None
-) -> tuple[str, int]:
+    kernel: Kernel, inputs: LinearInputs, implementation: str | None, chunk_size: int | None
+) -> tuple[Implementation, int]:
     """The form and its chunk or block length; a named form that cannot do the job raises one line."""
     T, D = inputs.k.shape[1], inputs.k.shape[3]
     if implementation is None:
-        implementation = cheapest(kernel, T, kernel.num_features(D), has_bias=bias is not None)
+        implementation = cheapest(kernel, T, kernel.num_features(D), has_bias=inputs.bias is not None)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}, or None")
-    if bias is not None and implementation in ("chunked", "recurrent"):
+    if inputs.bias is not None and implementation in LINEAR_FORMS:
         raise ValueError(
             f"implementation={implementation!r} cannot add a bias (no linear form); use 'reference' or 'blockwise'"
         )
     if chunk_size is None:
         chunk_size = measured_length(implementation, kernel.num_features(D))
-    return implementation, min(chunk_size, T)
+    return cast(Implementation, implementation), min(chunk_size, T)
 
 
 def measured_length(implementation: str, num_features: int) -> int:
@@ -32,7 +37,7 @@ def measured_length(implementation: str, num_features: int) -> int:
     return 256 if implementation == "chunked" and 256 * num_features <= CACHED_FEATURES else 128
 
 
-def cheapest(kernel: Kernel, seq_len: int, num_features: int, *, has_bias: bool) -> str:
+def cheapest(kernel: Kernel, seq_len: int, num_features: int, *, has_bias: bool) -> Implementation:
     """The cheapest form, from where forward + backward of chunked and blockwise cross on CPU.
 
     Measured at 4 heads: between 512 and 2,048 tokens for 528 features of degree 2, and between 8,192 and 16,384 for

@@ -8,7 +8,27 @@ import jax.numpy as jnp
 
 from sympow_jax.ops.gates import finite_log_gates
 from sympow_jax.ops.linear_attention.kernels import Kernel
-from sympow_jax.typing import Array, Bool, Float, Int, accumulation_dtype
+from sympow_jax.ops.positions.position_bias import PositionBias
+from sympow_jax.typing import Array, Bool, Float, Int, PyTree, accumulation_dtype
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LinearState:
+    """The past of a row, as much of it as its next token can see; its size does not depend on the context.
+
+    state      = sum_j exp(G_T - G_j) phi(k_j) v_j^T   (keys unscaled: `scale` belongs to the queries)
+    normalizer = sum_j exp(G_T - G_j) phi(k_j)
+
+    Attributes:
+      state: [B, K, P, Dv], float32, P the number of features of the kernel.
+      normalizer: [B, K, P], float32.
+      segment_id: [B], the document that the state belongs to; only a next token of the same document sees it.
+    """
+
+    state: PyTree  # JAX rebuilds pytrees with stacked layers, shapes or shardings in the fields
+    normalizer: PyTree
+    segment_id: PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -17,6 +37,7 @@ class LinearInputs:
     """What every form of linear attention takes; G = H / K queries share a key.
 
     `runs` numbers the documents of a row, 0 continuing the initial state; tokens that are not `valid` are padding.
+    `bias`, of `positions`, is for the quadratic forms alone.
     """
 
     q: Float[Array, "B T K G D"]
@@ -25,9 +46,22 @@ class LinearInputs:
     log_gates: Float[Array, "B T K"]
     runs: Int[Array, "B T"]
     valid: Bool[Array, "B T"]
+    bias: PositionBias | None = None
+    positions: Int[Array, "B T"] | None = None
 
 
-def group_inputs(q, k, v, *, log_gates, segment_ids, scale, state) -> LinearInputs:
+def group_inputs(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T K D"],
+    v: Float[Array, "B T K Dv"],
+    *,
+    log_gates: Float[Array, "B T K"] | None,
+    segment_ids: Int[Array, "B T"] | None,
+    scale: float | None,
+    state: LinearState | None,
+    bias: PositionBias | None = None,
+    positions: Int[Array, "B T"] | None = None,
+) -> LinearInputs:
     """Scales and groups the queries, clips the gates, and numbers the runs of segment ids."""
     B, T, H, D = q.shape
     K = k.shape[2]
@@ -40,10 +74,14 @@ def group_inputs(q, k, v, *, log_gates, segment_ids, scale, state) -> LinearInpu
     else:
         gates = finite_log_gates(log_gates.astype(dtype))
     runs, valid = number_runs(segment_ids, None if state is None else state.segment_id, (B, T))
-    return LinearInputs(q, k, v, gates, runs, valid)
+    if bias is not None and positions is None:
+        positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+    return LinearInputs(q, k, v, gates, runs, valid, bias, positions)
 
 
-def number_runs(segment_ids: Array | None, state_segment: Array | None, shape: tuple[int, int]) -> tuple[Array, Array]:
+def number_runs(
+    segment_ids: Int[Array, "B T"] | None, state_segment: Int[Array, "B"] | None, shape: tuple[int, int]
+) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
     """The run of each token (0 until the first change of segment id, then 1, 2, ...), and which are not padding."""
     if segment_ids is None:
         return jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool)
@@ -52,7 +90,7 @@ def number_runs(segment_ids: Array | None, state_segment: Array | None, shape: t
     return jnp.cumsum(segment_ids != previous, axis=1, dtype=jnp.int32), segment_ids != 0
 
 
-def extend_values(v: Array, valid: Array) -> Array:
+def extend_values(v: Float[Array, "B T K Dv"], valid: Bool[Array, "B T"]) -> Float[Array, "B T K Dv1"]:
     """[v, 1] for real tokens and 0 for padding: the normaliser is one more value."""
     ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
     return jnp.where(valid[..., None, None], jnp.concatenate([v, ones], axis=-1), 0.0)
@@ -74,7 +112,8 @@ def pad_time(inputs: LinearInputs, multiple: int) -> LinearInputs:
     def pad(x, **mode):
         return jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2), **mode)
 
-    return dataclasses.replace(jax.tree.map(pad, inputs), runs=pad(inputs.runs, mode="edge"))
+    padded = jax.tree.map(pad, dataclasses.replace(inputs, bias=None))
+    return dataclasses.replace(padded, bias=inputs.bias, runs=pad(inputs.runs, mode="edge"))
 
 
 def check_arguments(kernel: Kernel, q, k, v, *, log_gates, segment_ids, positions, bias, state, chunk_size) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,40 @@ from sympow_jax.typing import Array, Float
 SQRT2 = math.sqrt(2.0)
 
 
+@runtime_checkable
+class Kernel(Protocol):
+    """What a linear kernel is: a weight of scores, >= 0, and features with phi(q) . phi(k) = weight(q . k).
+
+    Every form of linear attention, its gradients and its states follow from these four functions. Kernels are frozen
+    dataclasses: they are static arguments of compiled programs.
+    """
+
+    def weight(self, s: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The kernel as a function of the score s = q . k."""
+        ...
+
+    def derivative(self, s: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The derivative of `weight`."""
+        ...
+
+    def features(self, x: Float[Array, "*B D C"]) -> Float[Array, "*B P C"]:
+        """phi(x) of C tokens."""
+        ...
+
+    def num_features(self, head_dim: int) -> int:
+        """P, the size of phi."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class PowerKernel:
     """kernel(s) = s^p for an even degree p: symmetric power attention."""
 
     degree: int
+
+    def __post_init__(self) -> None:
+        if self.degree < 2 or self.degree % 2:
+            raise ValueError(f"degree={self.degree} must be even (weights must not be negative): 2, 4 or 6")
 
     def weight(self, s: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The kernel as a function of the score s = q . k."""
@@ -56,9 +86,6 @@ class TaylorKernel:
     def num_features(self, head_dim: int) -> int:
         """P, the size of phi."""
         return 1 + head_dim + head_dim * (head_dim + 1) // 2
-
-
-Kernel = PowerKernel | TaylorKernel
 
 
 def _integer_power(s: Array, degree: int) -> Array:

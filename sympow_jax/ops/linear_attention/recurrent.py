@@ -9,12 +9,14 @@ from sympow_jax.typing import Array, Float
 
 
 def recurrent(
-    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"]
-) -> tuple[Float[Array, "B T K G Dv1"], Float[Array, "B K P Dv1"]]:
+    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"], size: int
+) -> tuple[Float[Array, "B T K G Dv"], Float[Array, "B K P Dv1"]]:
     """S_t = exp(log_gate_t) S_(t-1) + phi(k_t) [v_t, 1]^T and [num, den]_t = phi(q_t) S_t, S reset at each new run.
 
-    The token's own key is weighed directly, kernel(q_t . k_t), which loses no digits to the expansion.
+    The token's own key is weighed directly, kernel(q_t . k_t), which loses no digits to the expansion. Returns
+    num / den and the final state.
     """
+    del size  # there are no chunks
     dtype = inputs.log_gates.dtype
     previous = jnp.concatenate([jnp.zeros_like(inputs.runs[:, :1]), inputs.runs[:, :-1]], axis=1)
     gates = jnp.where((inputs.runs == previous)[..., None], jnp.exp(inputs.log_gates), 0.0)
@@ -28,7 +30,7 @@ def recurrent(
 
     tokens = (inputs.q, inputs.k, extend_values(inputs.v, inputs.valid), gates)
     state, out = jax.lax.scan(step, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens))
-    return jnp.moveaxis(out, 0, 1), state
+    return normalise(jnp.moveaxis(out, 0, 1), axis=-1), state
 
 
 def one_step(

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sympow_jax.ops.position_bias import PositionBias
 from sympow_jax.ops.positions.biases import (
     fire_input,
     kerple_log,
@@ -18,6 +17,7 @@ from sympow_jax.ops.positions.biases import (
     sandwich_strengths,
     t5_bucket,
 )
+from sympow_jax.ops.positions.position_bias import PositionBias
 from sympow_jax.ops.positions.relu_mlp import relu_mlp
 from sympow_jax.ops.positions.rotary import phase_turns
 from sympow_jax.typing import Array, Float, PRNGKeyArray

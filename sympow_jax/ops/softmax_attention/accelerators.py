@@ -4,7 +4,7 @@ They compute plain causal attention, with grouped queries and a window, and spla
 neither takes gates or additive biases without a T x T array, which is what `blockwise` is for.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from sympow_jax.ops.platform import target_platform
 from sympow_jax.ops.softmax_attention.inputs import Inputs
 
-KERNELS = {"gpu": "cudnn", "tpu": "pallas"}
+KERNELS: dict[str, Literal["cudnn", "pallas"]] = {"gpu": "cudnn", "tpu": "pallas"}
 LANES = 128  # of a TPU: tiles of splash attention are multiples of it
 LARGEST_TILE = 512
 

@@ -1,24 +1,12 @@
-"""The public function: checks, defaults, and the choice of an implementation."""
+"""The public functions: checks, and every default filled in."""
 
 import jax
 import jax.numpy as jnp
 
-from sympow_jax.ops.gates import cumulative_log_gates, finite_log_gates
-from sympow_jax.ops.platform import target_platform
-from sympow_jax.ops.position_bias import PositionBias
-from sympow_jax.ops.softmax_attention import accelerators
-from sympow_jax.ops.softmax_attention.blockwise import blockwise
-from sympow_jax.ops.softmax_attention.inputs import Inputs, repeat_heads
-from sympow_jax.ops.softmax_attention.reference import reference
-from sympow_jax.typing import Array, Float, Int, accumulation_dtype
-
-IMPLEMENTATIONS = ("reference", "blockwise", "cudnn", "pallas")
-# Measured on 2 CPU cores, float32, forward and backward: up to 128 x 128 pairs the dense form is as fast as tiles and
-# compiles sooner; above, tiles of 128 win by 2-3x at T = 256..512, and tiles of 512 from T = 2048 on.
-DENSE_PAIRS = 1 << 14
-DENSE_QUERIES = 16  # decoding: a tile would be mostly padding
-BLOCK_SIZES = ((1024, 128), (2048, 256))
-LARGEST_BLOCK = 512
+from sympow_jax.ops.positions.position_bias import PositionBias
+from sympow_jax.ops.softmax_attention.dispatch import attend
+from sympow_jax.ops.softmax_attention.inputs import Gates, Inputs, gates_at_keys
+from sympow_jax.typing import Array, Float, Int
 
 
 def softmax_attention(
@@ -67,9 +55,15 @@ def softmax_attention(
     """
     _check(q, k, log_gates, window)
     _check_cache(q.shape[1], k.shape[1], segment_ids, positions, key_positions)
-    _check_options(implementation, block_size)
-    x = _inputs(q, k, v, log_gates, bias, segment_ids, positions, key_positions)
-    return _attend(x, scale, window, implementation, block_size, cached=key_positions is not None)
+    x = fill_in(q, k, v, log_gates, bias, segment_ids, positions, key_positions)
+    return attend(
+        x,
+        scale=scale,
+        window=window,
+        implementation=implementation,
+        block_size=block_size,
+        cached=key_positions is not None,
+    )
 
 
 def softmax_attention_at(
@@ -93,58 +87,21 @@ def softmax_attention_at(
     j <= query_index_i. It is what a device computes that holds the keys of other devices too.
     """
     _check(q, k, log_gates, window)
-    _check_options(implementation, block_size)
     index = jnp.arange(k.shape[1], dtype=jnp.int32)
     gates, segments = None, None
     if log_gates is not None:
-        at_keys = cumulative_log_gates(log_gates.astype(accumulation_dtype(log_gates, q)))
-        at_keys = jax.tree.map(lambda g: repeat_heads(g, q.shape[2]), at_keys)
+        at_keys = gates_at_keys(log_gates, q)
         gates = jax.tree.map(lambda g: g[:, query_index], at_keys), at_keys
     if segment_ids is not None:
         segments = segment_ids[:, query_index], segment_ids
     q_positions, k_positions = (query_index, index) if positions is None else (positions[:, query_index], positions)
     x = Inputs(q, k, v, gates, bias, q_positions, k_positions, query_index[None], index[None], segments)
-    return _attend(x, scale, window, implementation, block_size, cached=True)
+    return attend(x, scale=scale, window=window, implementation=implementation, block_size=block_size, cached=True)
 
 
-def _attend(x: Inputs, scale, window, implementation, block_size, *, cached: bool) -> Array:
-    scale = float(x.q.shape[-1] ** -0.5 if scale is None else scale)
-    implementation = _choose(implementation, x, block_size, cached=cached)
-    if implementation == "cudnn":
-        return accelerators.cudnn(x, scale=scale, window=window)
-    if implementation == "pallas":
-        return accelerators.splash(x, scale=scale, window=window)
-    if implementation == "reference":
-        return reference(x, scale=scale, window=window)
-    T, S = x.q.shape[1], x.k.shape[1]
-    return blockwise(x, scale=scale, window=window, block_size=block_size or _default_block_size(T, S, window))
-
-
-def _choose(implementation: str | None, x: Inputs, block_size: int | None, *, cached: bool) -> str:
-    """The implementation that was named, or the kernel of the accelerator if there is one, or the measured choice."""
-    if implementation is not None and implementation in accelerators.KERNELS.values():
-        reason = accelerators.obstacle(implementation, x, cached=cached)
-        if reason:
-            raise ValueError(f"implementation={implementation!r}: {reason}; use 'blockwise', or None")
-    if implementation is not None:
-        return implementation
-    kernel = accelerators.KERNELS.get(target_platform())
-    if kernel and block_size is None and accelerators.obstacle(kernel, x, cached=cached) is None:
-        return kernel
-    T, S = x.q.shape[1], x.k.shape[1]
-    dense = T <= DENSE_QUERIES or T * S <= DENSE_PAIRS
-    return "reference" if dense and block_size is None else "blockwise"
-
-
-def _default_block_size(T: int, S: int, window: int | None) -> int:
-    """From the measured table, but no larger than the queries or the window can use."""
-    size = next((size for longest, size in BLOCK_SIZES if longest > S), LARGEST_BLOCK)
-    return min(size, max(64, T), max(64, window or size), max(T, S))
-
-
-def _inputs(q, k, v, log_gates, bias, segment_ids, positions, key_positions) -> Inputs:
-    T, H = q.shape[1:3]
-    index = jnp.arange(T, dtype=jnp.int32)
+def fill_in(q, k, v, log_gates, bias, segment_ids, positions, key_positions) -> Inputs:
+    """The arguments of `softmax_attention` as its implementations take them."""
+    index = jnp.arange(q.shape[1], dtype=jnp.int32)
     if key_positions is None:
         q_order = k_order = index[None]
         q_positions = k_positions = index if positions is None else positions
@@ -153,32 +110,21 @@ def _inputs(q, k, v, log_gates, bias, segment_ids, positions, key_positions) -> 
         k_order = k_positions = key_positions
     gates = None
     if log_gates is not None:
-        log_gates = finite_log_gates(log_gates.astype(accumulation_dtype(log_gates, q)))
-        gates = _gates_at_queries_and_keys(log_gates, q_order, key_positions)
-        gates = jax.tree.map(lambda g: repeat_heads(g, H), gates)
+        gates = _gates_at_queries_and_keys(log_gates, q, q_order, key_positions)
     segments = None if segment_ids is None else (segment_ids, segment_ids)
     return Inputs(q, k, v, gates, bias, q_positions, k_positions, q_order, k_order, segments)
 
 
-def _gates_at_queries_and_keys(log_gates, q_order, key_positions):
+def _gates_at_queries_and_keys(log_gates, q, q_order, key_positions) -> tuple[Gates, Gates]:
     """Cumulative log gates at each query and each key; a query's is that of the last key it sees."""
     if key_positions is None:
-        at_keys = cumulative_log_gates(log_gates)
+        at_keys = gates_at_keys(log_gates, q)
         return at_keys, at_keys
-    at_keys = cumulative_log_gates(jnp.where(key_positions[:, :, None] >= 0, log_gates, 0.0))
+    at_keys = gates_at_keys(jnp.where(key_positions[:, :, None] >= 0, log_gates, 0.0), q)
     reached = jax.lax.cummax(key_positions, axis=1)  # an unwritten slot counts with the written one before it
     last = jax.vmap(lambda slots, now: jnp.searchsorted(slots, now, side="right") - 1)(reached, q_order)
-    at_queries = tuple(jnp.take_along_axis(g, jnp.maximum(last, 0)[:, :, None], axis=1) for g in at_keys)
-    return at_queries, at_keys
-
-
-def _check_options(implementation, block_size):
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(
-            f"implementation={implementation!r}: softmax_attention has {', '.join(IMPLEMENTATIONS)}, or None"
-        )
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size={block_size}: legal are None or integers >= 1")
+    high, low = (jnp.take_along_axis(g, jnp.maximum(last, 0)[:, :, None], axis=1) for g in at_keys)
+    return (high, low), at_keys
 
 
 def _check_cache(T, S, segment_ids, positions, key_positions):

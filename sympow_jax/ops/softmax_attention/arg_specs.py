@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sympow_jax.ops import positions
-from sympow_jax.ops.position_bias import PositionBias
+from sympow_jax.ops.positions.position_bias import PositionBias
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sympow_jax.ops.loops import causal_pairs, expected_trips
-from sympow_jax.ops.position_bias import PositionBias
+from sympow_jax.ops.positions.position_bias import PositionBias
 from sympow_jax.ops.residuals import kept
 from sympow_jax.ops.softmax_attention.inputs import Inputs, visible
 from sympow_jax.ops.softmax_attention.tiles import Rows, cut, ranges, transposed_ranges

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from sympow_jax.ops.gates import add_two_floats, cumulative_log_gates
-from sympow_jax.ops.position_bias import PositionBias
+from sympow_jax.ops.positions.position_bias import PositionBias
+from sympow_jax.ops.softmax_attention.inputs import repeat_heads, visible
 from sympow_jax.typing import Array, Float, Int, PyTree, accumulation_dtype
 
 BLOCK_SIZE = 512  # slots read at a time: on 2 CPU cores 256 to 1,024 are alike, and 5 times faster than all at once
@@ -103,7 +104,7 @@ def cached_attention(
     C, Dv = min(BLOCK_SIZE, S), cache.values.shape[3]
     dtype = accumulation_dtype(q)
     rows = q.reshape(B, T, K, H // K, -1).transpose(0, 2, 3, 1, 4).reshape(B, K, H // K * T, -1)
-    q_gates = jax.tree.map(lambda g: jax.lax.dynamic_slice_in_dim(g, offset, T, 1), cache.gates)
+    q_gates = jax.tree.map(lambda g: repeat_heads(jax.lax.dynamic_slice_in_dim(g, offset, T, 1), H), cache.gates)
 
     def block(j, carry):
         out, total, row_max = carry
@@ -119,12 +120,12 @@ def cached_attention(
         if bias is not None:
             logits += bias(positions, k_positions).astype(dtype)
         if cache.gates is not None:
-            k_gates = jax.tree.map(lambda g: take(g, 1), cache.gates)
+            k_gates = jax.tree.map(lambda g: repeat_heads(take(g, 1), H), cache.gates)
             logits += sum(
                 at_q.swapaxes(1, 2)[..., None] - at_k.swapaxes(1, 2)[:, :, None]
                 for at_q, at_k in zip(q_gates, k_gates, strict=True)
             )
-        seen = (k_positions[:, None] <= positions[..., None]) & (k_positions >= 0)[:, None]
+        seen = visible(positions, k_positions, None, None)
         seen &= (start + jnp.arange(C, dtype=jnp.int32) >= j * C)[None, None]
         logits = jnp.where(seen[:, None], logits, _MASKED).reshape(B, K, -1, C)
         new_max = jnp.maximum(row_max, logits.max(-1))

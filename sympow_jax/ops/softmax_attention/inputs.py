@@ -5,7 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sympow_jax.ops.position_bias import PositionBias
+from sympow_jax.ops.gates import cumulative_log_gates
+from sympow_jax.ops.positions.position_bias import PositionBias
+from sympow_jax.typing import Array, Bool, Float, Int, accumulation_dtype
+
+Gates = tuple[jax.Array, jax.Array]  # cumulative log gates in two floats, (high, low), each [B, T or S, H]
 
 
 @jax.tree_util.register_dataclass
@@ -15,7 +19,7 @@ class Inputs:
 
     Attributes:
       q, k, v: [B, T, H, D], [B, S, K, D], [B, S, K, Dv].
-      gates: None, or cumulative log gates in two floats: (high, low) at queries [B, T, H], at keys [B, S, H].
+      gates: None, or those at queries and at keys.
       bias: None or a PositionBias.
       q_positions, k_positions: [T], [S] or [B, T], [B, S]: what the bias sees.
       q_order, k_order: [b, T], [b, S], b 1 or B: key j is visible to query i when 0 <= k_order_j <= q_order_i.
@@ -25,7 +29,7 @@ class Inputs:
     q: jax.Array
     k: jax.Array
     v: jax.Array
-    gates: tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None
+    gates: tuple[Gates, Gates] | None
     bias: PositionBias | None
     q_positions: jax.Array
     k_positions: jax.Array
@@ -35,8 +39,11 @@ class Inputs:
 
 
 def visible(
-    q_order: jax.Array, k_order: jax.Array, segments: tuple[jax.Array, jax.Array] | None, window: int | None
-) -> jax.Array:
+    q_order: Int[Array, "b q"],
+    k_order: Int[Array, "b k"],
+    segments: tuple[Int[Array, "B q"], Int[Array, "B k"]] | None,
+    window: int | None,
+) -> Bool[Array, "_ q k"]:
     """Which pairs attend, [b, q, k]: causal, inside the window, in the same document, and no padding."""
     distance = q_order[:, :, None] - k_order[:, None, :]
     mask = (distance >= 0) & (k_order >= 0)[:, None, :]
@@ -48,6 +55,12 @@ def visible(
     return mask
 
 
-def repeat_heads(x: jax.Array, num_heads: int) -> jax.Array:
+def gates_at_keys(log_gates: Float[Array, "B S _"], q: Float[Array, "B T H D"]) -> Gates:
+    """Cumulative log gates of every key, in two floats, for each query head."""
+    pair = cumulative_log_gates(log_gates.astype(accumulation_dtype(log_gates, q)))
+    return repeat_heads(pair[0], q.shape[2]), repeat_heads(pair[1], q.shape[2])
+
+
+def repeat_heads(x: Float[Array, "B S _"], num_heads: int) -> Float[Array, "B S {num_heads}"]:
     """[..., K] -> [..., H]: every query head gets the value of its kv head."""
     return x if x.shape[-1] == num_heads else jnp.repeat(x, num_heads // x.shape[-1], axis=-1)
