@@ -9,7 +9,6 @@ import pytest
 
 from sympow_jax import ops
 from sympow_jax.ops.linear_attention.dispatch import IMPLEMENTATIONS
-from tests.fast_compile import fast_jit
 from tests.tolerances import assert_close
 
 T, H, K, D = 10, 2, 1, 2
@@ -110,7 +109,7 @@ ENTRIES |= {f"steps-{name}": (name, functools.partial(linear_steps, name)) for n
 def test_closed_gates_are_products_with_zero(entry):
     kernel, attend = ENTRIES[entry]
     *inputs, cotangent = (jnp.asarray(x) for x in arguments())
-    found = fast_jit(functools.partial(out_and_gradients, attend))(cotangent, *inputs)
+    found = jax.jit(functools.partial(out_and_gradients, attend))(cotangent, *inputs)
     scale = np.linalg.norm(expected(kernel)["v"])
     for name, want in expected(kernel).items():
         assert_close(found[name], want, "float32", "extreme", name=name, scale=0.0 if name == "out" else scale)
@@ -120,7 +119,7 @@ def test_closed_gates_in_a_cache():
     q, k, v, log_gates, _ = (jnp.asarray(x) for x in arguments())
     cache = ops.cache.empty_cache(1, K, T + 3, D, D, gate_heads=K, dtype="float32")
 
-    @fast_jit
+    @jax.jit
     def read(cache, offset, q, k, v, log_gates):
         positions = offset + jnp.arange(q.shape[1], dtype=jnp.int32)[None]
         cache = ops.cache.append(cache, k, v, log_gates=log_gates, positions=positions, offset=offset)
@@ -135,7 +134,7 @@ def test_closed_gates_in_a_cache():
 
 def test_closed_gates_in_a_condition_number():
     q, k, _, log_gates, _ = (jnp.asarray(x) for x in arguments())
-    condition = fast_jit(ops.power_condition)(q, k, log_gates=log_gates)
+    condition = jax.jit(ops.power_condition)(q, k, log_gates=log_gates)
     np.testing.assert_allclose(condition[:, 3], 1.0 / jnp.square(cosine(q, k)[:, 3]), rtol=1e-4)  # one key is left
 
 
