@@ -37,7 +37,8 @@ class Model:
     Attributes:
       config: the resolved run configuration.
       vocab_size: size of the token alphabet.
-      mesh: devices that `nll`, `logits` without a state and `init` are spread over; None is one device.
+      mesh: devices that `losses`, `nll` and `logits` without a state are spread over; None is one device. `init` gives
+        arrays of one device unless it is compiled with shardings, as `create_train_state` does.
     """
 
     config: Config
