@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 import types
 
 import jax
@@ -113,6 +114,8 @@ def test_a_saved_state_continues_as_if_nothing_had_happened(kind, runs, tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["state.json", "state.npz"]
     again = generation.load_state(tmp_path, decoder, params, batch_size=1, extra_length=8)
     assert again.tokens_read == 13
+    np.testing.assert_array_equal(again.recent, first.recent)
+    assert again.recent.shape == (1, 13) and again.recent[0, 1:8].tolist() == list(b"one two")
     continued = begun + draw(again, 8)
     assert continued == draw(whole, 13) and len(set(continued)) > 5
 
@@ -204,7 +207,9 @@ def test_a_state_of_another_model_and_damaged_files_are_refused(runs, capsys, tm
         return err
 
     assert "attention.gate was 'data' and is 'none' now" in refusal(runs.softmax)
-    other = make_run(tmp_path / "other", "conformal_sympow", "seed=1")
+    other = str(shutil.copytree(runs.sympow, tmp_path / "other"))
+    saved = json.loads((tmp_path / "other" / "config.json").read_text())
+    write_json(tmp_path / "other" / "config.json", saved | {"seed": 1})
     assert run(capsys, other, f"--load_state={state}", "--max_new_tokens=1")[0] == 0  # the same parameters
     _, params, _ = sympow_jax.load(other)
     with Checkpointer(tmp_path / "other" / "checkpoints") as checkpointer:
@@ -213,6 +218,9 @@ def test_a_state_of_another_model_and_damaged_files_are_refused(runs, capsys, tm
     about = json.loads((state / "state.json").read_text())
     (state / "state.json").write_text(json.dumps(about | {"format": 99}))
     assert "not of format 1" in refusal()
+    for recent in ([[300]], [[-1]], "x", [[1] * 65], {}):
+        (state / "state.json").write_text(json.dumps(about | {"recent": recent}))
+        assert "recent holds no token ids" in refusal()
     (state / "state.json").write_text(json.dumps(about))
     (state / "state.npz").write_bytes((state / "state.npz").read_bytes()[:-1])
     assert "not the one that was saved" in refusal()

@@ -11,6 +11,7 @@ from sympow_jax.config import ConfigError
 from sympow_jax.models.model import Model
 from sympow_jax.typing import PyTree
 
+RECENT = 64  # tokens that a stream remembers: what the text of the next one may depend on
 CHUNK_SIZES = (512, 64, 8, 1)  # a prompt is read in as many of the first as fit, then of the second, ...: no padding
 
 
@@ -24,6 +25,7 @@ class Stream:
       tokens_read: tokens behind the state, BOS included.
       batch_size: B.
       max_length: most tokens that the stream can hold; None where nothing bounds it.
+      recent: [B, at most RECENT] int32, the last tokens read.
     """
 
     state: PyTree
@@ -31,6 +33,7 @@ class Stream:
     tokens_read: int
     batch_size: int
     max_length: int | None
+    recent: np.ndarray
 
     @property
     def num_bytes(self) -> int:
@@ -65,7 +68,8 @@ class Decoder:
         """
         bound = self._longest(max_length)
         create = jax.jit(self.model.initial_state, static_argnums=(0, 1))  # so that no two leaves share a buffer
-        return Stream(create(batch_size, bound or 1), None, 0, batch_size, bound)
+        recent = np.zeros((batch_size, 0), np.int32)
+        return Stream(create(batch_size, bound or 1), None, 0, batch_size, bound, recent)
 
     def _longest(self, max_length: int) -> int | None:
         config = self.model.config
@@ -108,6 +112,7 @@ class Decoder:
                 stream.logits, stream.state = program(self._params, part, stream.state)
                 start += size
         stream.tokens_read = total
+        stream.recent = np.concatenate([stream.recent, tokens], axis=1)[:, -RECENT:]
 
     def prepare(self, stream: Stream, num_tokens: int) -> None:
         """Compiles what reading `num_tokens`, and then single tokens, will need."""

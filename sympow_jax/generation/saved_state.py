@@ -10,9 +10,10 @@ import numpy as np
 
 from sympow_jax import config as config_lib
 from sympow_jax.config import Config, ConfigError
+from sympow_jax.config.absent import ABSENT
 from sympow_jax.evals.files import read_npz, write_json, write_npz
 from sympow_jax.files import file_sha256, json_sha256, read_json
-from sympow_jax.generation.decoder import Decoder, Stream
+from sympow_jax.generation.decoder import RECENT, Decoder, Stream
 from sympow_jax.training import manifest
 from sympow_jax.training.digests import digest_arrays
 from sympow_jax.typing import PyTree
@@ -46,6 +47,7 @@ def save_state(folder: str | pathlib.Path, decoder: Decoder, stream: Stream, par
         "format": FORMAT,
         "tokens_read": stream.tokens_read,
         "batch_size": stream.batch_size,
+        "recent": stream.recent.tolist(),
         "config": _identity(decoder.model.config),
         "params": params_digest(params),
         "dtypes": {name: str(array.dtype) for name, array in arrays.items()},
@@ -86,6 +88,7 @@ def load_state(
     stream.state = jax.tree.unflatten(treedef, [filled[name] for name in empty])
     stream.logits = jnp.asarray(_repeat(arrays["logits"], batch_size))
     stream.tokens_read = about["tokens_read"]
+    stream.recent = _repeat(_recent(folder, about, decoder.model.vocab_size), batch_size)
     return stream
 
 
@@ -103,6 +106,18 @@ def _restore(folder: pathlib.Path, name: str, empty: jax.Array, saved: np.ndarra
         )
     full[tuple(slice(0, size) for size in saved.shape)] = saved
     return jnp.asarray(full)
+
+
+def _recent(folder: pathlib.Path, about: Mapping[str, Any], vocab_size: int) -> np.ndarray:
+    """The last tokens read, [rows, n] int32; none where the state was saved before they were kept."""
+    rows = about.get("recent", [[]] * about["batch_size"])
+    try:
+        recent = np.asarray(rows, np.int64).reshape(about["batch_size"], -1)
+    except (TypeError, ValueError, OverflowError):
+        recent = np.full((1, 1), -1)
+    if recent.shape[1] > RECENT or (recent.size and not 0 <= recent.min() <= recent.max() < vocab_size):
+        raise ConfigError(f"--load_state = {folder}: recent holds no token ids of this model; save the state again")
+    return recent.astype(np.int32)
 
 
 def _repeat(array: np.ndarray, batch_size: int) -> np.ndarray:
@@ -125,7 +140,9 @@ def _identity(config: Config) -> dict[str, Any]:
 
 
 def _check_owner(folder: pathlib.Path, about: Mapping[str, Any], config: Config, params: PyTree) -> None:
-    changes = config_lib.diff(about["config"], _identity(config))
+    identity = _identity(config)
+    meant = {name: value for name, value in ABSENT if name in identity}
+    changes = config_lib.diff(meant | about["config"], identity)
     if changes:
         name, (old, new) = next(iter(changes.items()))
         raise ConfigError(

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from sympow_jax.config import ConfigError
-from sympow_jax.generation.decoder import Decoder, Stream
+from sympow_jax.generation.decoder import RECENT, Decoder, Stream
 from sympow_jax.generation.sampling import Sampling, sample
 from sympow_jax.input_pipeline.tokenizers import Tokenizer
 
 MAX_STOP_LENGTH = 256  # characters; as many are held back while they may be the start of a stop string
-_WINDOW = 64  # tokens that are decoded together: a token's text may depend on its neighbours
-_UNSETTLED = re.compile("\ufffd?(?:\\\\(?:u[0-9a-fA-F]{0,3})?)?$")  # half a character, or half an escape of one
+# What later tokens may change: part of a character, whose up to three bytes may show as U+FFFD each, or of an escape.
+_UNSETTLED = re.compile("\ufffd{0,3}(?:\\\\(?:u[0-9a-fA-F]{0,3})?)?\\Z")
 
 
 def prompt_tokens(tokenizer: Tokenizer, text: str, *, batch_size: int = 1, bos: bool = True) -> np.ndarray:
@@ -31,33 +31,54 @@ def check_stop(stop: Sequence[str]) -> None:
 class TextStream:
     """The text of one growing row of tokens.
 
+    Args:
+      tokenizer: of the tokens.
+      stop: texts that end the row; one that is the name of a special token stands for that token.
+      context: the tokens before the first one pushed. What a token says depends on those before it: a word that
+        begins a text has no space before it in many tokenisers, and a character may be cut.
+
     Attributes:
-      stopped: a stop string, or BOS (the start of another text), has come; everything later is ignored.
+      stopped: a stop string, EOS, or BOS (the start of another text), has come; everything later is ignored.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), context: Sequence[int] = ()):
         check_stop(stop)
         self.stopped = False
-        self._tokenizer, self._stop = tokenizer, tuple(stop)
-        self._ids: list[int] = []
-        self._known = ""  # the text of _ids that was settled so far
+        special = [tokenizer.special_id(text) for text in stop]
+        self._tokenizer = tokenizer
+        self._stop = tuple(text for text, number in zip(stop, special, strict=True) if number is None)
+        self._ends = {tokenizer.bos_id, *tokenizer.eos_ids, *special} - {None}
+        self._ids = _whole_start(tokenizer, list(context)[-RECENT:])
+        self._known = _UNSETTLED.sub("", tokenizer.decode(self._ids))  # the text of _ids that has been told
+        self._waited = 0  # tokens since it was told
         self._held = ""  # settled, but it may be the start of a stop string
 
     def push(self, token: int) -> str:
         """The text that is certain now that `token` has come; empty after a stop."""
         if self.stopped:
             return ""
-        if token == self._tokenizer.bos_id:
+        if token in self._ends:
             return self.finish()
         self._ids.append(int(token))
         text = self._tokenizer.decode(self._ids)
-        unsettled = _UNSETTLED.search(text)
-        settled = text[: unsettled.start()] if unsettled else text
-        new, self._known = settled[len(self._known) :], settled
-        if settled == text and len(self._ids) >= 2 * _WINDOW:
-            self._ids = self._ids[-_WINDOW:]
-            self._known = self._tokenizer.decode(self._ids)
+        settled = _UNSETTLED.sub("", text)
+        self._waited += 1
+        waiting = settled != text and self._waited < RECENT
+        if waiting and not settled.startswith(self._known):  # byte fallback shows a run of bytes whole, or none of it
+            return ""
+        self._waited = 0
+        new, self._known = settled[len(self._known) :], max(settled, self._known, key=len)
+        if len(self._ids) >= 2 * RECENT and settled == text:
+            self._forget(text)
         return self._before_stop(new)
+
+    def _forget(self, text: str) -> None:
+        """Drops the oldest tokens, where the rest alone has the text that it has among them."""
+        for start in range(len(self._ids) - RECENT, len(self._ids) - RECENT + 4):
+            rest = self._tokenizer.decode(self._ids[start:])
+            if text.endswith(rest):
+                self._ids, self._known = self._ids[start:], rest
+                return
 
     def finish(self) -> str:
         """What was held back, when no more tokens come."""
@@ -79,6 +100,12 @@ class TextStream:
         return text[: len(text) - held]
 
 
+def _whole_start(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """`ids` without the rest of a character that was cut at their start."""
+    starts = (ids[start:] for start in range(min(4, len(ids))))
+    return next((rest for rest in starts if not tokenizer.decode(rest).startswith("\ufffd")), ids)
+
+
 def generate(
     decoder: Decoder,
     stream: Stream,
@@ -93,7 +120,7 @@ def generate(
     Ends after max_new_tokens or when all rows have stopped. The stream has then read all that was sampled, a stop
     string included; rows that stopped early have read on until the last one stopped.
     """
-    texts = [TextStream(tokenizer, stop) for _ in range(stream.batch_size)]
+    texts = [TextStream(tokenizer, stop, row) for row in stream.recent.tolist()]
     for _ in range(max_new_tokens):
         if stream.logits is None:
             raise ConfigError("the stream is empty: read at least BOS before generating")

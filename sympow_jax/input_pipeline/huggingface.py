@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class HuggingFaceTokenizer(Tokenizer):
     added after the largest. `vocab_size` is the largest id + 1: ids may have gaps.
     """
 
-    def __init__(self, content: bytes, *, bos_id: int | None = None, eos_id: int | None = None) -> None:
+    def __init__(self, content: bytes, *, bos_id: int | None = None, eos_ids: Sequence[int] = ()) -> None:
         self._content = bytes(content)
         self._tokenizer = _plain(self._content)
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -53,7 +53,7 @@ class HuggingFaceTokenizer(Tokenizer):
             raise TokenizerError(f"{SPEC_FILE}: bos_id = {bos_id!r}: must be a whole number of 0..{self._size}")
         if self.has_id(bos_id):
             self._tokenizer.add_special_tokens([self._tokenizer.id_to_token(bos_id)])
-        self.eos_id = eos_id
+        self.eos_ids = _token_ids(eos_ids, self._size)
         self._set_bos(bos_id)
         self._special = _special_names(self._tokenizer, self._content, bos_id)
         self._special_ids = np.asarray(sorted(self._special), np.int64)
@@ -61,7 +61,7 @@ class HuggingFaceTokenizer(Tokenizer):
     @classmethod
     def from_spec(cls, content: bytes, spec: Mapping[str, Any]) -> "HuggingFaceTokenizer":
         """The tokenizer that `spec` describes; without `bos_id` there, BOS is of _BOS_NAMES or the count of ids."""
-        tokenizer = cls(content, bos_id=spec.get("bos_id"))
+        tokenizer = cls(content, bos_id=spec.get("bos_id"), eos_ids=spec.get("eos_ids", ()))
         if "bos_id" not in spec:
             tokenizer._set_bos(tokenizer._unrecorded_bos_id)
         if tokenizer.spec != spec:
@@ -71,9 +71,9 @@ class HuggingFaceTokenizer(Tokenizer):
             )
         return tokenizer
 
-    def with_special(self, *, bos_id: int, eos_id: int | None) -> "HuggingFaceTokenizer":
+    def with_special(self, *, bos_id: int, eos_ids: Sequence[int]) -> "HuggingFaceTokenizer":
         """The same with other tokens that begin and end a text."""
-        return HuggingFaceTokenizer(self._content, bos_id=bos_id, eos_id=eos_id)
+        return HuggingFaceTokenizer(self._content, bos_id=bos_id, eos_ids=eos_ids)
 
     def id_of(self, name: Any) -> int | None:
         """The id of a token, None if there is none of that name."""
@@ -89,6 +89,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self.spec = {"kind": "huggingface", "sha256": hashlib.sha256(self._content).hexdigest()}
         if bos_id != self._unrecorded_bos_id:
             self.spec["bos_id"] = bos_id
+        if self.eos_ids:
+            self.spec["eos_ids"] = [*self.eos_ids]
 
     @functools.cached_property
     def _splitting(self) -> Any:
@@ -117,9 +119,19 @@ class HuggingFaceTokenizer(Tokenizer):
         with _panics_are_errors():
             return self._tokenizer.decode([i for i in np.asarray(ids, np.int64).tolist() if i < self._size])
 
+    def special_id(self, name: str) -> int | None:
+        """The id of the special token of that name, None where there is none."""
+        return next((number for number, special in self._special.items() if special == name), None)
+
     def vocabulary_files(self) -> dict[str, bytes]:
         """The tokenizer.json."""
         return {TOKENIZER_FILE: self._content}
+
+
+def _token_ids(ids: Any, size: int) -> tuple[int, ...]:
+    if not isinstance(ids, list | tuple) or not all(type(i) is int and 0 <= i < size for i in ids):
+        raise TokenizerError(f"{SPEC_FILE}: eos_ids = {ids!r}: must be a list of whole numbers of 0..{size - 1}")
+    return tuple(dict.fromkeys(ids))
 
 
 def _plain(content: bytes) -> Any:

@@ -12,7 +12,7 @@ _NAMED_IN = ("tokenizer_config.json", "special_tokens_map.json", "generation_con
 
 
 def read_huggingface_folder(folder: str | pathlib.Path) -> HuggingFaceTokenizer:
-    """The tokenizer of a folder with tokenizer.json, with the BOS that its configuration files name.
+    """The tokenizer of a folder with tokenizer.json, with the BOS, and all EOS, that its configuration files name.
 
     Without a BOS there, EOS is what stands between documents, as in GPT-2; without both the rule of a lone
     tokenizer.json holds.
@@ -20,9 +20,9 @@ def read_huggingface_folder(folder: str | pathlib.Path) -> HuggingFaceTokenizer:
     folder = pathlib.Path(folder)
     tokenizer = HuggingFaceTokenizer((folder / TOKENIZER_FILE).read_bytes())
     configs = {name: _read_object(folder / name) for name in _NAMED_IN if (folder / name).is_file()}
-    bos_id, eos_id = (_find(folder, configs, which, tokenizer) for which in ("bos_token", "eos_token"))
-    first = eos_id if bos_id is None else bos_id
-    return tokenizer if first is None else tokenizer.with_special(bos_id=first, eos_id=eos_id)
+    bos, eos = (_find(folder, configs, which, tokenizer) for which in ("bos_token", "eos_token"))
+    first = [*bos, *eos][:1]
+    return tokenizer.with_special(bos_id=first[0], eos_ids=eos) if first else tokenizer
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
@@ -37,21 +37,19 @@ def _read_object(path: pathlib.Path) -> dict[str, Any]:
 
 def _find(
     folder: pathlib.Path, configs: Mapping[str, dict[str, Any]], which: str, tokenizer: HuggingFaceTokenizer
-) -> int | None:
-    """The id of the token that the first file names: `bos_token` by its text, or `bos_token_id` by its number."""
+) -> list[int]:
+    """The ids of the tokens that the files name, in their order: `bos_token` by its text, `bos_token_id` by numbers."""
+    ids: list[int] = []
     for file, config in configs.items():
-        name, number = config.get(which), config.get(f"{which}_id")
-        if isinstance(name, dict):
-            name = name.get("content")
-        if isinstance(number, list):
-            number = next(iter(number), None)
-        if name is None and number is None:
-            continue
-        found = number if name is None else tokenizer.id_of(name)
-        if found is None or not tokenizer.has_id(found):
-            raise TokenizerError(
-                f"tokenizer = {str(folder / file)!r}: {which} {number if name is None else name!r} is no token of "
-                f"{TOKENIZER_FILE}; correct the file, or save the tokenizer again"
-            )
-        return found
-    return None
+        name, numbers = config.get(which), config.get(f"{which}_id")
+        name = name.get("content") if isinstance(name, dict) else name
+        numbers = [] if numbers is None else numbers if isinstance(numbers, list) else [numbers]
+        named = {repr(name): tokenizer.id_of(name)} if name is not None else {str(n): n for n in numbers}
+        for text, number in named.items():
+            if number is None or not tokenizer.has_id(number):
+                raise TokenizerError(
+                    f"tokenizer = {str(folder / file)!r}: {which} {text} is no token of {TOKENIZER_FILE}; correct the "
+                    "file, or save the tokenizer again"
+                )
+            ids += [number] if number not in ids else []
+    return ids

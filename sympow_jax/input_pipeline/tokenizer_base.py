@@ -31,7 +31,7 @@ class Tokenizer(abc.ABC):
     vocab_size: int
     bos_id: int
     spec: dict[str, Any]
-    eos_id: int | None = None  # where the tokenizer has one that is not BOS
+    eos_ids: tuple[int, ...] = ()  # tokens that end a text, where the tokenizer has any besides BOS
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
@@ -40,6 +40,10 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+
+    def special_id(self, name: str) -> int | None:
+        """The id of the special token of that name, None where there is none."""
+        return None
 
     def vocabulary_files(self) -> dict[str, bytes]:
         """The files that the specification refers to."""

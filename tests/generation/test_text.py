@@ -3,9 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from sympow_jax.config import ConfigError
 from sympow_jax.generation import Sampling, TextStream, sample
+from sympow_jax.input_pipeline import tokenizers as tk
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
 
 
@@ -52,6 +55,57 @@ def test_text_is_cut_before_the_first_stop_string_and_its_start_is_held_back():
 def test_bos_ends_the_text():
     stream = TextStream(ByteTokenizer())
     assert stream.push(65) == "A" and stream.push(256) == "" and stream.stopped and stream.push(66) == ""
+
+
+def byte_fallback() -> tk.HuggingFaceTokenizer:
+    """Llama 2's style: pieces with a space in front as U+2581, what is no piece as bytes, the first space stripped."""
+    pieces = ["<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *"▁abcdeo", "▁a", "▁b"]
+    model = models.BPE({piece: i for i, piece in enumerate(pieces)}, [("▁", "a"), ("▁", "b")], byte_fallback=True)
+    library = tokenizers.Tokenizer(model)
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    library.decoder = decoders.Sequence(parts)
+    library.add_special_tokens(["<s>", "</s>"])
+    return tk.HuggingFaceTokenizer(library.to_str().encode(), bos_id=0, eos_ids=(1,))
+
+
+def metaspace() -> tk.HuggingFaceTokenizer:
+    """T5's style: words that begin with U+2581."""
+    words = {word: i for i, word in enumerate(["<unk>", "</s>", "▁one", "▁two", "▁three"])}
+    library = tokenizers.Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    library.add_special_tokens(["</s>"])
+    return tk.HuggingFaceTokenizer(library.to_str().encode(), bos_id=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "prompt", "text"),
+    [
+        (byte_fallback, "abc de", " a日本 b🙂o"),
+        (byte_fallback, "ab日", "本 b"),
+        (byte_fallback, "o " * 80, "日" * 90 + " a b"),
+        (metaspace, "one two", " three one"),
+    ],
+)
+def test_text_after_a_prompt_is_what_the_whole_text_has_there(make, prompt, text):
+    """No space is lost and no character comes in parts, whatever the tokenizer does at the start of a text."""
+    tokenizer = make()
+    whole = tokenizer.encode(prompt + text).tolist()
+    before = len(tokenizer.encode(prompt))
+    stream = TextStream(tokenizer, context=whole[:before])
+    pieces = [stream.push(token) for token in whole[before:]]
+    assert "".join(pieces) + stream.finish() == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_eos_ends_the_text_and_a_stop_string_may_name_a_special_token():
+    tokenizer = byte_fallback()
+    a, b = tokenizer.encode("a b").tolist()
+    stream = TextStream(tokenizer)
+    assert stream.push(a) == "a" and stream.push(1) == "" and stream.stopped and stream.push(b) == ""
+    library = metaspace()
+    stream = TextStream(library, ("</s>",))
+    assert stream.push(2) == "one" and stream.push(1) == "" and stream.stopped
 
 
 LOGITS = np.log(np.asarray([[0.5, 0.3, 0.15, 0.05]], np.float32))

@@ -129,11 +129,12 @@ def test_specifications_without_bos_id_mean_what_they_meant():
 @pytest.mark.parametrize(
     ("files", "bos", "eos"),
     [
-        ({}, 3, None),  # [BOS], by its name
-        ({"tokenizer_config.json": {"bos_token": "a", "eos_token": {"content": "b"}}}, 1, 2),
-        ({"special_tokens_map.json": {"bos_token": "b"}, "generation_config.json": {"eos_token_id": [4, 1]}}, 2, 4),
-        ({"tokenizer_config.json": {"bos_token": None, "eos_token": "[EOS]"}}, 4, 4),
-        ({"tokenizer_config.json": {"bos_token": "b"}, "generation_config.json": {"bos_token_id": 1}}, 2, None),
+        ({}, 3, ()),  # [BOS], by its name
+        ({"tokenizer_config.json": {"bos_token": "a", "eos_token": {"content": "b"}}}, 1, (2,)),
+        ({"special_tokens_map.json": {"bos_token": "b"}, "generation_config.json": {"eos_token_id": [4]}}, 2, (4,)),
+        ({"tokenizer_config.json": {"eos_token": "b"}, "generation_config.json": {"eos_token_id": [1, 2]}}, 2, (2, 1)),
+        ({"tokenizer_config.json": {"bos_token": None, "eos_token": "[EOS]"}}, 4, (4,)),
+        ({"tokenizer_config.json": {"bos_token": "b"}, "generation_config.json": {"bos_token_id": 1}}, 2, ()),
     ],
 )
 def test_a_folder_says_what_begins_and_ends_a_text(files, bos, eos, tmp_path):
@@ -142,9 +143,10 @@ def test_a_folder_says_what_begins_and_ends_a_text(files, bos, eos, tmp_path):
         (tmp_path / name).write_text(json.dumps(value))
     for spec in (tmp_path, tmp_path / "tokenizer.json"):
         tokenizer = tk.load_tokenizer(spec)
-        assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (bos, eos, 5)
+        assert (tokenizer.bos_id, tokenizer.eos_ids, tokenizer.vocab_size) == (bos, eos, 5)
     tokenizer.save(tmp_path / "saved")
-    assert tk.load_tokenizer(tmp_path / "saved").bos_id == bos
+    saved = tk.load_tokenizer(tmp_path / "saved")
+    assert (saved.bos_id, saved.eos_ids) == (bos, eos)
 
 
 @pytest.mark.parametrize(

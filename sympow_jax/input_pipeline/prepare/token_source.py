@@ -46,7 +46,7 @@ class TokenFiles:
         """The same, cut at BOS and EOS of `tokenizer`; StoreError where ids are beyond its vocabulary."""
         for file in self.files:
             check_samples(file, tokenizer.vocab_size)
-        ends = {tokenizer.bos_id, tokenizer.bos_id if tokenizer.eos_id is None else tokenizer.eos_id}
+        ends = {tokenizer.bos_id, *tokenizer.eos_ids[:1]}  # others end a turn of a chat, not a document
         return dataclasses.replace(self, ends=tuple(sorted(ends)), vocab_size=tokenizer.vocab_size)
 
     def describe(self) -> dict[str, Any]:
