@@ -107,10 +107,22 @@ def _open(request: EvaluationRequest, config: Config) -> Store | None:
             f"data {request.data!r}: its rows are packed or padded documents, which hold no long context to score; "
             "name a store of whole rows with --data"
         )
+    _check_tokenizer(request, store)
     if longest <= store.document_length:
         return store
     print(f"documents hold {store.document_length:,} tokens: they are joined into rows of {longest:,}")
     return concat_view(store, longest)
+
+
+def _check_tokenizer(request: EvaluationRequest, store: Store) -> None:
+    """Ids of another tokenizer would be scored as if they were the run's: a plausible table, or nan."""
+    own = pathlib.Path(request.workdir) / "tokenizer"
+    theirs, ours = store.tokenizer.digest, load_tokenizer(own).digest
+    if theirs != ours:
+        raise ConfigError(
+            f"--data = {request.data!r}: its tokeniser (digest {theirs[:12]}) is not that of the run ({ours[:12]}), so "
+            f"its ids are other tokens; make a store of the text with prepare.py --tokenizer={own}"
+        )
 
 
 def _data_digest(request: EvaluationRequest, store: Store | None) -> str:

@@ -139,22 +139,9 @@ def test_a_task_is_trained_and_evaluated_by_command(tmp_path, capsys):
     assert train(flags_of(run, *task)) == 0
     rows = [row for row in read_metrics(run / "metrics.jsonl") if "heldout_accuracy" in row]
     assert len(rows) == 2 and 0 <= rows[-1]["heldout_accuracy"] <= 1
-    assert (
-        one_line_errors(eval_command.run, [f"--workdir={run}", "--lengths=24,48", "--pairs=2,4,12", "--num_examples=4"])
-        == 0
-    )
-    assert (
-        one_line_errors(
-            eval_command.run, [f"--workdir={run}", "--task=selective_copy", "--lengths=24", "--num_examples=4"]
-        )
-        == 0
-    )
-    assert (
-        one_line_errors(
-            eval_command.run, [f"--workdir={run}", "--task=copy", "--lengths=24,48", "--num_examples=4", "--name=c"]
-        )
-        == 0
-    )
+    assert evaluate([f"--workdir={run}", "--lengths=24,48", "--pairs=2,4,12", "--num_examples=4"]) == 0
+    assert evaluate([f"--workdir={run}", "--task=selective_copy", "--lengths=24", "--num_examples=4"]) == 0
+    assert evaluate([f"--workdir={run}", "--task=copy", "--lengths=24,48", "--num_examples=4", "--name=c"]) == 0
     names = {f"{name}.{kind}" for name in ("mqar", "selective_copy", "c") for kind in ("json", "npz", "png")}
     assert {path.name for path in (run / "eval").iterdir()} == names
     for flags, message in (

@@ -1,0 +1,43 @@
+"""What an evaluation refuses before it measures."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import pytest
+
+from sympow_jax import evaluate
+from sympow_jax.config import ConfigError, parse_flags
+from sympow_jax.evaluate import EvaluationRequest
+from sympow_jax.files import write_json_atomic
+from sympow_jax.input_pipeline.tokenizers import ByteTokenizer, IdTokenizer
+from tests.input_pipeline.stores import write_store
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """A run on bytes, as far as it is looked at before anything is loaded."""
+    config = parse_flags([f"--config={ROOT}/configs/quickstart.py:fox"])
+    write_json_atomic(tmp_path / "run" / "config.json", dataclasses.asdict(config))
+    ByteTokenizer().save(tmp_path / "run" / "tokenizer")
+    return str(tmp_path / "run")
+
+
+def request(workdir: str, store: pathlib.Path, task: str) -> EvaluationRequest:
+    return EvaluationRequest(workdir, task, (16,), str(store), "x", num_documents=1, num_examples=1, depths=(0.5,))
+
+
+@pytest.mark.parametrize("task", ["length_generalisation", "needle"])
+def test_a_store_of_another_tokenizer_is_refused_and_the_way_out_is_named(workdir, tmp_path, task):
+    store = write_store(tmp_path / "other.zarr", np.zeros((4, 16), "<u2"), chunks=(4, 16))
+    IdTokenizer(257).save(store / "tokenizer")  # as many ids, and another meaning
+    with pytest.raises(ConfigError, match=r"its tokeniser \(digest .* is not .*--tokenizer=.*run/tokenizer"):
+        evaluate.evaluate(request(workdir, store, task))
+
+
+def test_a_store_of_the_same_tokenizer_is_taken(workdir, tmp_path):
+    store = write_store(tmp_path / "same.zarr", np.zeros((4, 16), "<u2"), chunks=(4, 16))
+    ByteTokenizer().save(store / "tokenizer")
+    evaluate._check_tokenizer(request(workdir, store, "needle"), evaluate.open_data(str(store), "heldout", seq_len=16))
