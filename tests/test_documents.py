@@ -44,3 +44,10 @@ def test_the_container_copies_files_that_exist_and_names_extras_that_exist():
     project = (ROOT / "pyproject.toml").read_text()
     for extra in re.findall(r"EXTRA=(\w+)", text):
         assert f"\n{extra} = [" in project, extra
+
+
+def test_the_tree_names_everything_at_the_top_of_the_package():
+    tree = README.partition("## The tree")[2].partition("## ")[0]
+    for path in (ROOT / "sympow_jax").iterdir():
+        name = path.name + ("/" if path.is_dir() else "")
+        assert name.startswith("__pycache__") or re.search(rf"(?m)^      .*{re.escape(name)}", tree), name
