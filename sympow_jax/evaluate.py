@@ -9,9 +9,9 @@ from rich.console import Console
 
 from sympow_jax.config import TASKS, Config, ConfigError, diff
 from sympow_jax.evals import retrieval
+from sympow_jax.evals.distance_curves import distance_curves
 from sympow_jax.evals.files import inputs_digest, write_json, write_result
 from sympow_jax.evals.length_generalisation import length_generalisation, read_documents
-from sympow_jax.evals.position_bias import distance_curves
 from sympow_jax.evaluation_request import LENGTH_GENERALISATION, EvaluationRequest, bias_name, grid_axes, inputs
 from sympow_jax.files import inside, read_json
 from sympow_jax.input_pipeline.opening import open_data
@@ -21,9 +21,9 @@ from sympow_jax.input_pipeline.views import concat_view
 from sympow_jax.loading import check_stream, evaluation_config, load_step
 from sympow_jax.models.model import Model
 from sympow_jax.plots import style
+from sympow_jax.plots.distance_curves import distance_figure
 from sympow_jax.plots.heatmap import accuracy_heatmap
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
-from sympow_jax.plots.position_bias import position_bias_figure
 from sympow_jax.plots.tables import accuracy_table, length_table, verdict
 from sympow_jax.training.checkpoint import list_steps
 from sympow_jax.training.run_files import load_config
@@ -157,7 +157,7 @@ def _lengths(
     if curves["layers"]:
         where = folder / bias_name(request.name)
         write_json(f"{where}.json", curves | {"inputs": inputs_digest(made_from["inputs"])})
-        style.save(position_bias_figure(curves), f"{where}.png")
+        style.save(distance_figure(curves), f"{where}.png")
     style.save(length_generalisation_figure([result]), folder / f"{request.name}.png")
     write_result(folder, request.name, result | made_from, arrays)
     Console().print(length_table(result))

@@ -21,7 +21,6 @@ from sympow_jax.models.model import Model
 from sympow_jax.plots.report import report_page
 from sympow_jax.plots.style import run_labels
 from sympow_jax.training.run_files import load_config
-from sympow_jax.variants import LINEAR_KERNELS
 
 IGNORED_DIFFERENCES = ("logging.", "checkpoint.", "data.prefetch", "data.num_threads")
 
@@ -116,12 +115,12 @@ def _cost(path: pathlib.Path, config: Config, length: int) -> dict[str, Any] | N
         return None
     model = Model(config, read_json(description)["vocab_size"])
     params = jax.eval_shape(model.init, jax.random.key(0))
-    if model.streams_constant or config.attention.kernel == "softmax":
+    if model.streams_constant or not config.attention.is_linear:
         state = jax.eval_shape(lambda: model.initial_state(1, length))
         state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     else:
         return None
-    linear = config.attention.kernel in LINEAR_KERNELS and model.streams_constant
+    linear = config.attention.is_linear and model.streams_constant
     forms = [override(config, {"attention.implementation": "chunked"})] if linear else []
     attention = min(flops.attention_flops_per_token(form, length) for form in [config, *forms])
     per_token = attention + 2.0 * flops.matrix_parameters(config, params)

@@ -15,14 +15,12 @@ POWER_GATE_BIAS = 6.906768  # sigmoid of it is 0.999
 MIN_LOG_GATE = -1000.0  # exp is exactly 0 far above it; finite, so that differences of sums are never inf - inf
 
 
-def data_log_gates(logits: Float[Array, "B T K"], bias: Float[Array, "K"] | float = 0.0) -> Float[Array, "B T K"]:
-    """Data-dependent gates, log sigmoid(logits + bias), evaluated in float32.
+def data_log_gates(logits: Float[Array, "B T K"]) -> Float[Array, "B T K"]:
+    """Data-dependent gates, log sigmoid(logits), evaluated in float32; the logits start at a bias.
 
-    FoX uses bias 0 (arXiv 2503.02130), power attention 6.906768 (gate 0.999 at logit 0).
+    FoX starts at 0 (arXiv 2503.02130), power attention at `POWER_GATE_BIAS` (gate 0.999).
     """
-    dtype = accumulation_dtype(logits)
-    bias = jnp.asarray(bias, dtype)
-    return jax.nn.log_sigmoid(logits.astype(dtype) + jnp.broadcast_to(bias, logits.shape[-1:])[None, None, :])
+    return jax.nn.log_sigmoid(logits.astype(accumulation_dtype(logits)))
 
 
 def head_log_gates(logits: Float[Array, "K"], batch_size: int, length: int) -> Float[Array, "B T K"]:

@@ -11,7 +11,6 @@ from sympow_jax.planning.compile import PlanError, build
 from sympow_jax.planning.report import Plan, failure, plan
 from sympow_jax.planning.targets import Target
 from sympow_jax.training.config_mesh import config_mesh
-from sympow_jax.variants import LINEAR_KERNELS
 
 Changes = dict[str, Any]
 # How much of a layer's activations each policy keeps, roughly: the order in which settings are tried, nothing more.
@@ -25,7 +24,7 @@ def meshes(config: Config, num_devices: int) -> list[Changes]:
     sequence, or over the heads: heads first for a linear kernel in a quadratic form, whose state is too large to pass.
     """
     a = resolve_implementation(config).attention
-    quadratic = a.kernel in LINEAR_KERNELS and a.implementation not in ("chunked", "recurrent")
+    quadratic = a.is_linear and not a.is_linear_form
     avoided = "mesh.seq" if quadratic else "mesh.tensor"
     rows = config.data.batch_size
     found = []
@@ -84,7 +83,7 @@ def search(
             fitting.append((changes, result))
         return result["status"] == "fits"
 
-    chunk = config.attention.chunk_size if config.attention.kernel in LINEAR_KERNELS else 0
+    chunk = config.attention.chunk_size if config.attention.is_linear else 0
     sizes = (chunk // 2, 2 * chunk) if chunk > 1 else ()
     for ladder in candidates(config, target):
         low, high = 0, len(ladder)  # ladder[high] is known to fit

@@ -110,7 +110,7 @@ def cost(points: Sequence[tuple[int, float, float | None]], xlabel: str, unit: s
 
 
 def biases(curves: Mapping[str, Any], title: str) -> str:
-    """Log weight of a key against its distance, one line a head, one colour a layer; see evals.position_bias."""
+    """Log weight of a key against its distance, one line a head, one colour a layer; see evals.distance_curves."""
 
     def draw(axes: Axes) -> None:
         distance = np.asarray(curves["distance"], float)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from sympow_jax import sharding, variants
+from sympow_jax import sharding
 from sympow_jax.config import Config, ConfigError
 
 
@@ -80,8 +80,7 @@ def _check_parameters(config: Config, sizes: dict[str, int]) -> None:
 
 def _check_sequence(config: Config, sizes: dict[str, int]) -> None:
     a, length, shards = config.attention, config.data.seq_len, sizes["seq"]
-    linear = a.kernel in variants.LINEAR_KERNELS
-    halves = 2 if shards > 1 and not linear else 1  # softmax hands each shard an early and a late half
+    halves = 2 if shards > 1 and not a.is_linear else 1  # softmax hands each shard an early and a late half
     divisor = math.lcm(shards * sizes["tensor"], shards * halves)
     if length % divisor:
         raise ConfigError(
@@ -90,7 +89,7 @@ def _check_sequence(config: Config, sizes: dict[str, int]) -> None:
         )
     if shards == 1:
         return
-    if linear and a.position in variants.BIAS_POSITIONS and a.position != "alibi" and "attention" in a.layer_pattern:
+    if a.is_linear and a.has_additive_bias and "attention" in a.layer_pattern:
         raise ConfigError(
             f"mesh.seq = {shards}: a linear kernel with the additive bias {a.position!r} has no finite state to pass "
             "between devices; use mesh.seq = 1"

@@ -15,7 +15,7 @@ from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.step import make_train_step
 from sympow_jax.training.train_state import create_train_state, from_tree, to_tree
-from sympow_jax.variants import LINEAR_KERNELS, VARIANTS
+from sympow_jax.variants import VARIANTS
 from tests.evals.toy import make_store
 from tests.models.small import VOCAB, tiny_config
 
@@ -83,7 +83,7 @@ def test_streaming_equals_the_whole_sequence(variant):
 def test_forms_agree_with_the_reference(variant):
     """Loss and the gradients of all parameters, the fast form against the dense one."""
     model, params = model_and_params(variant)
-    forms = ("chunked", "blockwise") if model.config.attention.kernel in LINEAR_KERNELS else ("blockwise",)
+    forms = ("chunked", "blockwise") if model.config.attention.is_linear else ("blockwise",)
 
     def loss_and_grads(form):
         other = Model(override(model.config, {"attention.implementation": form, "attention.chunk_size": 10}), VOCAB)

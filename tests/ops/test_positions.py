@@ -196,14 +196,14 @@ def test_rotation_depends_on_differences_and_keeps_half_split_pairs():
     q, k = (jnp.asarray(rng.normal(size=(1, 1, 4, 16)), jnp.float32) for _ in range(2))
     frequencies, _ = positions.rope_frequencies(16)
 
-    def rotate(x, position, **options):
-        return positions.rotate(x, positions.rope_phases(jnp.array([[position]], jnp.int32), frequencies), **options)
+    def rotate(x, position):
+        return positions.rotate(x, positions.rope_phases(jnp.array([[position]], jnp.int32), frequencies))
 
     near, far = (rotate(q, 5 + n) * rotate(k, n) for n in (0, 100_000))
     np.testing.assert_allclose(near.sum(-1), far.sum(-1), atol=1e-4)
-    rotated = np.asarray(rotate(q, 3, attention_factor=2.0))[0, 0]
+    rotated = np.asarray(rotate(q, 3))[0, 0]
     pairs = np.asarray(q)[0, 0, :, :8] + 1j * np.asarray(q)[0, 0, :, 8:]
-    expected = 2 * pairs * np.exp(3j * frequencies)
+    expected = pairs * np.exp(3j * frequencies)
     np.testing.assert_allclose(rotated[:, :8] + 1j * rotated[:, 8:], expected, atol=1e-5)
 
 
@@ -283,11 +283,10 @@ def test_kerple_parameters_are_projected_and_can_come_back():
 
 
 def test_gates_are_log_sigmoids_in_float32():
-    logits = jnp.array([[[-30.0, 0.0, 30.0]]], jnp.bfloat16)
-    data = gates.data_log_gates(logits, bias=gates.POWER_GATE_BIAS)
+    data = gates.data_log_gates(jnp.array([[[-30.0, 7.0, 0.0]]], jnp.bfloat16))
     assert data.dtype == jnp.float32
-    np.testing.assert_allclose(np.exp(data[0, 0, 1]), 0.999, rtol=1e-6)
-    np.testing.assert_allclose(data[0, 0, 0], 6.906768 - 30, rtol=1e-6)
+    np.testing.assert_allclose(data[0, 0], [-30.0, -np.log1p(np.exp(-7.0)), -np.log(2.0)], rtol=1e-6)
+    np.testing.assert_allclose(jax.nn.sigmoid(gates.POWER_GATE_BIAS), 0.999, rtol=1e-6)
     head = gates.head_log_gates(jnp.asarray(gates.time_scale_logits(3, 4.0, 64.0)), 2, 5)
     assert head.shape == (2, 5, 3)
     np.testing.assert_allclose(head[0, 0], [-1 / 4, -1 / 16, -1 / 64], rtol=1e-4)

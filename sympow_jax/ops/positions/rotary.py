@@ -270,21 +270,18 @@ def _add_within_segment(later, earlier):
 _learned_turns.defvjp(_learned_turns_forward, _learned_turns_backward)
 
 
-def rotate(
-    x: Float[Array, "B T H D"], phases: Float[Array, "#B T K F"], *, attention_factor: float = 1.0
-) -> Float[Array, "B T H D"]:
+def rotate(x: Float[Array, "B T H D"], phases: Float[Array, "#B T K F"]) -> Float[Array, "B T H D"]:
     """Rotates the half-split pairs (x_i, x_(i + D/2)) by phases in turns, in float32, and casts back to x.dtype.
 
     Args:
       x: queries or keys.
       phases: F = D/2 turns, per head or shared: K divides H, and query head h uses phases h // (H / K).
-      attention_factor: multiplies cos and sin (YaRN's temperature; apply it to queries and keys alike).
     """
     B, T, H, D = x.shape
     K = phases.shape[2]
     dtype = accumulation_dtype(x)
     angles = phases.astype(dtype)[:, :, :, None, :] * (2 * math.pi)
-    cos, sin = jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
     pairs = x.astype(dtype).reshape(B, T, K, H // K, D)
     first, second = pairs[..., : D // 2], pairs[..., D // 2 :]
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sympow_jax import ops
-from sympow_jax.evals.position_bias import distance_curves
+from sympow_jax.evals.distance_curves import distance_curves
 from sympow_jax.models.model import Model, resolve_implementation
-from sympow_jax.plots.position_bias import position_bias_figure
+from sympow_jax.plots.distance_curves import distance_figure
 from tests.models.small import VOCAB, tiny_config
 
 
@@ -27,7 +27,7 @@ def test_a_learned_bias_is_drawn_per_head_and_layer():
         distance = jnp.asarray(curves["distance"], jnp.int32)
         want = ops.positions.learned_bias("fire", own)(jnp.asarray([99], jnp.int32), 99 - distance)
         np.testing.assert_allclose(layer["log_weight"], np.asarray(want)[:, 0], rtol=1e-4, atol=1e-5)
-    figure = position_bias_figure(curves)
+    figure = distance_figure(curves)
     assert [len(panel.get_lines()) >= 2 for panel in figure.axes[:2]] == [True, True]
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from sympow_jax.plots import style
 
 
-def position_bias_figure(curves: Mapping[str, Any]) -> Figure:
+def distance_figure(curves: Mapping[str, Any]) -> Figure:
     """The contents of eval/position_bias.json: log weight of a key against its distance."""
     layers, distance = curves["layers"], np.asarray(curves["distance"], float)
     with style.styled():
