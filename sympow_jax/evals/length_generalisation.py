@@ -105,17 +105,22 @@ def length_generalisation(
     for name, count in counts.items():
         arrays[f"{name}_sums"] = np.concatenate([group[name] for group in groups])
         arrays[f"{name}_counts"] = np.tile(np.asarray(count, np.int64)[None], (len(rows), 1))
-    run = dict(run or {})
-    header = {key: run.get(key) for key in ("step", "variant", "seed", "dtype")}
-    header |= {
+    header = _header(run or {}, store, arrays, train_length)
+    return header | summarise(arrays, train_length=train_length, window=window, stride=stride, seed=seed), arrays
+
+
+def _header(
+    run: Mapping[str, Any], store: Store, arrays: Mapping[str, np.ndarray], train_length: int
+) -> dict[str, Any]:
+    """What the file says of the run and of the data, before the curves."""
+    return {key: run.get(key) for key in ("step", "variant", "seed", "dtype")} | {
         "train_length": train_length,
         "data": {"store": store.address, "digest": str(store.digest), "bos_rule": BOS_RULE},
         "position_overrides": run.get("position_overrides") or {},
-        "num_documents": len(rows),
+        "num_documents": len(arrays["document_ids"]),
         "num_sources": len(np.unique(arrays["clusters"])),
-        "num_targets": num_targets,
+        "num_targets": int(arrays["num_targets"]),
     }
-    return header | summarise(arrays, train_length=train_length, window=window, stride=stride, seed=seed), arrays
 
 
 def _check(lengths: list[int], document_length: int, train_length: int, window: int, stride: int) -> None:
