@@ -8,7 +8,6 @@ with --batch, the documents and the text that batch N of the run was.
 """
 
 import json
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -18,12 +17,11 @@ from rich.console import Console
 from sympow_jax import config as config_lib
 from sympow_jax.command_line import flag_value, run_program, split_flags
 from sympow_jax.config import Config, ConfigError
-from sympow_jax.files import read_json
 from sympow_jax.input_pipeline.batches import describe_batch
 from sympow_jax.models import flops
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.training.data import open_run_data, vocabulary
-from sympow_jax.training.run_files import check_data, load_config
+from sympow_jax.training.run_files import check_data, load_config, load_vocab_size
 from sympow_jax.training.screen import parameter_table
 
 
@@ -67,8 +65,7 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError(f"--batch = {number}: batches are numbered from 0")
         print_batch(own["workdir"], number)
     else:
-        data = read_json(pathlib.Path(own["workdir"]) / "data.json")
-        print_config(load_config(own["workdir"]), data["vocab_size"])
+        print_config(load_config(own["workdir"]), load_vocab_size(own["workdir"]))
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from sympow_jax import files as files_lib
 from sympow_jax.command_line import run_program, split_flags
 from sympow_jax.config import Config, ConfigError, flatten, override
 from sympow_jax.evals.files import read_npz
@@ -20,7 +21,8 @@ from sympow_jax.models import flops
 from sympow_jax.models.model import Model
 from sympow_jax.plots.report import report_page
 from sympow_jax.plots.style import run_labels
-from sympow_jax.training.run_files import load_config
+from sympow_jax.training.metrics import read_metrics
+from sympow_jax.training.run_files import load_config, load_vocab_size
 
 IGNORED_DIFFERENCES = ("logging.", "checkpoint.", "data.prefetch", "data.num_threads")
 
@@ -95,11 +97,11 @@ def _training(path: pathlib.Path) -> dict[str, list]:
     training: dict[str, list] = {"tokens": [], "loss": [], "heldout_tokens": [], "heldout_loss": []}
     file = path / "metrics.jsonl"
     tokens_by_step: dict[int, float] = {}
-    for line in file.read_text().splitlines() if file.exists() else ():
-        row = json.loads(line)
-        if "tokens" in row:
+    for row in read_metrics(file) if file.exists() else ():
+        _check_numbers(row, ("tokens", "loss", "heldout_loss"), str(file))
+        if row.get("tokens") is not None:
             tokens_by_step[row["step"]] = row["tokens"]
-        if "loss" in row and "tokens" in row:
+        if "loss" in row and row.get("tokens") is not None:
             training["tokens"].append(row["tokens"])
             training["loss"].append(row["loss"])
         if "heldout_loss" in row and row["step"] in tokens_by_step:
@@ -108,12 +110,18 @@ def _training(path: pathlib.Path) -> dict[str, list]:
     return training
 
 
+def _check_numbers(row: Mapping[str, Any], names: Sequence[str], file: str) -> None:
+    """Raises FileError where one of `names` in a row of metrics is neither a number nor null."""
+    for name in names:
+        if row.get(name) is not None:
+            files_lib.entry(row, name, float, f"{file}: step {row['step']}", least=-1e300, most=1e300)
+
+
 def _cost(path: pathlib.Path, config: Config, length: int) -> dict[str, Any] | None:
     """Parameters, streaming state and forward FLOPs of a token at `length`, from shapes alone."""
-    description = path / "data.json"
-    if not description.exists():
+    if not (path / "data.json").exists():
         return None
-    model = Model(config, read_json(description)["vocab_size"])
+    model = Model(config, load_vocab_size(str(path)))
     params = jax.eval_shape(model.init, jax.random.key(0))
     if model.streams_constant or not config.attention.is_linear:
         state = jax.eval_shape(lambda: model.initial_state(1, length))

@@ -29,6 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from sympow_jax.files import refuse_link
 from sympow_jax.training.digests import digest_arrays
 from sympow_jax.training.manifest import (
     CheckpointError,
@@ -85,6 +86,7 @@ class Checkpointer:
     ):
         if keep_last < 1:
             raise ValueError(f"keep_last={keep_last} would delete every checkpoint; use 1 or more")
+        refuse_link(directory)
         self.directory = pathlib.Path(directory).resolve()
         self.save_stall_seconds = 0.0  # how long the last `save` held the caller
         self.restore_seconds = 0.0  # how long the last `restore` took, verification included
@@ -117,12 +119,12 @@ class Checkpointer:
         """Arrays of a step, by name ("params/embedding/table"), and its metadata; reads no array."""
         try:
             manifest = read_manifest(self.directory / str(step))
+            specs = {
+                name: jax.ShapeDtypeStruct(tuple(entry["shape"]), jax.numpy.dtype(entry["dtype"]))
+                for name, entry in manifest["arrays"].items()
+            }
         except Exception as error:
             raise CheckpointError(f"checkpoint step {step} in {self.directory}: {_one_line(error)}") from error
-        specs = {
-            name: jax.ShapeDtypeStruct(tuple(entry["shape"]), jax.numpy.dtype(entry["dtype"]))
-            for name, entry in manifest["arrays"].items()
-        }
         return specs, manifest["metadata"]
 
     # -- writing

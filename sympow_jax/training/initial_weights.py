@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from sympow_jax.config import ConfigError
-from sympow_jax.files import read_json, write_json_atomic
+from sympow_jax.files import entry, read_json, write_json_atomic
 from sympow_jax.models.model import Model
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.manifest import CheckpointError, fill, flatten, unflatten
@@ -83,6 +83,9 @@ def plan_initial_weights(
     """
     path = pathlib.Path(workdir) / RECORD
     recorded = read_json(path) if path.exists() else None
+    if recorded:
+        for name, kind in (("workdir", str), ("step", int)):
+            entry(recorded, name, kind, str(path))
     folder, step = _split(source) if source else ("", "")
     if source and (recorded or has_checkpoints):
         started = f"{recorded['workdir']}:{recorded['step']}" if recorded else "scratch"

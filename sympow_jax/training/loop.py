@@ -26,7 +26,7 @@ from sympow_jax.training.signals import StopRequest
 from sympow_jax.training.step import make_train_step
 from sympow_jax.training.step_reports import StepReports
 from sympow_jax.training.train_state import TrainState, create_train_state, from_tree, to_tree
-from sympow_jax.training.workdir import WorkdirLock
+from sympow_jax.training.workdir import WorkdirLock, refuse_links
 from sympow_jax.typing import PyTree
 
 
@@ -73,6 +73,7 @@ def train(
     clock = Clock()
     remat.check_backend(config.model.remat)
     check_wandb(config.logging.wandb_project)
+    refuse_links(workdir)
     config = run_files.resolve_for(config, workdir)
     run_files.check_resume(config, workdir, allow_learning_rate_change=allow_learning_rate_change)
     mesh = config_mesh(config)

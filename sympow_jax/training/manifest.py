@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sympow_jax.files import json_sha256, read_json
+from sympow_jax.files import FileError, entry, inside, json_sha256, read_json
 from sympow_jax.training.digests import digest_arrays
 
 FORMAT = 1
@@ -25,14 +25,21 @@ class CheckpointMismatchError(CheckpointError):
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     """Manifest of the step saved in `folder`; raises when it is missing or damaged."""
-    manifest = read_json(folder / "manifest" / "metadata", allow_nan=True)
-    digest = manifest.pop("digest")
-    if digest != json_sha256(manifest) or manifest["step"] != int(folder.name):
+    manifest = read_json(inside(folder.parent, f"{folder.name}/manifest/metadata"), allow_nan=True)
+    digest = manifest.pop("digest", None)
+    if digest != json_sha256(manifest) or manifest.get("step") != int(folder.name):
         raise ValueError("the manifest differs from what was saved")
-    if manifest["format"] != FORMAT:
+    if manifest.get("format") != FORMAT:
         raise CheckpointMismatchError(
-            f"checkpoint {folder} has format {manifest['format']}, this version reads {FORMAT}"
+            f"checkpoint {folder} has format {manifest.get('format')}, this version reads {FORMAT}"
         )
+    for name in ("arrays", "metadata", "metrics"):
+        entry(manifest, name, dict, "the manifest")
+    for name, array in manifest["arrays"].items():
+        shape = entry(array, "shape", list, name) if isinstance(array, dict) else None
+        if shape is None or not all(type(size) is int and 0 < size < 2**40 for size in shape):
+            raise FileError(f"the manifest: {name} has no shape of positive whole numbers")
+        jnp.dtype(entry(array, "dtype", str, name)), entry(array, "digest", str, name)
     return manifest
 
 

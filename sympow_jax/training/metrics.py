@@ -17,9 +17,10 @@ import jax
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sympow_jax.config import ConfigError
-from sympow_jax.files import write_text_atomic
+from sympow_jax.files import open_regular, write_text_atomic
 
 METRICS_NAME = "metrics.jsonl"
+_MAX_ROW_BYTES = 2**20
 
 log = logging.getLogger(__name__)
 
@@ -116,12 +117,17 @@ def check_wandb(project: str) -> None:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; lines torn by a kill or a full disk are left out."""
-    rows = []
-    for line in pathlib.Path(path).read_bytes().splitlines():
-        row = _parse(line)
-        if row is not None:
-            rows.append(row)
+    """Rows of a metrics.jsonl; lines that are none, torn by a kill or a full disk, are left out with a warning."""
+    rows, others = [], 0
+    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+        while line := file.readline(_MAX_ROW_BYTES):
+            row = _parse(line)
+            if row is not None:
+                rows.append(row)
+            elif line.endswith(b"\n"):  # the last line of a run that writes may be unfinished
+                others += 1
+    if others:
+        log.warning("%s: left out %d lines that are no row of metrics", path, others)
     return rows
 
 
@@ -134,9 +140,9 @@ def last_logged_step(workdir: str | os.PathLike) -> int:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return row if isinstance(row, dict) and type(row.get("step")) is int and 0 <= row["step"] < 2**53 else None
 
 
 def _plain(value: Any) -> Any:
@@ -154,7 +160,7 @@ class _Jsonl:
         if path.exists():
             kept = [] if resume_step is None else [row for row in read_metrics(path) if row["step"] <= resume_step]
             write_text_atomic(path, "".join(_line(row) for row in kept))
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._file = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._torn = False
 
     def write(self, row: Mapping[str, Any]) -> None:

@@ -5,9 +5,11 @@ import fnmatch
 import pathlib
 
 from sympow_jax.config import Config, ConfigError, check_scaling_acts, diff, resolve_saved
-from sympow_jax.files import read_json, write_json_atomic
+from sympow_jax.files import entry, read_json, write_json_atomic
+from sympow_jax.input_pipeline.tokenizer_base import MAX_VOCABULARY
 from sympow_jax.models.model import resolve_implementation
 from sympow_jax.training.data import RunData
+from sympow_jax.training.workdir import refuse_links
 
 MAY_CHANGE = (
     "num_train_steps", "logging.*", "evaluation.*", "checkpoint.*", "mesh.*", "model.remat",
@@ -20,8 +22,19 @@ LEARNING_RATE = (
 
 
 def load_config(workdir: str) -> Config:
-    """The configuration saved in a workdir."""
-    return resolve_saved(read_json(pathlib.Path(workdir) / "config.json"))
+    """The configuration saved in a workdir; a FileError where links lead out of it (see workdir.refuse_links)."""
+    refuse_links(workdir)
+    path = pathlib.Path(workdir) / "config.json"
+    try:
+        return resolve_saved(read_json(path))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def load_vocab_size(workdir: str) -> int:
+    """The size of the vocabulary that a workdir's run was trained on."""
+    path = pathlib.Path(workdir) / "data.json"
+    return entry(read_json(path), "vocab_size", int, str(path), least=1, most=MAX_VOCABULARY)
 
 
 def resolve_for(config: Config, workdir: str) -> Config:

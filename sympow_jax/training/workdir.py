@@ -1,4 +1,4 @@
-"""The lock of a run's folder: two runs never write the same one."""
+"""The folder of a run: no links in it, and a lock so that two runs never write the same one."""
 
 import contextlib
 import fcntl
@@ -11,13 +11,29 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sympow_jax.files import FileError, one_line, open_regular
+from sympow_jax.files import FileError, inside, one_line, open_regular, refuse_link
 
 LOCK_NAME = ".lock"
+_FILES = (LOCK_NAME, "config.json", "data.json", "init_from.json", "metrics.jsonl")
+_FOLDERS = ("checkpoints", "eval", "profile", "tensorboard", "tokenizer", "wandb")
 
 
 class WorkdirError(RuntimeError):
     """A workdir that cannot be written or is held by another run; the message is one line."""
+
+
+def refuse_links(workdir: str | os.PathLike) -> None:
+    """Raises FileError where one of the files and folders of a run, or an entry of such a folder, is a link.
+
+    A workdir may come from anyone: what is written to it, or shown of it, must not go through a link to elsewhere. The
+    workdir itself may be a link.
+    """
+    for name in _FILES:
+        inside(workdir, name)
+    for name in _FOLDERS:
+        folder = inside(workdir, name)
+        for name_inside in os.listdir(folder) if folder.is_dir() else ():
+            refuse_link(folder / name_inside)
 
 
 class WorkdirLock:
