@@ -17,7 +17,7 @@ from sympow_jax.files import inside, read_json
 from sympow_jax.input_pipeline.opening import open_data
 from sympow_jax.input_pipeline.store import Store
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
-from sympow_jax.input_pipeline.views import concat_view
+from sympow_jax.input_pipeline.views import ConcatView
 from sympow_jax.loading import check_stream, evaluation_config, load_step
 from sympow_jax.models.model import Model
 from sympow_jax.plots import style
@@ -111,7 +111,7 @@ def _open(request: EvaluationRequest, config: Config) -> Store | None:
     if longest <= store.document_length:
         return store
     print(f"documents hold {store.document_length:,} tokens: they are joined into rows of {longest:,}")
-    return concat_view(store, longest)
+    return ConcatView(store, longest)
 
 
 def _check_tokenizer(request: EvaluationRequest, store: Store) -> None:

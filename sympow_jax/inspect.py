@@ -17,7 +17,6 @@ from rich.console import Console
 from sympow_jax import config as config_lib
 from sympow_jax.command_line import flag_value, run_program, split_flags
 from sympow_jax.config import Config, ConfigError
-from sympow_jax.input_pipeline.batches import describe_batch
 from sympow_jax.models import flops
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.training.data import open_run_data, vocabulary
@@ -49,7 +48,7 @@ def print_batch(workdir: str, batch: int) -> None:
     """Which documents batch `batch` (from 0) of a run held, and their text, one JSON object a sequence."""
     data = open_run_data(load_config(workdir))
     check_data(workdir, data)
-    for sequence in describe_batch(data.train, batch):
+    for sequence in data.train.describe(batch):
         print(json.dumps(sequence))  # JSON escapes control characters of the data
 
 

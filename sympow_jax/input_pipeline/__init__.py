@@ -1,6 +1,6 @@
 """Tokens on disk to batches: stores, tokenizers, sampling order, packing, prefetch, and the builder of stores."""
 
-from sympow_jax.input_pipeline.batches import BatchSource, describe_batch, make_batches
+from sympow_jax.input_pipeline.batches import BatchSource, make_batches
 from sympow_jax.input_pipeline.metadata import StoreError
 from sympow_jax.input_pipeline.opening import open_batches, open_data
 from sympow_jax.input_pipeline.packing import open_packed_store
@@ -8,20 +8,19 @@ from sympow_jax.input_pipeline.prefetch import Prefetch, prefetch
 from sympow_jax.input_pipeline.prepare.corpus import STDLIB_NAME, default_corpus
 from sympow_jax.input_pipeline.store import Store, TokenStore, open_store
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, TokenizerError, load_tokenizer
-from sympow_jax.input_pipeline.views import concat_view
+from sympow_jax.input_pipeline.views import ConcatView
 
 __all__ = [
     "STDLIB_NAME",
     "BatchSource",
+    "ConcatView",
     "Prefetch",
     "Store",
     "StoreError",
     "TokenStore",
     "Tokenizer",
     "TokenizerError",
-    "concat_view",
     "default_corpus",
-    "describe_batch",
     "load_tokenizer",
     "make_batches",
     "open_batches",

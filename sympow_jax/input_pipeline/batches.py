@@ -174,8 +174,3 @@ def _check_store(store: Store, first: Store, seq_len: int) -> None:
                 f"data: {field} is {getattr(first, field)} in {first.address!r} and {getattr(store, field)} in "
                 f"{store.address!r}; stores of one mixture must share a tokenizer"
             )
-
-
-def describe_batch(source: BatchSource, step: int) -> list[dict[str, Any]]:
-    """What batch `step` was: for each sequence its store, row, columns [start, stop), source documents and text."""
-    return source.describe(step)

@@ -59,7 +59,10 @@ class BinStore(Store):
 
 
 class ConcatView(Store):
-    """The rows of a store joined into rows of `length`, rows of one source document next to each other and in order."""
+    """`store` as rows of `length` tokens, longer than any document; each joined row is a cluster of its own.
+
+    Rows of one source document come next to each other and in order.
+    """
 
     def __init__(self, store: Store, length: int) -> None:
         total = store.num_documents * store.document_length
@@ -94,8 +97,3 @@ class ConcatView(Store):
             parts.append(self.store.read(slice(row, row + 1), slice(column, column + count))[0])
             start += count
         return np.concatenate(parts)
-
-
-def concat_view(store: Store, length: int) -> ConcatView:
-    """`store` as rows of `length` tokens, longer than any document; each joined row is a cluster of its own."""
-    return ConcatView(store, length)

@@ -71,12 +71,6 @@ class MetricsWriter:
         for name, sink in self._sinks.items():
             self._guard(name, lambda sink=sink: sink.write(row))
 
-    def progress(self, step: int) -> None:
-        """Moves the live bar, if there is one, between two rows."""
-        sink = self._sinks.get("the progress line")
-        if sink is not None:
-            self._guard("the progress line", lambda: sink.move(step))
-
     def message(self, text: str) -> None:
         """Prints a line without disturbing the progress display."""
         sink = self._sinks.get("the progress line")
@@ -234,10 +228,6 @@ class _ProgressLine:
             self._bar.update(self._task, completed=row["step"], description=text)
         else:
             print(f"step {row['step']}/{self._total}  {text}", file=self._stream, flush=True)
-
-    def move(self, step: int) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step)
 
     def message(self, text: str) -> None:
         if self._bar is not None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sympow_jax.input_pipeline import StoreError, describe_batch, make_batches, open_batches, open_store, prefetch
+from sympow_jax.input_pipeline import StoreError, make_batches, open_batches, open_store, prefetch
 from sympow_jax.input_pipeline.opening import open_data, parse_mixture
 from tests.input_pipeline.stores import random_tokens, write_store
 
@@ -143,7 +143,7 @@ def test_description_names_what_was_read(stores):
         stores, seq_len=16, batch_size=6, order="shuffled_chunks", seed=1, process_index=1, process_count=2
     )
     batch = batches[11]
-    described = describe_batch(batches, 11)
+    described = batches.describe(11)
     assert {entry["store"] for entry in described} == {store.address for store in stores}
     for entry, targets in zip(described, batch["targets"], strict=True):
         store = next(store for store in stores if store.address == entry["store"])

@@ -6,7 +6,7 @@ import pytest
 import tensorstore as ts
 import zarr
 
-from sympow_jax.input_pipeline import StoreError, concat_view, open_store
+from sympow_jax.input_pipeline import ConcatView, StoreError, open_store
 from sympow_jax.input_pipeline.prepare.verify import verify
 from sympow_jax.input_pipeline.views import BinStore
 from tests.input_pipeline.stores import random_tokens, write_store
@@ -191,17 +191,17 @@ def test_cache_keeps_its_bound(tmp_path, rng, cache_bytes, reads):
     assert bytes_read() - before == reads * size
 
 
-def test_concat_view_joins_rows_of_one_document(tmp_path, rng):
+def test_ConcatView_joins_rows_of_one_document(tmp_path, rng):
     tokens = random_tokens(rng, (6, 10))
     clusters = [7, 3, 7, 3, 9, 7]
     store = open_store(str(write_store(tmp_path / "a.zarr", tokens, chunks=(4, 4), clusters=clusters)))
     stream = tokens[[1, 3, 0, 2, 5, 4]].reshape(-1)
-    view = concat_view(store, 25)
+    view = ConcatView(store, 25)
     assert (view.num_documents, view.document_length) == (2, 25)
     np.testing.assert_array_equal(view.read(slice(0, 2), slice(0, 25)), stream[:50].reshape(2, 25))
     np.testing.assert_array_equal(view.read(slice(1, 2), slice(4, 21))[0], stream[29:46])
     with pytest.raises(ValueError, match="concat length = 61"):
-        concat_view(store, 61)
+        ConcatView(store, 61)
 
 
 def test_nanogpt_bin(tmp_path, rng):
