@@ -127,7 +127,7 @@ def _optimizer() -> ConfigDict:
     o.b1 = 0.9
     o.b2 = 0.95
     o.eps = 1e-8
-    o.weight_decay = 0.1  # on matrices only: never on biases, norms or gates
+    o.weight_decay = 0.1  # on matrices, embeddings and output projection: never on biases, norms or gates
     o.clip_norm = 1.0  # global gradient norm; 0 = no clipping
     o.z_loss = 0.0  # weight of mean log^2(sum exp logits), added to what is minimised; PaLM used 1e-4
     o.accumulation_steps = 1  # microbatches in a step; divides batch_size
