@@ -1,6 +1,7 @@
 """data/prepare.py: the order of its flags, and what goes wrong on a machine, each in one line."""
 
 import concurrent.futures
+import json
 import resource
 import signal
 
@@ -66,6 +67,17 @@ def test_flags_may_stand_anywhere(arguments, folder):
 def test_wrong_commands_are_one_line(arguments, message, folder, capsys):
     assert message in refused(arguments, capsys)
     assert sorted(path.name for path in (folder / "inputs").iterdir()) == ["a.txt"]
+
+
+def test_an_output_of_the_reader_that_took_every_byte_for_text_is_not_believed(folder, capsys):
+    command = ["text", "inputs", "--output=made", *FLAGS]
+    assert prepare.main(command) == prepare.main(command) == 0
+    manifest = folder / "made" / "manifest.json"
+    described = json.loads(manifest.read_text())
+    del described["source"]["reader"]
+    manifest.write_text(json.dumps(described))
+    capsys.readouterr()
+    assert "holds a corpus with another source" in refused(command, capsys)
 
 
 class Full(Progress):

@@ -16,6 +16,7 @@ from sympow_jax.input_pipeline.prepare.sources import Document
 from sympow_jax.input_pipeline.prepare.tables import table_rows
 
 _log = logging.getLogger(__name__)
+_READER = 2  # in the manifest: what the first reader made, to which every byte was text, is not taken for this one's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,8 @@ class TextFiles:
             with reading(file.path):
                 digest = bytes.fromhex(file_sha256(file.path))
             total.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + digest)
-        return {"kind": "text", "files": len(self.found.files), "field": self.field, "sha256": total.hexdigest()}
+        described = {"kind": "text", "reader": _READER, "files": len(self.found.files), "field": self.field}
+        return described | {"sha256": total.hexdigest()}
 
     def documents(self) -> Iterator[Document]:
         """Every document, by file name and within a file in its order. Raises SourceError naming file and place."""
