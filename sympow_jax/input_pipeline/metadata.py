@@ -73,11 +73,25 @@ def read_metadata(address: str) -> Metadata:
     except Exception as error:  # network and permission errors come in many types
         raise StoreError(f"store = {address!r}: cannot be read ({' '.join(str(error).split())[:300]})") from None
     if raw is None:
-        raise StoreError(f"store = {address!r}: no zarr v2 array there (no .zarray); make one with data/prepare.py")
+        raise StoreError(f"store = {address!r}: {_what_else(kvstore)}")
     try:
         return _parse(raw, attributes or b"{}")
     except FileError as error:
         raise StoreError(f"store = {address!r}: {error}") from None
+
+
+def _what_else(kvstore: kv.ts.KvStore) -> str:
+    """What lies there in place of a zarr v2 array, and what to do with it."""
+    others = {
+        "zarr.json": "zarr v3, but v2 is read; write it again with zarr_format=2",
+        ".zgroup": "a zarr group; name the array in it",
+        "state.json": "a Hugging Face dataset; make a store of it with `data/prepare.py text FOLDER`",
+        "dataset_dict.json": "several Hugging Face datasets; make a store of one with `data/prepare.py text FOLDER`",
+    }
+    for name, what in others.items():
+        if kv.read_key(kvstore, name, max_bytes=MAX_JSON_BYTES) is not None:
+            return f"holds {what}"
+    return "no zarr v2 array there (no .zarray); make one with data/prepare.py"
 
 
 def _parse(raw: bytes, attributes: bytes) -> Metadata:

@@ -46,6 +46,11 @@ def _open_named(name: str, split: str, *, seq_len: int, missing_chunks: str, cac
         name = str(default_corpus() / f"{split}.zarr")
     elif is_token_file(name):
         return BinStore(name)
+    elif pathlib.Path(name).is_file():
+        raise chunked_array.StoreError(
+            f"data.{split} = {name!r}: is a file, and no file of tokens (.bin, .npy); make a store of it with "
+            "`data/prepare.py text`, or, of tokens under another name, `data/prepare.py nanogpt`"
+        )
     elif pathlib.Path(name, f"{split}.zarr").is_dir():
         name = str(pathlib.Path(name, f"{split}.zarr"))
     elif any(pathlib.Path(name, f"{other}.zarr").is_dir() for other in ("train", "heldout")):

@@ -245,3 +245,20 @@ def test_several_files_are_one_source(tmp_path):
     assert [document.content.tolist() for document in found] == [*DOCUMENTS, *(d[::-1] for d in DOCUMENTS[::-1])]
     assert len({document.key for document in found}) == 4
     assert json.loads(json.dumps(source.describe()))["files"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("zarr.json", "holds zarr v3, but v2 is read; write it again with zarr_format=2"),
+        (".zgroup", "holds a zarr group; name the array in it"),
+        ("state.json", "holds a Hugging Face dataset; make a store of it with `data/prepare.py text"),
+        ("notes.txt", "no zarr v2 array there"),
+    ],
+)
+def test_folders_that_are_no_store_say_what_they_are(name, message, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(StoreError, match=message):
+        open_data(str(tmp_path), "train", seq_len=1)
+    with pytest.raises(StoreError, match="is a file, and no file of tokens"):
+        open_data(str(tmp_path / name), "train", seq_len=1)
