@@ -4,13 +4,15 @@ import ctypes
 import gc
 import glob
 import logging
+import math
 import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from sympow_jax.config import ConfigError, nearest, parse_value
+from sympow_jax.config import ConfigError, check_numbers, nearest, parse_value
+from sympow_jax.files import printable
 from sympow_jax.input_pipeline.prepare.corpus import cache_folder
 from sympow_jax.training.bad_steps import BadStepsError
 from sympow_jax.training.checkpoint import CheckpointError
@@ -20,35 +22,55 @@ USER_ERRORS = (ConfigError, WorkdirError, CheckpointError, BadStepsError, ValueE
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # mallopt(3)
 
+log = logging.getLogger(__name__)
+
 
 def one_line_errors(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Runs a command; an error that the user can mend becomes one line on standard error and exit code 1."""
+    """Runs a command; an error that the user can mend becomes one line on standard error and exit code 1.
+
+    BrokenPipeError is left to `run_program`: who reads the output has gone.
+    """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        return run(argv)
-    except USER_ERRORS as error:
-        if os.environ.get("SYMPOW_JAX_TRACEBACK"):
+        code = run(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what cannot be written is known here
+        return code
+    except (*USER_ERRORS, RuntimeError) as error:
+        backend = "Unable to initialize backend" in str(error)
+        mendable = isinstance(error, USER_ERRORS) or backend
+        if os.environ.get("SYMPOW_JAX_TRACEBACK") or not mendable or isinstance(error, BrokenPipeError):
             raise
-        message = " ".join(str(error).split())
+        message = printable(" ".join(str(error).split()))
+        if backend:
+            message = (
+                f"JAX_PLATFORMS = {os.environ.get('JAX_PLATFORMS', '')!r}: {message}; install its plugin or unset it"
+            )
     gc.collect()  # what the failed parts have still to say comes before the line that counts
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 1
 
 
 def run_program(run: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Exits with the code of `run` on this process's flags, 130 after Ctrl-C.
+    """Exits with the code of `run` on this process's flags, 130 after Ctrl-C, 141 when the reader of a pipe has gone.
 
     After an error nothing prints past its one line. What the terminal's encoding lacks is printed as a question mark.
     """
     keep_freed_memory()
-    for stream in (sys.stdout, sys.stderr):
+    streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]  # None: closed by the caller
+    for stream in streams:
         stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    silent: list[Any] = []
     try:
         code = one_line_errors(run, sys.argv[1:])
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:
+        code, silent = 141, streams
     if code == 1 and not os.environ.get("SYMPOW_JAX_TRACEBACK"):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        silent = streams
+    for stream in silent:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 
@@ -73,7 +95,12 @@ def keep_freed_memory() -> bool:
 
 
 def split_flags(
-    argv: Sequence[str], known: Sequence[str], *, switches: Sequence[str] = (), prefix: str = ""
+    argv: Sequence[str],
+    known: Sequence[str],
+    *,
+    switches: Sequence[str] = (),
+    prefix: str = "",
+    may_be_empty: Sequence[str] = (),
 ) -> tuple[dict[str, str], list[str]]:
     """--name=value flags of `known` and bare --switches as a dict; the rest must start with --`prefix`."""
     values, rest = {}, []
@@ -83,7 +110,7 @@ def split_flags(
             raise ConfigError(f"{flag!r}: expected --name=value{nearest(flag, known)}")
         if name in switches and not equals:
             values[name] = "true"
-        elif name in known and equals:
+        elif name in known and (value or (equals and name in may_be_empty)):
             values[name] = value
         elif prefix and name.startswith(prefix):
             rest.append(flag)
@@ -93,9 +120,19 @@ def split_flags(
     return values, rest
 
 
-def flag_value(flags: Mapping[str, str], name: str, default: Any) -> Any:
-    """The value of --name as the type of `default`, which it has where the flag is absent."""
-    return parse_value(flags[name], default, f"--{name}") if name in flags else default
+def flag_value(
+    flags: Mapping[str, str], name: str, default: Any, *, least: float = -math.inf, most: float = math.inf
+) -> Any:
+    """The value of --name as the type of `default`, which it has where the flag is absent.
+
+    Numbers, one or a tuple of them, are from `least` to `most`, and those of a tuple differ.
+    """
+    if name not in flags:
+        return default
+    value = parse_value(flags[name], default, f"--{name}")
+    if not isinstance(value, str):
+        check_numbers(f"--{name}", value if isinstance(value, tuple) else (value,), least=least, most=most)
+    return value
 
 
 def step_flag(flags: Mapping[str, str]) -> str | int:
@@ -107,11 +144,21 @@ def step_flag(flags: Mapping[str, str]) -> str | int:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, in the user's cache folder (mode 0700: it holds executable content)."""
+    """Keeps compiled programs between runs, in the user's cache folder (mode 0700: it holds executable content).
+
+    Where that folder cannot be made or written, or is another user's, a warning says so and nothing is kept.
+    """
     import jax
 
-    folder = cache_folder() / "xla"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    try:
+        folder = cache_folder() / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder} cannot be written")
+    except OSError as error:
+        hint = "" if "XDG_CACHE_HOME" in str(error) else "; XDG_CACHE_HOME names another folder"
+        log.warning("compiled programs are not kept for the next run (%s%s)", error, hint)
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

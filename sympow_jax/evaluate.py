@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -133,7 +132,12 @@ def _data_digest(request: EvaluationRequest, store: Store | None) -> str:
 
 
 def _lengths(
-    request: EvaluationRequest, model: Model, params: PyTree, store: Store, run: Mapping, made_from: Mapping
+    request: EvaluationRequest,
+    model: Model,
+    params: PyTree,
+    store: Store,
+    run: dict[str, Any],
+    made_from: dict[str, Any],
 ) -> None:
     """Length generalisation, and the learned biases and gates by distance."""
     if model.streams_constant:
@@ -166,7 +170,12 @@ def _lengths(
 
 
 def _tasks(
-    request: EvaluationRequest, model: Model, params: PyTree, store: Store | None, run: Mapping, made_from: Mapping
+    request: EvaluationRequest,
+    model: Model,
+    params: PyTree,
+    store: Store | None,
+    run: dict[str, Any],
+    made_from: dict[str, Any],
 ) -> None:
     """Recall over length x pairs, x depth, or length alone."""
     config = model.config

@@ -4,10 +4,10 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from sympow_jax.config import TASKS, Config, ConfigError, flatten, nearest, require
+from sympow_jax.config import TASKS, Config, ConfigError, check_numbers, flatten, nearest, require
 from sympow_jax.files import json_sha256
 from sympow_jax.training.manifest import CheckpointError, read_manifest
 
@@ -58,17 +58,17 @@ class EvaluationRequest:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        check_numbers("lengths", self.lengths, least=1)
+        check_numbers("--lengths", self.lengths, least=1)
         if self.task == LENGTH_GENERALISATION:
-            check_numbers("num_documents", (self.num_documents,), least=1)
+            check_numbers("--num_documents", (self.num_documents,), least=1)
             self._check_window()
             return
         check_task(self.task)
-        check_numbers("num_examples", (self.num_examples,), least=1)
+        check_numbers("--num_examples", (self.num_examples,), least=1)
         if "pairs" in grid_axes(self.task):
-            check_numbers("pairs", self.pairs, least=1)
+            check_numbers("--pairs", self.pairs, least=1)
         if "depths" in grid_axes(self.task):
-            check_numbers("depths", self.depths, least=0, most=1)
+            check_numbers("--depths", self.depths, least=0, most=1)
 
     def _check_window(self) -> None:
         w, s = self.window, self.stride
@@ -95,15 +95,6 @@ def check_name(name: str) -> None:
 def bias_name(name: str) -> str:
     """Of the files with the biases and gates of the evaluation `name`."""
     return POSITION_BIAS if name == LENGTH_GENERALISATION else f"{name}.{POSITION_BIAS}"
-
-
-def check_numbers(flag: str, values: Sequence[float], *, least: float, most: float = float("inf")) -> None:
-    """Raises ConfigError unless there are values, each once and from `least` to `most`."""
-    legal = f"at least {least}" if most == float("inf") else f"from {least} to {most}"
-    require(bool(values), f"--{flag} = (): empty; give one or more numbers, {legal}")
-    for value in values:
-        require(least <= value <= most, f"--{flag} = {value}: must be {legal}")
-        require(values.count(value) == 1, f"--{flag} = {','.join(map(str, values))}: {value} is there twice")
 
 
 def check_task(name: str) -> None:

@@ -10,6 +10,7 @@ state go to standard error. --temperature=0 takes the most likely token. --save_
 --load_state continues a long document without reading it again; --max_new_tokens=0 only reads.
 """
 
+import math
 import pathlib
 import sys
 import time
@@ -60,11 +61,10 @@ def _utf8(content: bytes, source: str) -> str:
 
 
 def _numbers(flags: Mapping[str, str]) -> dict[str, Any]:
-    numbers = {name: flag_value(flags, name, default) for name, default in _DEFAULTS.items()}
-    for name, least in (("max_new_tokens", 0), ("batch", 1)):
-        if numbers[name] < least:
-            raise ConfigError(f"--{name} = {numbers[name]}: must be at least {least}")
-    return numbers
+    least = {"max_new_tokens": 0, "batch": 1}
+    return {
+        name: flag_value(flags, name, default, least=least.get(name, -math.inf)) for name, default in _DEFAULTS.items()
+    }
 
 
 def _read(decoder: generation.Decoder, stream: generation.Stream, ids: Any) -> None:
@@ -103,7 +103,7 @@ def run(argv: Sequence[str]) -> int:
     """Continues the text, or checks the model, as the flags say; returns the exit code."""
     stop = [flag.removeprefix("--stop=") for flag in argv if flag.startswith("--stop=")]
     rest = [flag for flag in argv if not flag.startswith("--stop=")]
-    own, _ = split_flags(rest, [*_FLAGS, "stop", *AT_EVALUATION], switches=("check",))
+    own, _ = split_flags(rest, [*_FLAGS, "stop", *AT_EVALUATION], switches=("check",), may_be_empty=("prompt",))
     if "workdir" not in own:
         raise ConfigError("--workdir is missing: the folder of a trained run")
     numbers = _numbers(own)
@@ -119,6 +119,7 @@ def run(argv: Sequence[str]) -> int:
     model, params, _ = load_step(own["workdir"], step_flag(own), overrides=overrides)
     if "check" not in own:
         check_stream(model.config, overrides)
+        sampling.check_vocabulary(model.vocab_size)
     tokenizer = load_tokenizer(pathlib.Path(own["workdir"]) / "tokenizer")
     if "check" in own:
         return check.check(model, params, check.check_tokens(tokenizer, prompt))

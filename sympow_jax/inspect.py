@@ -55,14 +55,16 @@ def print_batch(workdir: str, batch: int) -> None:
 def run(argv: Sequence[str]) -> int:
     """Prints what the flags ask for; returns the exit code."""
     own, rest = split_flags(argv, ("workdir", "batch"), prefix="config")
+    if "workdir" in own and rest:
+        raise ConfigError(f"{rest[0]}: the settings of --workdir={own['workdir']} are those it was trained with")
+    if "workdir" not in own and "batch" in own:
+        raise ConfigError("--batch: belongs to a run; name it with --workdir=DIR")
     if "workdir" not in own:
         config = config_lib.parse_flags(rest)
         print_config(config, vocabulary(config))
     elif "batch" in own:
-        number = flag_value(own, "batch", 0)
-        if number < 0:
-            raise ConfigError(f"--batch = {number}: batches are numbered from 0")
-        print_batch(own["workdir"], number)
+        last = load_config(own["workdir"]).num_train_steps - 1
+        print_batch(own["workdir"], flag_value(own, "batch", 0, least=0, most=last))
     else:
         print_config(load_config(own["workdir"]), load_vocab_size(own["workdir"]))
     return 0

@@ -60,7 +60,7 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("--topology is missing: for example --topology=v5e:4x4 or h100:8; --list names them all")
     configs = parse_configs(rest, own.get("variants", ""))
     chosen_mesh = any(flag.startswith("--config.mesh.") for flag in rest)
-    max_compiles = flag_value(own, "max_compiles", 12)
+    max_compiles = flag_value(own, "max_compiles", 12, least=1)
     _prepare_compilers()
     console, plans = Console(), []
     for target in [targets.find(name) for name in topologies]:

@@ -80,10 +80,10 @@ def run(argv: Sequence[str]) -> int:
     for name in ("variants", "root"):
         if name not in own:
             raise ConfigError(f"--{name} is missing; see python -m sympow_jax.sweep in README.md")
-    seeds = flag_value(own, "seeds", (0,))
+    seeds = flag_value(own, "seeds", (0,), least=0)
     runs = parse_variants(own["variants"], seeds)
     base = config_lib.parse_flags(rest)
-    lengths = flag_value(own, "lengths", base.evaluation.lengths)
+    lengths = flag_value(own, "lengths", base.evaluation.lengths, least=1)
     path = next(flag for flag in rest if flag.startswith("--config=")).partition(":")[0]
     changes = [flag for flag in rest if not flag.startswith("--config=")]
     root = pathlib.Path(own["root"])

@@ -23,13 +23,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from sympow_jax.command_line import run_program, split_flags, use_compilation_cache
-from sympow_jax.config import Config, ConfigError, override, parse_flags, resolve
+from sympow_jax.command_line import flag_value, run_program, split_flags, use_compilation_cache
+from sympow_jax.config import Config, override, parse_flags, resolve
 from sympow_jax.files import read_json, write_json_atomic
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.loop import train
 from sympow_jax.training.manifest import flatten, unflatten
 from sympow_jax.training.metrics import METRICS_NAME, last_logged_step, read_metrics
+from sympow_jax.training.workdir import WorkdirError
 
 TIMINGS = frozenset(
     (
@@ -115,7 +116,7 @@ def _start(root: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen:
 def _finish(process: subprocess.Popen, workdir: pathlib.Path) -> None:
     if process.wait() != 0:
         tail = (workdir / "output.txt").read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"training in {workdir} exited with {process.returncode}:\n{tail}")
+        raise WorkdirError(f"training in {workdir} exited with {process.returncode}:\n{tail}")
 
 
 def _run_and_kill(root: pathlib.Path, workdir: pathlib.Path, target: int, rng: random.Random) -> Kill:
@@ -130,7 +131,7 @@ def _run_and_kill(root: pathlib.Path, workdir: pathlib.Path, target: int, rng: r
                     process.kill()
             elif time.monotonic() - begun > 600:
                 process.kill()
-                raise RuntimeError(f"training in {workdir} did not reach step {target} in 600 s; see output.txt there")
+                raise WorkdirError(f"training in {workdir} did not reach step {target} in 600 s; see output.txt there")
             time.sleep(0.005)
     if process.returncode != -signal.SIGKILL:
         _finish(process, workdir)  # it was done before the kill
@@ -144,14 +145,8 @@ def run(argv: Sequence[str]) -> int:
         use_compilation_cache()
         return train(resolve(read_json(argv[1])), argv[2])
     own, rest = split_flags(argv, [*OPTIONS, "root"], prefix="config")
-    wrong = [name for name in OPTIONS if not own.get(name, "0").isdigit()]
-    if wrong:
-        raise ConfigError(
-            f"--{wrong[0]}={own[wrong[0]]}: expected a whole number, as in --{wrong[0]}={OPTIONS[wrong[0]]}"
-        )
-    options = {name: int(own.get(name, default)) for name, default in OPTIONS.items()}
-    if options["steps"] < 2 or options["every"] < 1:
-        raise ConfigError(f"--steps={options['steps']} --every={options['every']}: use at least 2 steps and every 1")
+    least = {"steps": 2, "kills": 0, "every": 1, "seed": 0}
+    options = {name: flag_value(own, name, default, least=least[name]) for name, default in OPTIONS.items()}
     config = parse_flags(rest)
     with tempfile.TemporaryDirectory(prefix="verify_resume_") as temporary:
         root = pathlib.Path(own.get("root", temporary))

@@ -25,7 +25,7 @@ from sympow_jax.config.schema import (
     PositionConfig,
     TaskConfig,
 )
-from sympow_jax.config.values import diff, flatten, parse_value
+from sympow_jax.config.values import check_numbers, diff, flatten, parse_value
 
 __all__ = [
     "TASKS",
@@ -41,6 +41,7 @@ __all__ = [
     "OptimizerConfig",
     "PositionConfig",
     "TaskConfig",
+    "check_numbers",
     "check_scaling_acts",
     "config_folder",
     "config_names",

@@ -1,7 +1,8 @@
 """Between nested mappings, dotted keys, text and the dataclasses of a configuration."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from sympow_jax.config.errors import ConfigError, nearest, require
@@ -43,6 +44,15 @@ def diff(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     """{path: (old, new)} of every field that differs."""
     a, b = flatten(old), flatten(new)
     return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+
+
+def check_numbers(path: str, values: Sequence[float], *, least: float, most: float = math.inf, hint: str = "") -> None:
+    """Raises ConfigError unless there are values, each of them once and from `least` to `most`."""
+    legal = (f"at least {least:,}" if most == math.inf else f"from {least:,} to {most:,}") + hint
+    require(bool(values), f"{path} = (): empty; give one or more numbers, {legal}")
+    for value in values:
+        require(least <= value <= most, f"{path} = {value}: must be {legal}")
+        require(values.count(value) == 1, f"{path} = {','.join(map(str, values))}: {value} is there twice")
 
 
 def parse_value(text: str, like: Any, path: str) -> Any:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from sympow_jax.config import ConfigError
 from sympow_jax.typing import Array, Float, Int
 
+LEAST = 1e-6  # of temperature and top_p: float32 holds logits divided by it, and a share of a sum of 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -32,23 +34,31 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = {
-            "temperature": (0 <= self.temperature < float("inf"), "at least 0, where 0 takes the most likely token"),
+            "temperature": (
+                self.temperature == 0 or LEAST <= self.temperature <= 1 / LEAST,
+                f"0, which takes the most likely token, or from {LEAST:g} to {1 / LEAST:g}",
+            ),
             "top_k": (self.top_k >= 0, "at least 0, where 0 keeps all tokens"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1, where 1 keeps all tokens"),
+            "top_p": (LEAST <= self.top_p <= 1, f"from {LEAST:g} to 1, where 1 keeps all tokens"),
             "seed": (0 <= self.seed < 2**32, "from 0 to 4,294,967,295"),
         }
         for name, (legal, hint) in checks.items():
             if not legal:
                 raise ConfigError(f"--{name} = {getattr(self, name)!r}: must be {hint}")
 
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises ConfigError when more tokens are to be kept than there are."""
+        if self.top_k > vocab_size:
+            raise ConfigError(f"--top_k = {self.top_k}: the vocabulary has {vocab_size:,} tokens; 0 keeps all")
+
 
 def sample(logits: Float[Array, "B V"], position: int, sampling: Sampling) -> Int[Array, "B"]:
     """One token a row, int32, for the token at `position` (from 0) of the stream."""
     if sampling.temperature == 0:
         return _most_likely(logits)
+    sampling.check_vocabulary(logits.shape[1])
     options = (jnp.float32(sampling.temperature), jnp.float32(sampling.top_p))
-    top_k = min(sampling.top_k, logits.shape[1])
-    return _draw(logits, jnp.uint32(sampling.seed), jnp.uint32(position), *options, top_k, sampling.top_p < 1)
+    return _draw(logits, jnp.uint32(sampling.seed), jnp.uint32(position), *options, sampling.top_k, sampling.top_p < 1)
 
 
 @jax.jit

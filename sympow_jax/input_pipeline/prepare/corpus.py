@@ -14,9 +14,18 @@ STDLIB_REQUEST = Request(documents="split", document_length=8192, heldout_fracti
 
 
 def cache_folder() -> pathlib.Path:
-    """$XDG_CACHE_HOME/sympow_jax, by default ~/.cache/sympow_jax."""
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "sympow_jax"
+    """$XDG_CACHE_HOME/sympow_jax, by default ~/.cache/sympow_jax.
+
+    Raises:
+      FileNotFoundError: the user has no home folder, and the variable is not set.
+    """
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base:
+        return pathlib.Path(base) / "sympow_jax"
+    try:
+        return pathlib.Path.home() / ".cache" / "sympow_jax"
+    except RuntimeError:  # a user id that no account has, and HOME is not set
+        raise FileNotFoundError("no home folder to keep files in; set XDG_CACHE_HOME") from None
 
 
 def default_corpus(cache_dir: str | pathlib.Path | None = None) -> pathlib.Path:
@@ -28,4 +37,10 @@ def default_corpus(cache_dir: str | pathlib.Path | None = None) -> pathlib.Path:
     described = source.describe()
     name = f"python-{described['python']}-{json_sha256([VERSION, described, str(STDLIB_REQUEST)])[:12]}"
     folder = pathlib.Path(cache_dir) if cache_dir is not None else cache_folder()
-    return build(source, folder / name, tokenizer=ByteTokenizer(), request=STDLIB_REQUEST)
+    try:
+        return build(source, folder / name, tokenizer=ByteTokenizer(), request=STDLIB_REQUEST)
+    except OSError as error:
+        raise OSError(
+            f"data {STDLIB_NAME}: cannot be kept in {folder} ({error}); set XDG_CACHE_HOME to a folder that can be "
+            "written, or name a store of your own"
+        ) from None
