@@ -36,19 +36,29 @@ def one_line_errors(run: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
         if sys.stdout is not None:
             sys.stdout.flush()  # what cannot be written is known here
         return code
-    except (*USER_ERRORS, RuntimeError) as error:
-        backend = "Unable to initialize backend" in str(error)
-        mendable = isinstance(error, USER_ERRORS) or backend
-        if os.environ.get("SYMPOW_JAX_TRACEBACK") or not mendable or isinstance(error, BrokenPipeError):
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        message = (str(error) or type(error).__name__) if isinstance(error, USER_ERRORS) else _missing_platform()
+        if os.environ.get("SYMPOW_JAX_TRACEBACK") or not message:
             raise
-        message = printable(" ".join(str(error).split()))
-        if backend:
-            message = (
-                f"JAX_PLATFORMS = {os.environ.get('JAX_PLATFORMS', '')!r}: {message}; install its plugin or unset it"
-            )
+        message = printable(" ".join(message.split()))
     gc.collect()  # what the failed parts have still to say comes before the line that counts
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 1
+
+
+def _missing_platform() -> str:
+    """What is wrong with JAX_PLATFORMS, which JAX reports in many ways; "" when it names something that is there."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        said = f" ({error})" if str(error) else ""
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        return f"JAX_PLATFORMS = {wanted!r}: is not there{said}; install its plugin, or unset the variable"
+    return ""
 
 
 def run_program(run: Callable[[Sequence[str]], int]) -> NoReturn:

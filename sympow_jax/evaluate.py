@@ -44,11 +44,6 @@ def evaluate(request: EvaluationRequest) -> None:
         raise OSError(f"--workdir={request.workdir}: {folder} cannot be written, and the results go there")
     store = _open(request, config)
     model, params, step = load_step(request.workdir, request.step, overrides=request.overrides)
-    if store is not None and store.vocab_size != model.vocab_size:
-        raise ConfigError(
-            f"--data = {request.data!r}: its vocabulary has {store.vocab_size:,} tokens and the model's "
-            f"{model.vocab_size:,}; name a store of the run's tokenizer"
-        )
     changes = diff(saved, config)
     run = {
         "step": step,

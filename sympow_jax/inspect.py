@@ -63,8 +63,7 @@ def run(argv: Sequence[str]) -> int:
         config = config_lib.parse_flags(rest)
         print_config(config, vocabulary(config))
     elif "batch" in own:
-        last = load_config(own["workdir"]).num_train_steps - 1
-        print_batch(own["workdir"], flag_value(own, "batch", 0, least=0, most=last))
+        print_batch(own["workdir"], flag_value(own, "batch", 0, least=0, most=2**31))
     else:
         print_config(load_config(own["workdir"]), load_vocab_size(own["workdir"]))
     return 0

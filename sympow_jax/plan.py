@@ -23,7 +23,7 @@ from rich.console import Console
 from sympow_jax import config as config_lib
 from sympow_jax.command_line import flag_value, run_program, split_flags
 from sympow_jax.config import Config, ConfigError, parse_variants
-from sympow_jax.files import write_text_atomic
+from sympow_jax.files import FileError, read_json, write_text_atomic
 from sympow_jax.planning import fit, report, targets
 from sympow_jax.training.data import vocabulary
 
@@ -61,6 +61,7 @@ def run(argv: Sequence[str]) -> int:
     configs = parse_configs(rest, own.get("variants", ""))
     chosen_mesh = any(flag.startswith("--config.mesh.") for flag in rest)
     max_compiles = flag_value(own, "max_compiles", 12, least=1)
+    _check_replaceable(own)
     _prepare_compilers()
     console, plans = Console(), []
     for target in [targets.find(name) for name in topologies]:
@@ -87,6 +88,19 @@ def _search(config: Config, vocab_size: int, target: targets.Target, max_compile
         r = result["roofline"]
         print(f"{rank}. {r['step_seconds']:.3g} s a step at best: {fit.flags(config, changes) or 'as configured'}")
     return [result for _, result in found]
+
+
+def _check_replaceable(own: dict[str, str]) -> None:
+    """Raises ConfigError for --output over a file that holds no plans: something else, such as a config.json."""
+    path = pathlib.Path(own.get("output", "").removesuffix(".json") + ".json")
+    if "output" not in own or not path.exists():
+        return
+    try:
+        plans = read_json(path, kind=list)
+    except FileError:
+        plans = [{}]
+    if not all(isinstance(plan, dict) and "compiled_for" in plan for plan in plans):
+        raise ConfigError(f"--output = {own['output']!r}: {path} is there and holds no plans; give another name")
 
 
 def _write(own: dict[str, str], plans: Sequence[report.Plan]) -> None:

@@ -5,26 +5,29 @@ first run is what the paired differences are taken against.
 """
 
 import json
+import logging
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
-from sympow_jax import files as files_lib
 from sympow_jax.command_line import run_program, split_flags
 from sympow_jax.config import Config, ConfigError, flatten, override
-from sympow_jax.evals.files import read_npz
+from sympow_jax.evals.files import inputs_digest, read_arrays
 from sympow_jax.evals.paired import paired_difference
-from sympow_jax.files import read_json, write_text_atomic
+from sympow_jax.files import FileError, entry, open_regular, parse_json, read_json, write_text_atomic
 from sympow_jax.models import flops
 from sympow_jax.models.model import Model
 from sympow_jax.plots.report import report_page
 from sympow_jax.plots.style import run_labels
-from sympow_jax.training.metrics import read_metrics
 from sympow_jax.training.run_files import load_config, load_vocab_size
 
+_ROW_START, _MAX_ROW = b'{"step": ', 2**20  # of the lines that training writes
 IGNORED_DIFFERENCES = ("logging.", "checkpoint.", "data.prefetch", "data.num_threads")
+
+log = logging.getLogger(__name__)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -34,6 +37,8 @@ def run(argv: Sequence[str]) -> int:
     if not folders:
         raise ConfigError("no run given: python -m sympow_jax.report RUN [RUN ...] --output=FILE.html")
     output = own.get("output", "report.html")
+    if pathlib.Path(output).suffix not in (".html", ".htm") or pathlib.Path(output).is_dir():
+        raise ConfigError(f"--output = {output!r}: the page is a file; give it a name that ends in .html")
     page = report_page(gather(folders))
     write_text_atomic(output, page)
     print(f"report: {output} ({len(page.encode()) / 1e6:.2f} MB)")
@@ -53,12 +58,16 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"{folder}: no workdir (it has no config.json)")
         config = load_config(str(path))
         found = [(file, read_json(file)) for file in sorted(path.glob("eval/*.json"))]
+        made = {inputs_digest(result["inputs"]) for _, result in found if isinstance(result.get("inputs"), dict)}
         for file, result in found:
+            _check_owner(file, result, config)
             if "same_target" in result:
                 evaluations.append({"run": folder, "result": result})
-                arrays.append(file.with_suffix(".npz"))
+                arrays.append((file, result))
             elif "accuracy" in result:
                 retrieval.append({"run": folder, "title": result.get("task", file.stem), "result": result})
+            elif "query_position" in result and result.get("inputs", "") not in {"", *made}:
+                log.warning("%s is left out: it is of another evaluation than the results beside it", file)
             elif "query_position" in result:
                 biases.append({"run": folder, "result": result})
         longest = max([config.data.seq_len, *(r["lengths"][-1]["length"] for _, r in found if "lengths" in r)])
@@ -68,11 +77,11 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
     by_folder = dict(zip(folders, names, strict=True))
     for run in runs:
         run["label"] = by_folder[run["folder"]]
-    for entry in retrieval + biases:
-        entry["label"] = by_folder[entry["run"]]
-    labels = _distinct([entry["result"] for entry in evaluations], [entry["run"] for entry in evaluations])
-    for entry, label in zip(evaluations, labels, strict=True):
-        entry["label"] = label
+    for shown in retrieval + biases:
+        shown["label"] = by_folder[shown["run"]]
+    labels = _distinct([shown["result"] for shown in evaluations], [shown["run"] for shown in evaluations])
+    for shown, label in zip(evaluations, labels, strict=True):
+        shown["label"] = label
     return {
         "runs": runs,
         "evaluations": evaluations,
@@ -97,7 +106,7 @@ def _training(path: pathlib.Path) -> dict[str, list]:
     training: dict[str, list] = {"tokens": [], "loss": [], "heldout_tokens": [], "heldout_loss": []}
     file = path / "metrics.jsonl"
     tokens_by_step: dict[int, float] = {}
-    for row in read_metrics(file) if file.exists() else ():
+    for row in _rows(file) if file.exists() else ():
         _check_numbers(row, ("tokens", "loss", "heldout_loss"), str(file))
         if row.get("tokens") is not None:
             tokens_by_step[row["step"]] = row["tokens"]
@@ -114,7 +123,37 @@ def _check_numbers(row: Mapping[str, Any], names: Sequence[str], file: str) -> N
     """Raises FileError where one of `names` in a row of metrics is neither a number nor null."""
     for name in names:
         if row.get(name) is not None:
-            files_lib.entry(row, name, float, f"{file}: step {row['step']}", least=-1e300, most=1e300)
+            entry(row, name, float, f"{file}: step {row['step']}", least=-1e300, most=1e300)
+
+
+def _rows(file: pathlib.Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl. The beginning of a row, as a kill or a full disk leaves it, is left out with a note.
+
+    Raises:
+      FileError: any other line that is no row; it names the file and the line.
+    """
+    rows = []
+    with os.fdopen(open_regular(file, os.O_RDONLY), "rb") as lines:
+        for number, line in enumerate(iter(lambda: lines.readline(_MAX_ROW), b""), start=1):
+            try:
+                row = parse_json(line, f"{file}, line {number}")
+                entry(row, "step", int, f"{file}, line {number}", least=0, most=2**53)
+            except FileError:
+                text = line.rstrip()
+                if not text.startswith(_ROW_START[: len(text)]) or text.endswith(b"}"):
+                    raise
+                log.warning("%s, line %d: the row was not written to its end, and is left out", file, number)
+            else:
+                rows.append(row)
+    return rows
+
+
+def _check_owner(file: pathlib.Path, result: Mapping[str, Any], config: Config) -> None:
+    """Raises FileError for a result that an earlier run in the same folder left behind."""
+    for name in ("variant", "seed"):
+        was, now = result.get(name), getattr(config, name)
+        if was not in (None, now):
+            raise FileError(f"{file}: its {name} is {was!r}, and that of the run {now!r}; evaluate again or remove it")
 
 
 def _cost(path: pathlib.Path, config: Config, length: int) -> dict[str, Any] | None:
@@ -141,18 +180,18 @@ def _cost(path: pathlib.Path, config: Config, length: int) -> dict[str, Any] | N
     }
 
 
-def _paired(labels: Sequence[str], files: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
+def _paired(labels: Sequence[str], sources: Sequence[tuple[pathlib.Path, Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Each evaluation against the first, or why that cannot be done."""
     paired = []
-    for index, (label, file) in enumerate(zip(labels, files, strict=True)):
+    for index, (label, source) in enumerate(zip(labels, sources, strict=True)):
         if index == 0:
             continue
-        entry: dict[str, Any] = {"label": label, "index": index}
+        row: dict[str, Any] = {"label": label, "index": index}
         try:
-            entry["result"] = paired_difference(read_npz(files[0]), read_npz(file))
+            row["result"] = paired_difference(read_arrays(*sources[0]), read_arrays(*source))
         except (OSError, ValueError) as error:
-            entry["reason"] = str(error)
-        paired.append(entry)
+            row["reason"] = str(error)
+        paired.append(row)
     return paired
 
 

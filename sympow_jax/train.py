@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
 def _print_list() -> None:
     table = Table(title="Variants (--config=FILE.py:VARIANT)", title_justify="left")
     for column in ("variant", "kernel", "position", "gate", "layers", "source"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold", no_wrap=column == "variant")
     for row in VARIANTS.values():
         table.add_row(row.name, row.kernel, row.position, row.gate, " ".join(row.layer_pattern), row.source)
     Console().print(table)

@@ -56,9 +56,9 @@ def sample(logits: Float[Array, "B V"], position: int, sampling: Sampling) -> In
     """One token a row, int32, for the token at `position` (from 0) of the stream."""
     if sampling.temperature == 0:
         return _most_likely(logits)
-    sampling.check_vocabulary(logits.shape[1])
     options = (jnp.float32(sampling.temperature), jnp.float32(sampling.top_p))
-    return _draw(logits, jnp.uint32(sampling.seed), jnp.uint32(position), *options, sampling.top_k, sampling.top_p < 1)
+    top_k = min(sampling.top_k, logits.shape[1])
+    return _draw(logits, jnp.uint32(sampling.seed), jnp.uint32(position), *options, top_k, sampling.top_p < 1)
 
 
 @jax.jit
