@@ -13,6 +13,7 @@ from sympow_jax.config import ConfigError, parse_variants
 from sympow_jax.evaluation_request import inputs
 from sympow_jax.files import write_json_atomic
 from sympow_jax.input_pipeline.opening import open_data
+from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
 from sympow_jax.training.run_files import load_config, resolve_for
 from sympow_jax.variants import VARIANTS
 from tests.input_pipeline.stores import random_tokens, write_store
@@ -53,6 +54,7 @@ def done(monkeypatch):
         if not workdir.exists():
             done.append(f"train {workdir.name}")
             workdir.mkdir(parents=True)
+            ByteTokenizer().save(workdir / "tokenizer")
             write_checkpoint(workdir, config.num_train_steps)
         write_json_atomic(workdir / "config.json", tree)
         return 0
