@@ -11,8 +11,8 @@ import numpy as np
 from sympow_jax import config as config_lib
 from sympow_jax.config import Config, ConfigError
 from sympow_jax.config.absent import ABSENT
-from sympow_jax.evals.files import read_npz, write_json, write_npz
-from sympow_jax.files import file_sha256, json_sha256, read_json
+from sympow_jax.evals.files import plain, read_npz, write_json, write_npz
+from sympow_jax.files import entry, file_sha256, json_sha256, read_json
 from sympow_jax.generation.decoder import RECENT, Decoder, Stream
 from sympow_jax.training import manifest
 from sympow_jax.training.digests import digest_arrays
@@ -53,7 +53,7 @@ def save_state(folder: str | pathlib.Path, decoder: Decoder, stream: Stream, par
         "dtypes": {name: str(array.dtype) for name, array in arrays.items()},
         "arrays": file_sha256(folder / "state.npz"),
     }
-    write_json(folder / "state.json", about)
+    write_json(folder / "state.json", about | {"digest": json_sha256(plain(about))})
 
 
 def load_state(
@@ -71,9 +71,10 @@ def load_state(
       ConfigError: another config or checkpoint, another batch size, or damaged files.
     """
     folder = pathlib.Path(folder)
-    about = read_json(folder / "state.json")
+    about = _read_about(folder)
     arrays = _read_arrays(folder, about)
     _check_owner(folder, about, decoder.model.config, params)
+    _check_shapes(folder, about, decoder, arrays)
     rows = about["batch_size"]
     if rows not in (1, batch_size):
         raise ConfigError(
@@ -81,8 +82,6 @@ def load_state(
         )
     stream = decoder.start(batch_size, about["tokens_read"] + extra_length)
     empty = _named(stream.state)
-    if {*empty, "logits"} != {*arrays}:
-        raise ConfigError(f"--load_state = {folder}: its arrays are not those of this model; save it again")
     filled = {name: _restore(folder, name, leaf, arrays[name], batch_size) for name, leaf in empty.items()}
     treedef = jax.tree.structure(stream.state)
     stream.state = jax.tree.unflatten(treedef, [filled[name] for name in empty])
@@ -154,14 +153,43 @@ def _check_owner(folder: pathlib.Path, about: Mapping[str, Any], config: Config,
         )
 
 
-def _read_arrays(folder: pathlib.Path, about: Any) -> dict[str, np.ndarray]:
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+def _read_about(folder: pathlib.Path) -> dict[str, Any]:
+    path = folder / "state.json"
+    about = read_json(path)
+    if about.get("format") != FORMAT:
         raise ConfigError(f"--load_state = {folder}: state.json is not of format {FORMAT}; save the state again")
+    digest = about.pop("digest", None)  # absent in states of before it was kept
+    if digest is not None and digest != json_sha256(about):
+        raise ConfigError(f"--load_state = {folder}: state.json is not the one that was saved; save the state again")
+    for name in ("tokens_read", "batch_size"):
+        entry(about, name, int, str(path), least=1, most=2**31)
+    for name, kind in (("config", dict), ("dtypes", dict), ("params", str), ("arrays", str)):
+        entry(about, name, kind, str(path))
+    return about
+
+
+def _check_shapes(
+    folder: pathlib.Path, about: Mapping[str, Any], decoder: Decoder, arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Raises ConfigError unless the arrays are a state of as many rows and tokens as state.json says."""
+    rows, model = about["batch_size"], decoder.model
+    small = _named(jax.eval_shape(lambda: model.initial_state(rows, about["tokens_read"])))
+    wanted = {name: leaf.shape for name, leaf in small.items()} | {"logits": (rows, model.vocab_size)}
+    if wanted != {name: array.shape for name, array in arrays.items()}:
+        raise ConfigError(f"--load_state = {folder}: its arrays are not those of this model; save it again")
+
+
+def _read_arrays(folder: pathlib.Path, about: Any) -> dict[str, np.ndarray]:
     path = folder / "state.npz"
     if not path.is_file() or file_sha256(path) != about["arrays"]:
         raise ConfigError(f"--load_state = {folder}: state.npz is missing or not the one that was saved; save it again")
-    arrays = read_npz(path)
-    return {name: array.view(jnp.dtype(about["dtypes"][name])) for name, array in arrays.items()}
+    arrays, dtypes = read_npz(path), about["dtypes"]
+    for name, array in arrays.items():
+        dtype = jnp.dtype(entry(dtypes, name, str, f"{path.with_suffix('.json')}: dtypes"))
+        if dtype.itemsize != array.dtype.itemsize or dtype.hasobject:
+            raise ConfigError(f"--load_state = {folder}: {name} is no {dtype}; save the state again")
+        arrays[name] = array.view(dtype)
+    return arrays
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
