@@ -126,6 +126,7 @@ def test_wait_fraction_tells_waiting_from_working():
     for _ in range(5):
         next(waiting)
     assert waiting.wait_fraction() > 0.8
+    assert waiting.wait_fraction() == 0.0  # of the time since the last call
     waiting.close()
     working = prefetch(Slow(), 0, 100, prefetch_batches=8, num_threads=4)
     next(working)

@@ -135,10 +135,10 @@ def test_damage_is_named_without_digests_too(tmp_path, tokens, how):
 
 
 def test_tokens_over_the_vocabulary_are_named(tmp_path, tokens):
-    tokens[17, 40] = 999
+    tokens[17, 40] = 257  # the first that is not below vocab_size
     path = write_store(tmp_path / "a.zarr", tokens, chunks=CHUNKS)
     store = open_store(str(path))
-    with pytest.raises(StoreError, match=r"chunk 2\.1 holds token 999 at \[17, 40\], but vocab_size = 257"):
+    with pytest.raises(StoreError, match=r"chunk 2\.1 holds token 257 at \[17, 40\], but vocab_size = 257"):
         store.read(slice(10, 20), slice(0, 70))
     assert len(verify(str(path))) == 1
 
@@ -225,3 +225,5 @@ def test_cache_too_small_for_one_rectangle(tmp_path, tokens):
     store.check_cache(8, 32)
     with pytest.raises(ValueError, match=r"data.cache_bytes = 1000: 8 x 70 .* 3 chunks .*; use at least 1536"):
         store.check_cache(8, 70)
+    with pytest.raises(ValueError, match=r"9 x 32 tokens lie in 2 chunks"):  # the ninth row is in the next ones
+        store.check_cache(9, 32)

@@ -176,6 +176,37 @@ def test_weight_decay_reaches_matrices_and_tables_only(rng):
             np.testing.assert_allclose(update[path], want, atol=1e-7, err_msg=f"{name} {path}")
 
 
+def test_two_steps_of_adamw_by_hand(rng):
+    """Gradients clipped together to norm 1, two moments with bias corrections, decay of the matrix alone."""
+    flags = {"learning_rate": 0.1, "b1": 0.8, "b2": 0.9, "eps": 1e-3, "weight_decay": 0.2, "clip_norm": 1.0}
+    config = tiny_config("sympow", *(f"optimizer.{name}={value}" for name, value in flags.items()))
+    optimizer = make_optimizer(
+        dataclasses.replace(config.optimizer, name="adamw", schedule="constant", warmup_steps=0), 10
+    )
+    params = {"kernel": rng.normal(size=(2, 3)), "bias": rng.normal(size=3)}
+    start, gradients = {name: jnp.asarray(p, jnp.float32) for name, p in params.items()}, []
+    first, second, state = (
+        jax.tree.map(np.zeros_like, params),
+        jax.tree.map(np.zeros_like, params),
+        optimizer.init(start),
+    )
+    for step in (1, 2):
+        gradients = {name: rng.normal(size=p.shape) for name, p in params.items()}
+        updates, state = optimizer.update(
+            {name: jnp.asarray(g, jnp.float32) for name, g in gradients.items()}, state, start, step=number
+        )
+        start = optax.apply_updates(start, updates)
+        norm = np.sqrt(sum((g**2).sum() for g in gradients.values()))
+        assert norm > 1
+        for name, p in params.items():
+            g = gradients[name] / norm
+            first[name] = 0.8 * first[name] + 0.2 * g
+            second[name] = 0.9 * second[name] + 0.1 * g**2
+            direction = first[name] / (1 - 0.8**number) / (np.sqrt(second[name] / (1 - 0.9**number)) + 1e-3)
+            params[name] = p - 0.1 * (direction + (0.2 * p if name == "kernel" else 0.0))
+            np.testing.assert_allclose(start[name], params[name], rtol=2e-5, atol=1e-6)
+
+
 class OneLayer:
     """Stands for a model: logits are a table looked up by token, so that losses can be written down."""
 
