@@ -21,6 +21,13 @@ class EscapedBytes(ByteTokenizer):
         return _ESCAPES.sub(_unescape, super().decode(ids))
 
 
+class WordTokenizer(ByteTokenizer):
+    """One token is several words."""
+
+    def decode(self, ids):
+        return "zero one two" * len(ids)
+
+
 def stream_of(content: bytes, tokenizer=None, stop=()):
     stream = TextStream(tokenizer or ByteTokenizer(), stop)
     pieces = [stream.push(byte) for byte in content]
@@ -50,6 +57,8 @@ def test_text_is_cut_before_the_first_stop_string_and_its_start_is_held_back():
     assert joined == "one " and stream.stopped
     assert "".join(pieces[:5]) == "one " and stream.push(65) == ""
     assert stream_of(b"one EN", stop=("END",))[1] == "one EN"
+    both = TextStream(WordTokenizer(), ("two", "one"))
+    assert both.push(0) == "zero " and both.stopped
 
 
 def test_bos_ends_the_text():

@@ -142,6 +142,15 @@ def test_window_flops_by_hand():
         assert flops.attention_flops_per_token(config, 24) == 2 * 24 * (4 + 16) + 2 * seen * (16 + 16)
 
 
+def test_training_flops_are_three_times_the_forward_ones_by_hand():
+    """6 a parameter and token: 2 layers of 4 x 32 x 32 and 2 x 32 x 48, and the embedding once, as output."""
+    config = tiny_config("softmax_rope", "attention.implementation=blockwise")
+    params = jax.eval_shape(Model(config, VOCAB).init, jax.random.key(0))
+    attention, rest = flops.train_flops_per_token(config, params, 24)
+    assert attention == 3 * 2 * 2 * 24 * (16 + 16)
+    assert rest == 6 * (2 * (4 * 32 * 32 + 2 * 32 * 48) + VOCAB * 32)
+
+
 def test_yarns_factor_multiplies_queries_and_keys():
     """So the scale of the logits has it squared: (0.1 ln 4 + 1)^2 / sqrt(16)."""
     changes = {"position.scaling": "yarn", "position.factor": 4.0}

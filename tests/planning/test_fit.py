@@ -13,6 +13,8 @@ def test_meshes_communicate_little_first():
     assert first == {"mesh.data": 4, "mesh.fsdp": 1, "mesh.tensor": 1, "mesh.seq": 2}
     state_too_large = config("--config.attention.degree=4", "--config.attention.implementation=blockwise")
     assert fit.meshes(state_too_large, 8)[0]["mesh.tensor"] == 2
+    order = [(m["mesh.seq"], m["mesh.tensor"], m["mesh.fsdp"]) for m in fit.meshes(config(), 8)]
+    assert order[:4] == [(2, 1, 1), (2, 1, 4), (1, 2, 1), (1, 2, 4)]
     for mesh in fit.meshes(config(), 8):
         sizes = list(mesh.values())
         assert sizes[0] * sizes[1] * sizes[2] * sizes[3] == 8

@@ -67,6 +67,11 @@ def test_every_kind_is_listed_and_every_gpu_is_described():
             assert "data sheet" in text, f"{name}: where the figures come from"
 
 
+def test_a_program_may_use_all_of_a_tpus_memory_and_most_of_a_gpus():
+    capacities = {name: Target(name, DEVICES[name], (1,), ()).capacity for name in ("v5e", "h100")}
+    assert capacities == {"v5e": 15.75 * 2**30, "h100": 0.92 * 84_942_979_072}
+
+
 class Chip:
     def __init__(self, coords, host):
         self.coords, self.process_index = coords, host

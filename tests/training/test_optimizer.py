@@ -184,13 +184,10 @@ def test_two_steps_of_adamw_by_hand(rng):
         dataclasses.replace(config.optimizer, name="adamw", schedule="constant", warmup_steps=0), 10
     )
     params = {"kernel": rng.normal(size=(2, 3)), "bias": rng.normal(size=3)}
-    start, gradients = {name: jnp.asarray(p, jnp.float32) for name, p in params.items()}, []
-    first, second, state = (
-        jax.tree.map(np.zeros_like, params),
-        jax.tree.map(np.zeros_like, params),
-        optimizer.init(start),
-    )
-    for step in (1, 2):
+    start = {name: jnp.asarray(p, jnp.float32) for name, p in params.items()}
+    first, second = jax.tree.map(np.zeros_like, params), jax.tree.map(np.zeros_like, params)
+    state = optimizer.init(start)
+    for number in (1, 2):
         gradients = {name: rng.normal(size=p.shape) for name, p in params.items()}
         updates, state = optimizer.update(
             {name: jnp.asarray(g, jnp.float32) for name, g in gradients.items()}, state, start, step=number
