@@ -84,7 +84,7 @@ def _position() -> ConfigDict:
 
 def _data() -> ConfigDict:
     d = ConfigDict()
-    d.train = "python-stdlib"  # a corpus built in, a folder or URL of a store, a nanoGPT .bin, tfds:NAME, or a task
+    d.train = "python-stdlib"  # a corpus built in, a folder or URL of a store, a .bin, tfds:NAME, or a task
     d.heldout = "python-stdlib"  # likewise, for held-out loss and evaluation
     d.seq_len = 512
     d.batch_size = 4  # sequences in an optimizer step, over all devices and accumulation steps
