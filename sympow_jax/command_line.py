@@ -1,5 +1,6 @@
 """What every command shares: flags, errors as one line, the compilation cache, and the process around `main`."""
 
+import contextlib
 import ctypes
 import gc
 import glob
@@ -64,7 +65,8 @@ def _missing_platform() -> str:
 def run_program(run: Callable[[Sequence[str]], int]) -> NoReturn:
     """Exits with the code of `run` on this process's flags, 130 after Ctrl-C, 141 when the reader of a pipe has gone.
 
-    After an error nothing prints past its one line. What the terminal's encoding lacks is printed as a question mark.
+    After an error nothing prints past its one line, and nothing holds up the end, as the threads of a failed save
+    would. What the terminal's encoding lacks is printed as a question mark.
     """
     keep_freed_memory()
     streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]  # None: closed by the caller
@@ -78,7 +80,10 @@ def run_program(run: Callable[[Sequence[str]], int]) -> NoReturn:
     except BrokenPipeError:
         code, silent = 141, streams
     if code == 1 and not os.environ.get("SYMPOW_JAX_TRACEBACK"):
-        silent = streams
+        for stream in streams:
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
     for stream in silent:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)

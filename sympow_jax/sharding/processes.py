@@ -1,10 +1,23 @@
 """Several processes as one run: by flags, or as the launcher tells JAX (TPU, GKE, SLURM, Open MPI)."""
 
+import contextlib
 import importlib.util
 import os
 import pathlib
+import sys
+import threading
+from collections.abc import Iterator
 
 import jax
+
+_QUIET, _LIMIT = 5.0, 300.0  # seconds without a word, and until the end
+_JAX_LIMIT = int(_LIMIT) + 60  # later than ours: JAX aborts
+_VARIABLES = {
+    "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "SLURM": ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID"),
+    "Kubernetes": ("JOB_COMPLETION_INDEX", "KUBERNETES_SERVICE_HOST"),
+    "GKE": ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS"),
+}  # of each launcher; without the first it is not recognised
 
 
 def join_processes(coordinator_address: str = "", num_processes: int = 0, process_id: int = -1) -> None:
@@ -27,17 +40,53 @@ def join_processes(coordinator_address: str = "", num_processes: int = 0, proces
             )
         if process_id >= num_processes:
             raise ValueError(f"--process_id = {process_id}: must be below --num_processes = {num_processes}")
-        jax.distributed.initialize(coordinator_address, num_processes, process_id)
-    elif launcher():
-        jax.distributed.initialize()
+        flags = f"--coordinator_address = {coordinator_address!r}, --num_processes = {num_processes}"
+        with _waiting(f"{flags}, --process_id = {process_id}", "leave out the three flags"):
+            jax.distributed.initialize(
+                coordinator_address, num_processes, process_id, initialization_timeout=_JAX_LIMIT
+            )
+    elif name := launcher():
+        variables = [variable for variable in _VARIABLES.get(name, ()) if variable in os.environ]
+        told = ", ".join(f"{variable} = {os.environ[variable]}" for variable in variables)
+        alone = f"unset {variables[0]}" if variables else "use a machine of its own"
+        with _waiting(f"{name} ({told})" if told else name, alone):
+            jax.distributed.initialize(initialization_timeout=_JAX_LIMIT)
+
+
+@contextlib.contextmanager
+def _waiting(told: str, alone: str) -> Iterator[None]:
+    """Says after a while who is waited for, why and how not to, and ends the process when nobody came.
+
+    JAX itself is silent until it aborts the process, which no handler sees.
+    """
+    joined = threading.Event()
+
+    def watch() -> None:
+        if joined.wait(_QUIET):
+            return
+        why = f"the other processes of this run, as {told} says; to run in this process alone, {alone}"
+        print(f"waiting up to {_LIMIT:.0f} s for {why}", file=sys.stderr, flush=True)
+        if not joined.wait(_LIMIT - _QUIET):
+            print(f"error: waited {_LIMIT:.0f} s in vain for {why}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    threading.Thread(target=watch, name="join-processes", daemon=True).start()
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(
+            f"{told}: {' '.join(str(error).split())[:300]}; to run in this process alone, {alone}"
+        ) from None
+    finally:
+        joined.set()
 
 
 def launcher() -> str:
     """Who started this process as one of several, or on a TPU VM, where it may be one of several; "" if nobody did."""
     env = os.environ
-    if int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+    if _count("OMPI_COMM_WORLD_SIZE") > 1:
         return "Open MPI"
-    if int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env and "SLURM_STEP_NODELIST" in env:
+    if _count("SLURM_NTASKS") > 1 and "SLURM_PROCID" in env and "SLURM_STEP_NODELIST" in env:
         return "SLURM"
     if "JOB_COMPLETION_INDEX" in env and "KUBERNETES_SERVICE_HOST" in env:
         return "Kubernetes"
@@ -45,3 +94,10 @@ def launcher() -> str:
         return "GKE"
     chips = any(pathlib.Path(path).exists() for path in ("/dev/accel0", "/dev/vfio/0"))
     return "TPU VM" if chips and importlib.util.find_spec("libtpu") else ""
+
+
+def _count(variable: str) -> int:
+    text = os.environ.get(variable, "1")
+    if not text.strip().isdigit():
+        raise ValueError(f"{variable} = {text!r}: must be a number of processes; unset it to run in this one alone")
+    return int(text)

@@ -95,6 +95,7 @@ class Checkpointer:
         self._asynchronous = asynchronous
         self._pending: int | None = None
         self._failures = 0
+        self.failed_steps: list[int] = []  # whose saves, asked for and begun, are not on disk
         self._scores: dict[int, float] = {}
         items = {"state": ocp.PyTreeCheckpointHandler(), "manifest": ocp.JsonCheckpointHandler()}
         _quieten_orbax()
@@ -148,7 +149,7 @@ class Checkpointer:
         if self._read_only:
             raise CheckpointError(f"{self.directory} was opened with read_only=True; open it for writing to save")
         started = time.perf_counter()
-        self._settle()
+        self._settle(raises=not force)
         if step in self.steps():
             return False
         self._prune()
@@ -198,26 +199,34 @@ class Checkpointer:
         probe.mkdir()
         probe.rmdir()
 
-    def _settle(self) -> None:
+    def _settle(self, *, raises: bool = True) -> None:
         try:
             self._orbax.wait_until_finished()
         except Exception as error:
-            self._note_failure(error)
+            self._note_failure(error, raises=raises)
         if self._pending is not None:
             self._pending, self._failures = None, 0
 
-    def _note_failure(self, error: Exception) -> None:
+    def _note_failure(self, error: Exception, *, raises: bool = True) -> None:
         step, self._pending = self._pending, None
         self._failures += 1
-        with contextlib.suppress(OSError):
-            self._remove_temporary()
-        kept = f"newest checkpoint on disk: {max(self.steps(), default='none')}"
-        message = f"saving step {step} in {self.directory} failed ({_one_line(error)}); {kept}"
-        if self._failures >= self._max_failures:
+        if step is not None:
+            self.failed_steps.append(step)
+        message = self._failure(step, error)
+        if raises and self._failures >= self._max_failures:
             raise CheckpointError(
                 f"{message}; {self._failures} saves failed in a row; free space or fix the folder"
             ) from error
         log.error("%s; training continues", message)
+
+    def _failure(self, step: int | None, error: Exception) -> str:
+        with contextlib.suppress(OSError):
+            self._remove_temporary()
+        try:
+            kept = f"newest checkpoint on disk: {max(self.steps(), default='none')}"
+        except OSError as unreadable:
+            kept = f"the folder cannot be listed ({_one_line(unreadable)})"
+        return f"saving step {step} in {self.directory} failed ({_one_line(error)}); {kept}"
 
     def _save_now(self, step: int, args: ocp.args.Composite) -> None:
         for delay in (*_RETRY_SECONDS, None):
@@ -228,9 +237,7 @@ class Checkpointer:
                 self._failures = 0
                 return
             except Exception as error:
-                with contextlib.suppress(OSError):
-                    self._remove_temporary()
-                message = f"saving step {step} in {self.directory} failed ({_one_line(error)})"
+                message = self._failure(step, error)
                 if delay is None:
                     raise CheckpointError(f"{message}; free space or fix the folder and start again") from error
                 log.error("%s; trying again in %.0f s", message, delay)

@@ -22,7 +22,7 @@ from sympow_jax.training.heldout import Heldout
 from sympow_jax.training.initial_weights import plan_initial_weights
 from sympow_jax.training.metrics import MetricsWriter, check_wandb, last_logged_step
 from sympow_jax.training.screen import print_first_screen
-from sympow_jax.training.signals import StopRequest
+from sympow_jax.training.signals import EXIT_UNSAVED, StopRequest
 from sympow_jax.training.step import make_train_step
 from sympow_jax.training.step_reports import StepReports
 from sympow_jax.training.train_state import TrainState, create_train_state, from_tree, to_tree
@@ -161,7 +161,7 @@ def _run_steps(run: Run, state: TrainState, first_step: int) -> tuple[int, int]:
         if stop.poll() and step < last:
             return _save_and_stop(run, state, step)
     batches.close()
-    return 0, last
+    return EXIT_UNSAVED if _say_unsaved(run) else 0, last
 
 
 def _step(run: Run, state: TrainState, batch: PyTree, step: int) -> tuple[TrainState, dict[str, Any]]:
@@ -199,8 +199,17 @@ def _save(run: Run, state: TrainState, step: int, *, force: bool) -> None:
         run.clock.saved(run.checkpointer.save_stall_seconds)
 
 
+def _say_unsaved(run: Run) -> bool:
+    """Names the checkpoints that were due and are missing, and those there are; False when none is missing."""
+    missing = run.checkpointer.failed_steps
+    if missing:
+        _say(f"not saved: steps {missing} (the errors are above); on disk: steps {run.checkpointer.steps()}")
+    return bool(missing)
+
+
 def _save_and_stop(run: Run, state: TrainState, step: int) -> tuple[int, int]:
     _save(run, state, step, force=True)
+    _say_unsaved(run)
     _say(f"stopped at step {step}; the checkpoint is saved, and the same command continues from it")
     return run.stop.exit_code, step
 

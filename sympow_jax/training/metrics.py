@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import pathlib
+import secrets
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
@@ -17,9 +18,9 @@ import jax
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sympow_jax.config import ConfigError
-from sympow_jax.files import open_regular, write_text_atomic
+from sympow_jax.files import entry, open_regular, read_json, write_json_atomic, write_text_atomic
 
-METRICS_NAME = "metrics.jsonl"
+METRICS_NAME, WANDB_NAME = "metrics.jsonl", "wandb.json"
 _MAX_ROW_BYTES = 2**20
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class MetricsWriter:
         if tensorboard:
             makers["TensorBoard"] = lambda: _TensorBoard(workdir / "tensorboard", resume_step)
         if wandb_project:
-            makers["W&B"] = lambda: _Wandb(workdir, wandb_project, config or {})
+            makers["W&B"] = lambda: _Wandb(workdir, wandb_project, config or {}, begun=bool(resume_step))
         makers["the progress line"] = lambda: _ProgressLine(total_steps, stream or sys.stderr)
         if jax.process_index() > 0:
             makers = {}
@@ -189,12 +190,16 @@ class _TensorBoard:
 
 
 class _Wandb:
-    def __init__(self, workdir: pathlib.Path, project: str, config: Mapping[str, Any]):
+    def __init__(self, workdir: pathlib.Path, project: str, config: Mapping[str, Any], *, begun: bool):
         import wandb  # pyright: ignore[reportMissingImports]  (an optional extra)
 
-        name = workdir.resolve().name
         self._run = wandb.init(
-            project=project, name=name, dir=str(workdir), config=dict(config), id=name, resume="allow"
+            project=project,
+            name=workdir.resolve().name,
+            dir=str(workdir),
+            config=dict(config),
+            id=_wandb_id(workdir, begun=begun),
+            resume="allow",
         )
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -202,6 +207,17 @@ class _Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _wandb_id(workdir: pathlib.Path, *, begun: bool) -> str:
+    """The id of the workdir's run, drawn once: folders of one name must not share a run.
+
+    A run begun before ids were kept has the name of its folder.
+    """
+    path = workdir / WANDB_NAME
+    if not path.exists():
+        write_json_atomic(path, {"id": workdir.resolve().name if begun else secrets.token_hex(8)})
+    return entry(read_json(path), "id", str, str(path))
 
 
 class _ProgressLine:

@@ -4,8 +4,9 @@ import dataclasses
 import fnmatch
 import pathlib
 
-from sympow_jax.config import Config, ConfigError, check_scaling_acts, diff, resolve_saved
+from sympow_jax.config import TASKS, Config, ConfigError, check_scaling_acts, diff, resolve_saved
 from sympow_jax.files import entry, read_json, write_json_atomic
+from sympow_jax.input_pipeline.opening import parse_mixture
 from sympow_jax.input_pipeline.tokenizer_base import MAX_VOCABULARY
 from sympow_jax.models.model import resolve_implementation
 from sympow_jax.training.data import RunData
@@ -19,6 +20,8 @@ LEARNING_RATE = (
     "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.final_fraction",
     "optimizer.decay_fraction",
 )  # fmt: skip
+
+_STORES = ("data.train", "data.heldout")
 
 
 def load_config(workdir: str) -> Config:
@@ -51,7 +54,8 @@ def resolve_for(config: Config, workdir: str) -> Config:
 def check_resume(config: Config, workdir: str, *, allow_learning_rate_change: bool = False) -> None:
     """Prints what changed against the workdir's config and raises ConfigError if a resume may not change it.
 
-    A new run may not start with a position.scaling that does nothing.
+    A new run may not start with a position.scaling that does nothing. Stores may lie elsewhere than before: whether
+    they hold the same, `check_data` decides by their digests.
     """
     if not (pathlib.Path(workdir) / "config.json").exists():
         check_scaling_acts(config)
@@ -60,6 +64,8 @@ def check_resume(config: Config, workdir: str, *, allow_learning_rate_change: bo
     for path, (old, new) in changes.items():
         print(f"config change: {path}: {old!r} -> {new!r}")
     refused = [path for path in changes if not any(fnmatch.fnmatch(path, pattern) for pattern in MAY_CHANGE)]
+    if (pathlib.Path(workdir) / "data.json").exists():
+        refused = [path for path in refused if not (path in _STORES and _mixed_alike(changes[path]))]
     rates = [path for path in refused if path in LEARNING_RATE]
     if rates and not allow_learning_rate_change:
         raise ConfigError(
@@ -72,6 +78,11 @@ def check_resume(config: Config, workdir: str, *, allow_learning_rate_change: bo
             f"{', '.join(refused)}: differs from the run in {workdir}, which cannot continue with it; restore the "
             "value or use another --workdir"
         )
+
+
+def _mixed_alike(specs: tuple[str, str]) -> bool:
+    """Whether two names of data are stores, not tasks, mixed alike."""
+    return not {*specs} & {*TASKS} and parse_mixture(specs[0])[1] == parse_mixture(specs[1])[1]
 
 
 def check_data(workdir: str, data: RunData) -> None:

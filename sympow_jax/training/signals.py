@@ -3,7 +3,8 @@
 | exit code | meaning |
 |---|---|
 | 0 | the run is finished, or was finished already |
-| 1 | an error; its message is the last line |
+| 1 | an error, as when the last checkpoint cannot be saved; its message is the last line |
+| 3 | the run is finished and its last checkpoint saved, but one before it was due and could not be; a line says which |
 | 130 | stopped by SIGINT (Ctrl-C), checkpoint saved |
 | 143 | stopped by SIGTERM (preemption, scheduler), checkpoint saved |
 | 137 | a second signal: left at once, as kill -9 would; nothing saved beyond the last checkpoint |
@@ -17,6 +18,7 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
+EXIT_UNSAVED = 3
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
 EXIT_AT_ONCE = 137

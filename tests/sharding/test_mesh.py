@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import threading
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from sympow_jax import sharding
 from sympow_jax.config import ConfigError
 from sympow_jax.models.model import Model
 from sympow_jax.ops.softmax_attention import accelerators
+from sympow_jax.sharding import processes
 from sympow_jax.sharding.processes import launcher
 from sympow_jax.sharding.table import spec
 from sympow_jax.training.config_mesh import config_mesh
@@ -172,3 +174,35 @@ def test_a_mesh_of_one_device_is_as_good_as_none():
         assert not sharding.is_sharded() and accelerators._unsplit()
     with sharding.use_mesh(sharding.make_mesh(SIZES)):
         assert sharding.is_sharded() and not accelerators._unsplit()
+
+
+def test_a_launcher_without_peers_is_waited_for_aloud_and_not_forever(monkeypatch, capsys):
+    """The line names the variables and how to train alone; without an answer the process ends with 1."""
+    ended = threading.Event()
+    monkeypatch.setattr(processes, "_QUIET", 0.01)
+    monkeypatch.setattr(processes, "_LIMIT", 0.05)
+    monkeypatch.setattr(processes.os, "_exit", lambda code: codes.append(code) or ended.set())
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: ended.wait(10))
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n[1-2]"}.items():
+        monkeypatch.setenv(name, value)
+    codes: list[int] = []
+    processes.join_processes()
+    assert codes == [1]
+    said, error = capsys.readouterr().err.splitlines()
+    told = "SLURM (SLURM_STEP_NODELIST = n[1-2], SLURM_NTASKS = 2, SLURM_PROCID = 0)"
+    alone = "to run in this process alone, unset SLURM_STEP_NODELIST"
+    assert said.startswith("waiting up to") and error.startswith("error: waited")
+    assert told in said and told in error and alone in said and alone in error
+
+
+def test_what_a_launcher_says_wrongly_is_one_line(monkeypatch):
+    def fail(**_):
+        raise RuntimeError("no such\nhost")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"Open MPI \(OMPI_COMM_WORLD_SIZE = 2\): no such host; to .* alone, unset"):
+        processes.join_processes()
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2(x3)")
+    with pytest.raises(ValueError, match=r"OMPI_COMM_WORLD_SIZE = '2\(x3\)': must be a number of processes"):
+        processes.join_processes()

@@ -11,6 +11,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -436,6 +437,22 @@ def test_writes_that_orbax_never_started_are_dropped_without_a_word(monkeypatch,
         eval("last.clear()", {"__builtins__": {}, "last": last})  # as in namedtuple's __new__: nothing can be imported
     assert "KeyError('__import__')" in heard if reports else not heard
     assert bool(warned) == bool(reports)
+
+
+def test_the_last_save_is_tried_whatever_failed_before_and_what_failed_is_named(tmp_path, monkeypatch):
+    """The second failure in a row is known only when the last save begins: that one is made all the same."""
+    tree = {"x": jnp.arange(4.0)}
+    with Checkpointer(tmp_path, max_failures=2) as checkpointer:
+        full = mock.Mock(side_effect=OSError(28, "No space left on device"))
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpointer, "_check_writable", full)
+            checkpointer.save(1, tree, metadata={})
+        checkpointer.save(2, tree, metadata={})
+        wait = checkpointer._orbax.wait_until_finished
+        late = mock.Mock(side_effect=[OSError(28, "No space left on device"), *[None] * 9])
+        monkeypatch.setattr(checkpointer._orbax, "wait_until_finished", lambda: (wait(), late()))
+        checkpointer.save(3, tree, metadata={}, force=True)
+        assert checkpointer.failed_steps == [1, 2] and 3 in checkpointer.steps()
 
 
 def test_failures_in_a_row_stop_the_run(damaged):

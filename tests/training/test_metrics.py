@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sympow_jax.training import metrics
 from sympow_jax.training.metrics import METRICS_NAME, MetricsWriter, read_metrics
 
 
@@ -148,6 +149,19 @@ def test_every_line_is_strict_json(tmp_path):
         json.loads(line, parse_constant=lambda name: pytest.fail(name))
 
 
+def test_wandb_ids_are_kept_in_the_workdir_and_differ_between_folders_of_one_name(tmp_path):
+    old, new = tmp_path / "a" / "fox-seed0", tmp_path / "b" / "fox-seed0"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    first = metrics._wandb_id(new, begun=False)
+    assert first != metrics._wandb_id(old, begun=True) == "fox-seed0"  # begun before ids were kept
+    assert [metrics._wandb_id(new, begun=begun) for begun in (True, False)] == [first, first]
+    assert len(first) == 16 and json.loads((new / "wandb.json").read_text()) == {"id": first}
+    (new / "wandb.json").write_text('{"id": 3}')
+    with pytest.raises(ValueError, match=r"wandb.json: id = '3' where text is needed"):
+        metrics._wandb_id(new, begun=True)
+
+
 def test_wandb_gets_the_rows_and_may_die(tmp_path, monkeypatch, caplog):
     """A stand-in for the package, whose run breaks at step 2; the other sinks go on."""
     seen = []
@@ -170,6 +184,6 @@ def test_wandb_gets_the_rows_and_may_die(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb)
     with caplog.at_level(logging.WARNING):
         write_rows(tmp_path, [1, 2, 4], wandb_project="p", config={"seed": 3})
-    assert seen == [("p", tmp_path.name, {"seed": 3}), (1, 4.0), (4, 1.0), "finished"]
+    assert seen == [("p", metrics._wandb_id(tmp_path, begun=True), {"seed": 3}), (1, 4.0), (4, 1.0), "finished"]
     assert caplog.text.count("W&B cannot be written (ConnectionError: gone)") == 1
     assert steps_in(tmp_path) == [1, 2, 4]

@@ -9,7 +9,10 @@ from jax.extend.core import jaxprs_in_params
 
 from sympow_jax.models.loss import token_nll
 from sympow_jax.models.model import Model, resolve_implementation
-from sympow_jax.training import heldout, loop
+from sympow_jax.training import checkpoint, heldout, loop
+from sympow_jax.training.checkpoint import Checkpointer
+from sympow_jax.training.manifest import CheckpointError
+from sympow_jax.training.signals import EXIT_UNSAVED
 from sympow_jax.training.step import make_train_step
 from sympow_jax.training.train_state import create_train_state
 from tests.models.small import VOCAB, tiny_config
@@ -99,3 +102,28 @@ def test_a_run_compiles_its_step_once(tmp_path, monkeypatch):
     assert made["make_eval_step"]._cache_size() == 1
     assert list((tmp_path / "profile" / "5").rglob("*.xplane.pb"))
     assert not list((tmp_path / "profile").glob("[!5]*"))
+
+
+@pytest.mark.slow
+def test_a_run_that_could_not_save_says_so_by_its_exit_code(tmp_path, monkeypatch, capsys):
+    """The save of step 2 fails, that of step 4 is made: the run ends with 3; had the last one failed, with an error."""
+    flags = ("num_train_steps=4", "checkpoint.every_steps=2", "logging.peak_flops=1e12", "logging.tensorboard=false")
+    config = tiny_config("conformal_sympow", *flags, "evaluation.num_batches=1", "mesh.data=1", "data.batch_size=2")
+    check = Checkpointer._check_writable
+
+    def full(self, step):
+        if step in unwritable:
+            raise OSError(24, "Too many open files")
+        check(self, step)
+
+    monkeypatch.setattr(Checkpointer, "_check_writable", full)
+    monkeypatch.setattr(checkpoint, "_RETRY_SECONDS", ())
+    with jax.numpy_dtype_promotion("standard"):
+        unwritable = (2,)
+        assert loop.train(config, str(tmp_path / "a")) == EXIT_UNSAVED == 3
+        unwritable = (2, 4)
+        with pytest.raises(
+            CheckpointError, match=r"saving step 4 .*Too many open files.*newest checkpoint on disk: none"
+        ):
+            loop.train(config, str(tmp_path / "b"))
+    assert "not saved: steps [2] (the errors are above); on disk: steps [4]" in capsys.readouterr().out

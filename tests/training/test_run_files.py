@@ -1,0 +1,62 @@
+"""What a resume may change: stores may move, if they hold the same and are mixed alike."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from sympow_jax.config import ConfigError
+from sympow_jax.files import write_json_atomic
+from sympow_jax.models.model import resolve_implementation
+from sympow_jax.training.data import open_run_data
+from sympow_jax.training.run_files import check_data, check_resume, save_run_files
+from tests.input_pipeline.stores import write_store
+from tests.models.small import tiny_config
+
+
+def config_of(train, heldout):
+    flags = (f"data.train={train}", f"data.heldout={heldout}", "mesh.data=1")
+    return resolve_implementation(tiny_config("conformal_sympow", *flags))
+
+
+@pytest.fixture
+def workdir(tmp_path, rng):
+    """A run on two stores, A three times as often as B, which have moved since; C holds other tokens."""
+    for name in "ABC":
+        tokens = rng.integers(0, 61, (6, 128)).astype(np.uint16)
+        write_store(tmp_path / name, tokens, chunks=(2, 64), vocab_size=61, bos_id=60)
+    config = config_of(f"{tmp_path}/A@3,{tmp_path}/B", tmp_path / "B")
+    (tmp_path / "run").mkdir()
+    save_run_files(config, str(tmp_path / "run"), open_run_data(config))
+    shutil.move(tmp_path / "A", tmp_path / "elsewhere")
+    return tmp_path / "run"
+
+
+def test_stores_with_the_same_content_may_lie_elsewhere(tmp_path, workdir):
+    moved = config_of(f"{tmp_path}/elsewhere@3,{tmp_path}/B", tmp_path / "B")
+    check_resume(moved, str(workdir))
+    check_data(str(workdir), open_run_data(moved))
+    other = config_of(f"{tmp_path}/C@3,{tmp_path}/B", tmp_path / "B")
+    check_resume(other, str(workdir))
+    with pytest.raises(ConfigError, match=r"data.train_digest: the run .* was trained on"):
+        check_data(str(workdir), open_run_data(other))
+
+
+def test_a_mixture_mixed_otherwise_a_task_and_a_run_without_digests_are_refused(tmp_path, workdir):
+    for spec in (f"{tmp_path}/elsewhere@2,{tmp_path}/B", f"{tmp_path}/elsewhere"):
+        with pytest.raises(ConfigError, match=r"^data.train: differs from the run"):
+            check_resume(config_of(spec, tmp_path / "B"), str(workdir))
+    with pytest.raises(ConfigError, match=r"^data.heldout, data.train: differs"):
+        check_resume(config_of("mqar", "mqar"), str(workdir))
+    moved = config_of(f"{tmp_path}/elsewhere@3,{tmp_path}/B", tmp_path / "B")
+    (workdir / "data.json").unlink()
+    with pytest.raises(ConfigError, match=r"^data.train: differs from the run"):
+        check_resume(moved, str(workdir))
+
+
+def test_other_changes_are_refused_as_before(tmp_path, workdir):
+    config = config_of(f"{tmp_path}/elsewhere@3,{tmp_path}/B", tmp_path / "B")
+    write_json_atomic(workdir / "config.json", dataclasses.asdict(dataclasses.replace(config, seed=7)))
+    with pytest.raises(ConfigError, match=r"^seed: differs"):
+        check_resume(config, str(workdir))
