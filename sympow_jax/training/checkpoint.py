@@ -405,7 +405,9 @@ def _quieten_orbax() -> None:
 
     def hook(unraisable: Any) -> None:
         code = getattr(unraisable.object, "cr_code", None)
-        if str(unraisable.exc_value) != "Event loop is closed" and "/orbax/" not in getattr(code, "co_filename", ""):
+        text = str(unraisable.exc_value)
+        loop = text == "Event loop is closed" or "'_ssock'" in text  # the latter where files ran out as it was made
+        if not loop and "/orbax/" not in getattr(code, "co_filename", ""):
             previous(unraisable)
 
     hook.drops_late_news = True  # pyright: ignore[reportFunctionMemberAccess]

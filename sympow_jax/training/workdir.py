@@ -14,7 +14,7 @@ from typing import Any
 from sympow_jax.files import FileError, inside, one_line, open_regular, refuse_link
 
 LOCK_NAME = ".lock"
-_FILES = (LOCK_NAME, "config.json", "data.json", "init_from.json", "metrics.jsonl")
+_FILES = (LOCK_NAME, "config.json", "data.json", "init_from.json", "metrics.jsonl", "wandb.json")
 _FOLDERS = ("checkpoints", "eval", "profile", "tensorboard", "tokenizer", "wandb")
 
 

@@ -9,6 +9,7 @@ import pathlib
 import resource
 import shutil
 import sys
+import types
 import warnings
 from collections.abc import Iterator
 from unittest import mock
@@ -453,6 +454,15 @@ def test_the_last_save_is_tried_whatever_failed_before_and_what_failed_is_named(
         monkeypatch.setattr(checkpointer._orbax, "wait_until_finished", lambda: (wait(), late()))
         checkpointer.save(3, tree, metadata={}, force=True)
         assert checkpointer.failed_steps == [1, 2] and 3 in checkpointer.steps()
+
+
+def test_an_event_loop_for_which_no_file_was_left_is_dropped_without_a_word(monkeypatch):
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: heard.append(str(unraisable.exc_value)))
+    Checkpointer("unused", read_only=True)
+    for text in ("'_UnixSelectorEventLoop' object has no attribute '_ssock'", "another"):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=AttributeError(text), object=None))
+    assert heard == ["another"]
 
 
 def test_failures_in_a_row_stop_the_run(damaged):
