@@ -61,6 +61,10 @@ RAW = TEXT.encode()
 READ = {  # content, and the documents it holds
     "a.txt": (RAW, [TEXT]),
     "empty.md": (b"", [""]),
+    "bz.txt": (b"BZhang wrote this text", ["BZhang wrote this text"]),
+    "par.txt": (b"PAR1 is a word", ["PAR1 is a word"]),
+    "quote.txt": (b'He said {"x"}: see 4 ftyp', ['He said {"x"}: see 4 ftyp']),
+    "tar.txt": (b"x" * 257 + b"ustar", ["x" * 257 + "ustar"]),
     "bom.txt": (b"\xef\xbb\xbf" + RAW, [TEXT]),
     "le16.txt": (b"\xff\xfe" + TEXT.encode("utf-16-le"), [TEXT]),
     "be16.txt": (b"\xfe\xff" + TEXT.encode("utf-16-be"), [TEXT]),
@@ -170,8 +174,9 @@ def test_a_file_named_alone_is_read_as_in_its_folder(name, tmp_path, monkeypatch
 def test_a_foreign_file_that_is_named_is_refused(name, tmp_path):
     content, what = FOREIGN[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(SourceError) as caught:
-        read(tmp_path / name)
+    (tmp_path / "fine.txt").write_text("fine")
+    with pytest.raises(SourceError, match="but text is needed") as caught:
+        read(tmp_path / "fine.txt", tmp_path / name)
     assert what in str(caught.value) and f"{name}'" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -252,6 +257,17 @@ def test_a_split_depends_on_the_files_not_on_how_they_are_named(tmp_path, monkey
     assert len({json.dumps(TextFiles(tuple(map(str, inputs))).describe()) for inputs in namings}) == 1
     held = heldout(np.array([shards._hash(key) for key in expected], np.uint64), 0.5)
     assert 10 < held.sum() < 30
+
+
+def test_names_are_of_the_files_read_alone_and_a_link_is_no_second_document(tmp_path):
+    deep = tmp_path / "in" / "a" / "b"
+    deep.mkdir(parents=True)
+    (tmp_path / "in" / "p.png").write_bytes(FOREIGN["p.png"][0])
+    (deep / "1.txt").write_text("one")
+    (deep / "2.txt").symlink_to(deep / "1.txt")
+    (deep / "3.txt").write_text("three")
+    for inputs in (tmp_path / "in", deep, f"{deep}/*.txt"):
+        assert read(inputs) == {"1.txt": "one", "3.txt": "three"}
 
 
 def test_names_that_are_no_utf8_and_files_that_cannot_be_opened(tmp_path, monkeypatch):
