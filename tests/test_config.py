@@ -1,16 +1,21 @@
 """Configs resolve, every key can be set from the command line, and mistakes are one line that names the fix."""
 
+import dataclasses
 import json
 import pathlib
 import re
 import shutil
 
+import numpy as np
 import pytest
 
 from sympow_jax import config as config_lib
 from sympow_jax.config import ConfigError, parse_flags
 from sympow_jax.config.absent import ABSENT
-from sympow_jax.loading import evaluation_config
+from sympow_jax.loading import check_stream, evaluation_config
+from sympow_jax.models.model import resolve_implementation
+from sympow_jax.ops import positions
+from sympow_jax.training.run_files import check_resume
 from sympow_jax.variants import VARIANTS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -103,6 +108,38 @@ def test_mistakes_are_one_line_that_helps(flags, words):
         ("fox", {"position.base": "500000"}, r"--position.base: has no effect with attention.position = 'none'"),
         ("fox", {"position.alibi_slope_scale": "2"}, "attention.position is 'none', which has no slopes"),
         ("fox", {"model.num_layers": "2"}, "cannot change after training"),
+        ("softmax_rope", {"position.scaling": "dynamic_ntk"}, ""),
+        (
+            "softmax_rope",
+            {"position.scaling": "yarn"},
+            r"position.factor = 1.0: position.scaling = 'yarn' changes nothing",
+        ),
+        ("softmax_rope", {"position.scaling": "linear", "position.factor": "1"}, "'linear' changes nothing"),
+        ("softmax_rope", {"position.scaling": "ntk"}, "'ntk' changes nothing"),
+        ("softmax_rope", {"position.scaling": "llama3"}, "'llama3' changes nothing"),
+        (
+            "softmax_rope",
+            {"position.scaling": "yarn", "position.factor": "0.5"},
+            "factor = 0.5: .* at least 1",
+        ),
+        (
+            "softmax_rope",
+            {"position.scaling": "yarn", "position.factor": "8", "position.base": "1"},
+            "position.base = 1.0: yarn takes its logarithm",
+        ),
+        (
+            "softmax_rope",
+            {"position.scaling": "linear", "position.factor": "8", "position.original_length": "99"},
+            "--position.original_length: has no effect with .*'linear'",
+        ),
+        ("softmax_rope", {"position.alibi_slope_scale": "1"}, "--position.alibi_slope_scale: has no effect"),
+        ("softmax_rope", {"attention.chunk_size": "64"}, "chunk_size: has no effect with attention.kernel = 'softmax'"),
+        ("sympow", {"attention.chunk_size": "64"}, ""),
+        (
+            "sympow",
+            {"attention.chunk_size": "64", "attention.implementation": "recurrent"},
+            "no effect .*'recurrent'",
+        ),
     ],
 )
 def test_position_settings_change_at_evaluation_only_where_they_act(variant, overrides, message):
@@ -112,6 +149,45 @@ def test_position_settings_change_at_evaluation_only_where_they_act(variant, ove
         return
     with pytest.raises(ConfigError, match=message):
         evaluation_config(config, overrides)
+
+
+def test_the_frequencies_of_the_manifest_convention_have_no_base():
+    config = resolve("position.convention=manifest", variant="softmax_rope")
+    with pytest.raises(ConfigError, match=r"--position.base: has no effect with .* position.convention = 'manifest'"):
+        evaluation_config(config, {"position.base": "500000"})
+
+
+@pytest.mark.parametrize("scaling", ["linear", "ntk", "yarn", "llama3"])
+def test_a_factor_of_one_leaves_every_frequency(scaling):
+    """Why such a scaling is refused; a run that was trained with it can be read and continued."""
+    options = {"scaling": scaling, "factor": 1.0, "original_length": 512}
+    frequencies, factor = positions.rope_frequencies(64, **options)
+    np.testing.assert_allclose(frequencies, 10000.0 ** (-np.arange(0, 64, 2) / 64), rtol=1e-12)
+    assert factor == 1.0
+    config = resolve(f"position.scaling={scaling}", variant="softmax_rope")
+    assert config_lib.resolve(dataclasses.asdict(config)) == config
+    assert evaluation_config(config, {"model.dtype": "bfloat16"}).position == config.position
+
+
+def test_no_run_starts_with_a_scaling_that_does_nothing_and_an_old_one_continues(tmp_path):
+    config = resolve_implementation(resolve("position.scaling=yarn", variant="softmax_rope"))
+    with pytest.raises(ConfigError, match=r"position.factor = 1.0: position.scaling = 'yarn' changes nothing"):
+        check_resume(config, str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    check_resume(config, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("variant", "implementation", "hint"),
+    [("softmax_rope", "reference", "leave it out"), ("sympow", "blockwise", "use chunked or recurrent")],
+)
+def test_a_stream_has_no_quadratic_form(variant, implementation, hint):
+    overrides = {"attention.implementation": implementation}
+    with pytest.raises(ConfigError, match=f"has no effect where {variant} reads a text as a stream; {hint}"):
+        check_stream(evaluation_config(resolve(variant=variant), overrides), overrides)
+    overrides = {"attention.implementation": "recurrent"}
+    check_stream(evaluation_config(resolve(variant="sympow"), overrides), overrides)
+    check_stream(resolve(variant=variant), {})
 
 
 def test_an_unknown_key_in_a_saved_config_is_named():

@@ -10,7 +10,7 @@ import pytest
 from sympow_jax import config as config_lib
 from sympow_jax import report
 from sympow_jax.command_line import one_line_errors
-from sympow_jax.evals.files import write_json, write_result
+from sympow_jax.evals.files import inputs_digest, write_json, write_result
 from sympow_jax.evals.length_generalisation import length_generalisation
 from sympow_jax.models.model import resolve_implementation
 from tests.evals.toy import Bigram, make_store
@@ -92,6 +92,49 @@ def test_page_over_several_runs(tmp_path):
     assert page.tags.count("figure") == 2 + 1 + 1 + 2 + 1 + 1
     assert all(address.startswith(("#", "data:image/png")) for address in page.addresses)
     assert "script" not in page.tags and "link" not in page.tags and "@import" not in output.read_text()
+
+
+def test_a_row_that_was_cut_off_is_left_out_with_a_note_and_other_damage_is_named(tmp_path, caplog, capsys):
+    run = make_run(tmp_path / "a", "sympow", evaluated=False)
+    metrics = tmp_path / "a" / "metrics.jsonl"
+    whole = metrics.read_bytes()
+    losses = report.gather([run])["runs"][0]["training"]["loss"]
+    for torn in (
+        whole + b'{"step": 400, "lo',
+        whole + b'{"st\n',
+        whole.replace(b"\n", b'\n{"step": 15, "loss": 4.\n', 1),
+    ):
+        metrics.write_bytes(torn)
+        caplog.clear()
+        assert report.gather([run])["runs"][0]["training"]["loss"] == losses
+        assert f"{metrics}, line " in caplog.text and "is left out" in caplog.text
+    for damage in (b"rubbish\n", b'{"step": "ten"}\n', b"[1]\n", b'{"step": 15, "loss": 4.}\n'):
+        metrics.write_bytes(whole.replace(b"\n", b"\n" + damage, 2))
+        assert one_line_errors(report.run, [run]) == 1
+        error = capsys.readouterr().err
+        assert f"{metrics}, line 2" in error and error.count("\n") == 1
+
+
+def test_results_of_another_run_or_evaluation_are_not_shown_as_this_one_s(tmp_path, caplog):
+    run = make_run(tmp_path / "a", "sympow")
+    folder = tmp_path / "a" / "eval"
+    result = json.loads((folder / "length_generalisation.json").read_text()) | {"inputs": {"step": 390}}
+    write_json(folder / "length_generalisation.json", result)
+    curves = {"variant": "sympow", "query_position": 255, "distance": [0, 1], "layers": []}
+    write_json(folder / "position_bias.json", curves | {"inputs": inputs_digest({"step": 390})})
+    assert len(report.gather([run])["biases"]) == 1 and not caplog.records
+    write_json(folder / "position_bias.json", curves | {"inputs": inputs_digest({"step": 100})})
+    assert report.gather([run])["biases"] == [] and "is of another evaluation" in caplog.text
+    write_json(folder / "length_generalisation.json", result | {"seed": 1})
+    with pytest.raises(ValueError, match=r"length_generalisation\.json: its seed is 1, and that of the run 0"):
+        report.gather([run])
+
+
+def test_the_page_replaces_no_file_of_a_run(tmp_path, capsys):
+    run = make_run(tmp_path / "a", "sympow", evaluated=False)
+    for output in (f"{run}/config.json", f"{run}/metrics.jsonl", run):
+        assert one_line_errors(report.run, [run, f"--output={output}"]) == 1
+        assert "ends in .html" in capsys.readouterr().err
 
 
 def test_paired_rows_are_differences_from_the_first_run(tmp_path):

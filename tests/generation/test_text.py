@@ -1,5 +1,7 @@
 """Streams of text: characters come whole, stop strings never appear, draws follow their distribution."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -143,6 +145,29 @@ def test_draws_follow_the_distribution(options, expected):
     found = frequencies(Sampling(**options))
     np.testing.assert_allclose(found, expected, atol=0.03)
     assert np.all(found[np.asarray(expected) == 0] == 0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": 1e-38}, {"temperature": 1e38}, {"temperature": float("inf")}, {"temperature": float("nan")},
+        {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1e-50}, {"top_p": 1.1}, {"top_p": float("nan")},
+        {"top_k": -1}, {"seed": -1}, {"seed": 2**32},
+    ],
+)  # fmt: skip
+def test_settings_that_float32_or_sense_cannot_follow_are_refused(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ConfigError, match=re.escape(f"--{name} = {value!r}: must be ")):
+        Sampling(**wrong)
+
+
+def test_the_least_settings_take_the_most_likely_token():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 50)) * 1e4, jnp.float32)
+    for least in ({"temperature": 1e-6}, {"temperature": 1.0, "top_p": 1e-6}):
+        np.testing.assert_array_equal(sample(logits, 3, Sampling(**least)), np.argmax(logits, axis=1))
+    Sampling(top_k=50).check_vocabulary(50)
+    with pytest.raises(ConfigError, match="--top_k = 51: the vocabulary has 50 tokens"):
+        Sampling(top_k=51).check_vocabulary(50)
 
 
 def test_draws_depend_on_seed_row_and_position_and_on_nothing_else():

@@ -1,4 +1,5 @@
 from sympow_jax import config as config_lib
+from sympow_jax import plan as plan_command
 from sympow_jax.planning import fit, targets
 
 FLAGS = ["--config=configs/lc64_124m.py:conformal_sympow,65536", "--config.model.num_heads=8"]
@@ -58,3 +59,21 @@ def test_search_stops_at_its_budget(monkeypatch):
     lines = []
     assert fit.search(config(), 257, targets.find("cpu:8"), max_compiles=5, tell=lines.append) == []
     assert len(lines) == 3
+
+
+def test_a_plan_has_the_vocabulary_of_its_data(monkeypatch):
+    """8,192 ids of MQAR; bytes and BOS of the default corpus; GPT-2's of another."""
+    planned = []
+
+    def try_plan(config, vocab_size, target):
+        planned.append(vocab_size)
+        return {"status": "does not fit", "reason": "", "variant": "", "context": 0, "compiled_for": "", "degree": 0}
+
+    monkeypatch.setattr(plan_command.fit, "try_plan", try_plan)
+    monkeypatch.setattr(plan_command.targets, "find", lambda name: None)
+    monkeypatch.setattr(plan_command.fit, "with_default_mesh", lambda config, target: config)
+    monkeypatch.setattr(plan_command, "_prepare_compilers", lambda: None)
+    for data in ("mqar", "passkey", "python-stdlib", "gs://longcrawl64/train.zarr"):
+        stores = [f"--config.data.{split}={data}" for split in ("train", "heldout")]
+        plan_command.run(["--config=configs/quickstart.py", "--topology=h100:8", *stores])
+    assert planned == [8_192, 257, 257, 50_257]

@@ -4,7 +4,7 @@ import os
 import pathlib
 
 from sympow_jax.files import json_sha256
-from sympow_jax.input_pipeline.prepare.build import VERSION, Request, build
+from sympow_jax.input_pipeline.prepare.build import VERSION, BuildError, Request, build
 from sympow_jax.input_pipeline.prepare.sources import PythonStdlib
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
 
@@ -39,7 +39,7 @@ def default_corpus(cache_dir: str | pathlib.Path | None = None) -> pathlib.Path:
     folder = pathlib.Path(cache_dir) if cache_dir is not None else cache_folder()
     try:
         return build(source, folder / name, tokenizer=ByteTokenizer(), request=STDLIB_REQUEST)
-    except OSError as error:
+    except (OSError, BuildError) as error:
         raise OSError(
             f"data {STDLIB_NAME}: cannot be kept in {folder} ({error}); set XDG_CACHE_HOME to a folder that can be "
             "written, or name a store of your own"

@@ -1,0 +1,140 @@
+"""What all commands share: flags within bounds, one line for an error, and environments that lack something."""
+
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from sympow_jax import command_line, inspect, plan, sweep, verify_resume
+from sympow_jax.command_line import flag_value, one_line_errors, split_flags, step_flag, use_compilation_cache
+from sympow_jax.config import ConfigError
+from sympow_jax.input_pipeline.prepare import corpus
+from tests.models.small import ROOT
+
+QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
+
+
+def test_step_is_latest_best_or_a_number():
+    assert [step_flag({"step": text}) for text in ("latest", "best", "0", "0800")] == ["latest", "best", 0, 800]
+    assert step_flag({}) == "latest"
+    for wrong in ("lastest", "-1", "1.5", "²", "١"):
+        with pytest.raises(ConfigError, match="choose latest, best or a step number"):
+            step_flag({"step": wrong})
+
+
+def test_numbers_of_flags_are_within_bounds_and_differ():
+    assert flag_value({"n": "8,16"}, "n", (1,), least=1) == (8, 16)
+    assert flag_value({}, "n", 7, least=9) == 7  # the default is the caller's
+    for text, default, message in [
+        ("", (1,), r"--n = \(\): empty"),
+        ("8,0", (1,), "--n = 0: must be from 1 to 99"),
+        ("8,-8", (1,), "--n = -8: must be from 1 to 99"),
+        ("8,8", (1,), "--n = 8,8: 8 is there twice"),
+        ("100", 1, "--n = 100: must be from 1 to 99"),
+        ("nan", 1.0, "--n = nan: must be from 1 to 99"),
+        ("many", 1, "expected int"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            flag_value({"n": text}, "n", default, least=1, most=99)
+
+
+def test_an_empty_value_is_no_value():
+    assert split_flags(["--prompt="], ("prompt",), may_be_empty=("prompt",)) == ({"prompt": ""}, [])
+    for flag in ("--workdir=", "--workdir"):
+        with pytest.raises(ConfigError, match="--workdir needs a value"):
+            split_flags([flag], ("workdir",))
+
+
+@pytest.mark.parametrize(
+    ("run", "flags", "message"),
+    [
+        (inspect.run, ["--workdir=W", "--config.seed=1"], "--config.seed=1: the settings of --workdir=W"),
+        (inspect.run, [QUICKSTART, "--batch=3"], "--batch: belongs to a run"),
+        (plan.run, [QUICKSTART, "--topology=v5e:4x4", "--max_compiles=0"], "--max_compiles = 0: must be at least 1"),
+        (plan.run, [QUICKSTART, "--topology=v5e:4x4", "--output=config"], "config.json is there and holds no plans"),
+        (sweep.run, [QUICKSTART, "--variants=fox", "--root=R", "--seeds=-1"], "--seeds = -1: must be at least 0"),
+        (sweep.run, [QUICKSTART, "--variants=fox", "--root=R", "--lengths=64,64"], "64 is there twice"),
+        (sweep.run, [QUICKSTART, "--variants=fox", "--root="], "--root needs a value"),
+        (verify_resume.run, [QUICKSTART, "--steps=1"], "--steps = 1: must be at least 2"),
+        (verify_resume.run, [QUICKSTART, "--kills=-1"], "--kills = -1: must be at least 0"),
+        (verify_resume.run, [QUICKSTART, "--every=²"], "expected int"),
+    ],
+)
+def test_wrong_flags_are_one_line_and_write_nothing(run, flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("config.json").write_text('{"seed": 0}')
+    assert one_line_errors(run, flags) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert os.listdir() == ["config.json"] and pathlib.Path("config.json").read_text() == '{"seed": 0}'
+
+
+def test_without_a_cache_folder_programs_are_compiled_anew_and_a_warning_says_so(monkeypatch, tmp_path, caplog):
+    updates = []
+    monkeypatch.setattr(jax.config, "update", lambda *setting: updates.append(setting))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "home", no_home)
+    (tmp_path / "file").touch()
+    for setting, said in (("", "no home folder"), (f"{tmp_path}/file", "Not a directory")):
+        monkeypatch.setenv("XDG_CACHE_HOME", setting)
+        caplog.clear()
+        use_compilation_cache()
+        assert [record.levelno for record in caplog.records] == [logging.WARNING] and updates == []
+        assert said in caplog.text and caplog.text.count("XDG_CACHE_HOME") == 1
+    monkeypatch.setattr(command_line.os, "access", lambda *_: False)  # a file system that is only read
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}/cache")
+    use_compilation_cache()
+    assert "cannot be written" in caplog.text and updates == []
+    monkeypatch.undo()
+
+
+def test_the_default_corpus_says_which_variable_moves_it(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}/file")
+    monkeypatch.setattr(corpus.PythonStdlib, "describe", lambda _: {"python": "3"})
+    with pytest.raises(OSError, match=r"python-stdlib: cannot be kept in .* set XDG_CACHE_HOME to a folder"):
+        corpus.default_corpus()
+
+
+def command(*arguments, stdout=subprocess.PIPE, **environment):
+    """A command of the scripts in a process of its own: (exit code, standard output, standard error)."""
+    settings = {**os.environ, **environment}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=settings, stdout=stdout, stderr=subprocess.PIPE, timeout=120
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_tables_on_a_terminal_of_ascii():
+    code, out, err = command("train.py", "--list", LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="")
+    assert code == 0 and err == b"" and out.isascii()
+    assert b"| softmax_kerple_power |" in out and b"?" not in out
+
+
+@pytest.mark.slow
+def test_who_reads_the_output_may_go_and_a_full_disk_is_one_line():
+    reading, writing = os.pipe()
+    os.close(reading)
+    code, _, err = command("-m", "sympow_jax.plan", "--list", stdout=writing)
+    os.close(writing)
+    assert (code, err) == (141, b"")
+    with open("/dev/full", "w") as full:
+        code, _, err = command("-m", "sympow_jax.plan", "--list", stdout=full)
+    assert code == 1 and err == b"error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.slow
+def test_a_platform_that_is_not_there_is_one_line():
+    code, out, err = command("-m", "sympow_jax.inspect", QUICKSTART, JAX_PLATFORMS="cuda")
+    assert (code, out) == (1, b"")
+    assert err.splitlines()[-1].startswith(b"error: JAX_PLATFORMS = 'cuda': is not there")
+    assert b"Traceback" not in err
