@@ -26,7 +26,7 @@ DEFAULT_DTYPE = "<u2"
 OPTIONS = {"dtype": "", "tokenizer": ""}  # of an address
 _HEADER_BYTES = 256 * 4
 _SHARDS = {20240520: (1, "<u2"), 20240801: (7, "<u4")}  # magic: version, number type; the first is GPT-2's
-_NAME_DTYPE = "name the number type: FILE?dtype=int32 in a config, --dtype=int32 for prepare.py"
+_NAME_DTYPE = "name the number type, as in FILE?dtype=int32 (config) or --dtype=int32 (prepare.py)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _open_raw(path: str, size: int, head: bytes, dtype: str) -> TokenFile:
         raise StoreError(f"token file {path!r}: is empty")
     number = _number_type(path, dtype)
     if not dtype and (what := foreign(path, size, head)):
-        raise StoreError(f"token file {path!r}: {what}; {_NAME_DTYPE} if it is raw tokens after all")
+        raise StoreError(f"token file {path!r}: {what}; {_NAME_DTYPE}, if these are raw tokens")
     if size % number.itemsize:
         raise StoreError(
             f"token file {path!r}: {size:,} bytes are no whole number of {number.name}; it is cut, or {_NAME_DTYPE}"
