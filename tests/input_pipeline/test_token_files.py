@@ -90,7 +90,7 @@ def test_shards_of_llama_3(tmp_path):
         (index([3], [0, 1]), "is a Megatron index; name the .bin"),
         ("Once upon a time, naïvely: ".encode() * 300, "holds text; give it to `prepare.py text`"),
         (b"", "is empty"),
-        (b"\0\1\2", "3 bytes are no whole number of uint16; it is cut, or name the number type, as in FILE.dtype=int32"),
+        (b"\0\1\2", "no whole number of uint16; it is cut, or name the number type, as in FILE.dtype=int32"),
         (struct.pack("<4i", 464, 3290, 318, 13), "looks like int32, not uint16: .* name the number type"),
         (np.array(LARGE * 50, "<i4").tobytes(), "looks like int32"),
         (np.array(LARGE * 50, "<i8").tobytes(), "looks like int64"),
