@@ -17,6 +17,8 @@ import jax
 import numpy as np
 import pytest
 
+import tests.typechecker  # noqa: F401  (the hook finds it as an attribute of `tests`)
+
 CACHE = pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax"
 CACHE.mkdir(parents=True, exist_ok=True, mode=0o700)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))

@@ -13,7 +13,7 @@ from sympow_jax.config.schema import Config
 from sympow_jax.config.values import build, flatten, parse_value
 
 
-def resolve(values: Mapping[str, Any]) -> Config:
+def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
     """Fills in "variant", "auto" and 0, checks every field and their combinations, and freezes the result.
 
     Args:

@@ -6,7 +6,7 @@ the true answer as input this is what greedy decoding would print, so one pass o
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ EVALUATION_SEED = 1 << 40  # added to the seed, far from any training seed
 _LOGITS_AT_ONCE = 1 << 25
 
 
+@runtime_checkable
 class LogitModel(Protocol):
     """What retrieval needs of a model; see sympow_jax.models."""
 

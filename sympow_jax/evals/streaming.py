@@ -8,13 +8,14 @@ store's BOS in front.
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
     """What evaluations need of a model; see sympow_jax.models."""
 

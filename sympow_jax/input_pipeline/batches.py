@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from sympow_jax.input_pipeline.store import Store
 Batch = dict[str, np.ndarray]
 
 
+@runtime_checkable
 class BatchSource(Protocol):
     """Batches by step; nothing but the step says where a run stands."""
 

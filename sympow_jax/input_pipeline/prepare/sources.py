@@ -7,7 +7,7 @@ import pathlib
 import platform
 import sysconfig
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Document:
     content: str | np.ndarray
 
 
+@runtime_checkable
 class Source(Protocol):
     """Documents in a fixed order."""
 

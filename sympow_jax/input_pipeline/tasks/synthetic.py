@@ -4,13 +4,14 @@ A task is a frozen dataclass with `seq_len`, `vocab_size` and `batch(seed, step,
 training data of one.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 Batch = dict[str, np.ndarray]
 
 
+@runtime_checkable
 class Task(Protocol):
     """A generator of examples."""
 
