@@ -17,7 +17,8 @@ from sympow_jax.command_line import run_program, split_flags
 from sympow_jax.config import Config, ConfigError, flatten, override
 from sympow_jax.evals.files import inputs_digest, read_arrays
 from sympow_jax.evals.paired import paired_difference
-from sympow_jax.files import FileError, entry, open_regular, parse_json, read_json, write_text_atomic
+from sympow_jax.evals.result_shape import read_result
+from sympow_jax.files import FileError, entry, one_line, open_regular, parse_json, write_text_atomic
 from sympow_jax.models import flops
 from sympow_jax.models.model import Model
 from sympow_jax.plots.report import report_page
@@ -57,7 +58,7 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
         if not (path / "config.json").is_file():
             raise ConfigError(f"{folder}: no workdir (it has no config.json)")
         config = load_config(str(path))
-        found = [(file, read_json(file)) for file in sorted(path.glob("eval/*.json"))]
+        found = [(file, read_result(file)) for file in sorted(path.glob("eval/*.json"))]
         made = {inputs_digest(result["inputs"]) for _, result in found if isinstance(result.get("inputs"), dict)}
         for file, result in found:
             _check_owner(file, result, config)
@@ -65,7 +66,7 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
                 evaluations.append({"run": folder, "result": result})
                 arrays.append((file, result))
             elif "accuracy" in result:
-                retrieval.append({"run": folder, "title": result.get("task", file.stem), "result": result})
+                retrieval.append({"run": folder, "title": result["task"], "result": result})
             elif "query_position" in result and result.get("inputs", "") not in {"", *made}:
                 log.warning("%s is left out: it is of another evaluation than the results beside it", file)
             elif "query_position" in result:
@@ -191,6 +192,8 @@ def _paired(labels: Sequence[str], sources: Sequence[tuple[pathlib.Path, Mapping
             row["result"] = paired_difference(read_arrays(*sources[0]), read_arrays(*source))
         except (OSError, ValueError) as error:
             row["reason"] = str(error)
+        except (KeyError, IndexError, TypeError) as error:
+            row["reason"] = f"{source[0]}: its arrays are not those of an evaluation ({one_line(error)})"
         paired.append(row)
     return paired
 
