@@ -10,6 +10,7 @@ from sympow_jax.input_pipeline.prepare.build import BuildError, Request, build
 from sympow_jax.input_pipeline.prepare.shards import SourceError
 from sympow_jax.input_pipeline.prepare.sources import Document
 from sympow_jax.input_pipeline.prepare.text_files import TextFiles
+from sympow_jax.input_pipeline.prepare.token_source import TokenFiles
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer, IdTokenizer
 
 TOKENS = [464, 3290, 318, 50256, 1212, 0, 13]
@@ -108,3 +109,11 @@ def test_a_store_that_cannot_be_read_back_does_not_appear(tmp_path, monkeypatch)
     monkeypatch.setattr(build_module, "write_array", whole)
     build(source, tmp_path / "made", tokenizer=ByteTokenizer(), request=request)
     assert open_store(str(tmp_path / "made" / "train.zarr")).read(slice(0, 1), slice(0, 4))[0].tolist() == list(b"some")
+
+
+def test_documents_end_at_bos_and_at_the_tokenizers_eos(tmp_path):
+    np.array([0, 5, 6, 2, 0, 7, 2, 8], "<u2").tofile(tmp_path / "a.bin")
+    tokenizer = IdTokenizer(10)
+    tokenizer.eos_ids = (2, 6)  # the second ends a turn, not a text
+    source = TokenFiles((str(tmp_path / "a.bin"),)).cut_for(tokenizer)
+    assert [np.asarray(document.content).tolist() for document in source.documents()] == [[5, 6], [7], [8]]
