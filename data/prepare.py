@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from sympow_jax.files import printable
 from sympow_jax.input_pipeline import tfds, tokenizers
 from sympow_jax.input_pipeline.prepare import build, corpus, sources, text_files, token_source, verify
 
@@ -141,7 +142,7 @@ def run_verify(addresses: list[str], progress: build.Progress) -> int:
         inside = [str(path) for path in sorted(pathlib.Path(address).glob("*.zarr"))]
         for store in inside or [address]:
             faults = verify.verify(store, progress=progress)
-            print("\n".join(faults) if faults else f"{store}: sound")
+            print(printable("\n".join(faults)) if faults else f"{store}: sound")
             sound &= not faults
     return 0 if sound else 1
 
@@ -169,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
                 progress=Bar(progress),
             )
     except (ValueError, OSError) as error:
-        print(f"prepare.py: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"prepare.py: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("prepare.py: stopped; the same command continues", file=sys.stderr)

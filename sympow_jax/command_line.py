@@ -23,7 +23,16 @@ USER_ERRORS = (ConfigError, WorkdirError, CheckpointError, BadStepsError, ValueE
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # mallopt(3)
 
+_MAX_MESSAGE = 2000
+
 log = logging.getLogger(__name__)
+
+
+class _Printable(logging.Formatter):
+    """Log lines that a terminal only shows: names of files and arrays are in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def one_line_errors(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
@@ -31,7 +40,9 @@ def one_line_errors(run: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
 
     BrokenPipeError is left to `run_program`: who reads the output has gone.
     """
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     try:
         code = run(argv)
         if sys.stdout is not None:
@@ -44,6 +55,8 @@ def one_line_errors(run: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
         if os.environ.get("SYMPOW_JAX_TRACEBACK") or not message:
             raise
         message = printable(" ".join(message.split()))
+        if len(message) > _MAX_MESSAGE:  # with a value of a file that anyone may have written
+            message = f"{message[: _MAX_MESSAGE // 2]} ... {message[-_MAX_MESSAGE // 2 :]}"
     gc.collect()  # what the failed parts have still to say comes before the line that counts
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 1

@@ -22,13 +22,13 @@ import jax
 from sympow_jax import generation
 from sympow_jax.command_line import flag_value, run_program, split_flags, step_flag, use_compilation_cache
 from sympow_jax.config import ConfigError
+from sympow_jax.files import printable
 from sympow_jax.generation import check
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
 from sympow_jax.loading import AT_EVALUATION, check_stream, load_step
 
 _DEFAULTS = {"max_new_tokens": 256, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0, "batch": 1}
 _FLAGS = ("workdir", "step", "prompt", "prompt_file", "save_state", "load_state", *_DEFAULTS)
-_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}  # shown as pictures, not obeyed
 
 
 def read_prompt(flags: Mapping[str, str]) -> str:
@@ -79,14 +79,14 @@ def _read(decoder: generation.Decoder, stream: generation.Stream, ids: Any) -> N
 
 def _write(decoder: generation.Decoder, stream: generation.Stream, pieces: Iterator[list[str]]) -> None:
     """Prints the first row as it comes and the others after it; then the speed and the size of the state."""
-    visible = _CONTROLS if sys.stdout.isatty() else {}
+    shown = printable if sys.stdout.isatty() else str
     before, begin, rows = stream.tokens_read, time.perf_counter(), [""] * stream.batch_size
     for new in pieces:
         rows = [row + text for row, text in zip(rows, new, strict=True)]
-        print(new[0].translate(visible), end="", flush=True)
+        print(shown(new[0]), end="", flush=True)
     print()
     for number, text in enumerate(rows[1:], start=2):
-        print(f"--- sample {number} ---\n{text.translate(visible)}")
+        print(f"--- sample {number} ---\n{shown(text)}")
     seconds, steps = time.perf_counter() - begin, stream.tokens_read - before
     if steps:
         rate = f"{steps * stream.batch_size / seconds:,.1f} tokens/s, {1e3 * seconds / steps:.2f} ms a step"
