@@ -1,6 +1,7 @@
 """From a command line to a configuration."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sympow_jax import variants
 from sympow_jax.config.errors import ConfigError, nearest, require
@@ -26,7 +27,7 @@ def parse_flags(argv: Sequence[str]) -> Config:
             require(name.startswith("config."), f"--{name}: no such flag{nearest(name, ['config', 'workdir'])}")
             key = name.removeprefix("config.")
             require(key in known, f"--{name}: no such key{nearest(key, list(known))}")
-            node = values
+            node: Any = values
             *parents, leaf = key.split(".")
             for parent in parents:
                 node = node[parent]
