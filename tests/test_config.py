@@ -277,3 +277,10 @@ def test_a_saved_config_without_a_key_that_all_had_is_refused():
     del saved["model"]["num_layers"]
     with pytest.raises(ConfigError, match=r"model\.num_layers: missing"):
         config_lib.resolve_saved(saved)
+
+
+def test_the_number_of_layers_is_bounded():
+    flags = [QUICKSTART, "--config.attention.layer_pattern=attention"]
+    assert parse_flags([*flags, "--config.model.num_layers=10000"]).model.num_layers == 10_000
+    with pytest.raises(ConfigError, match=r"model\.num_layers = 1000000000000000: at most 10,000"):
+        parse_flags([*flags, f"--config.model.num_layers={10**15}"])

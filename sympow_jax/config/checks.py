@@ -29,6 +29,8 @@ _CHOICES = {
     "optimizer.schedule": ("cosine", "linear", "constant", "wsd"),
 }
 
+MAX_LAYERS = 10_000  # a number from a damaged or foreign config.json would build layers for days
+
 _MAY_BE_ZERO = {
     "seed", "model.num_kv_heads", "attention.chunk_size", "position.original_length",
     "position.max_length", "optimizer.warmup_steps", "optimizer.final_fraction", "optimizer.b1", "optimizer.b2",
@@ -72,6 +74,7 @@ def check_combinations(config: Config) -> None:
 
 def _check_attention(config: Config) -> None:
     m, a = config.model, config.attention
+    require(m.num_layers <= MAX_LAYERS, f"model.num_layers = {m.num_layers}: at most {MAX_LAYERS:,}")
     require(
         m.num_heads % m.num_kv_heads == 0,
         f"model.num_kv_heads = {m.num_kv_heads}: must divide model.num_heads = {m.num_heads}",
