@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules, from optax."""
 
 from collections.abc import Hashable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,8 +100,9 @@ def _scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtr
         del params
         return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
 
-    def update(updates: PyTree, state: PyTree, params: PyTree = None, *, step: jax.Array, **_) -> tuple[PyTree, PyTree]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **more: Any) -> tuple[PyTree, PyTree]:
         del state, params
+        step = more["step"]
         rate = -jnp.asarray(schedule(step), jnp.float32)
         return jax.tree.map(lambda u: rate.astype(u.dtype) * u, updates), optax.ScaleByScheduleState(step)
 
