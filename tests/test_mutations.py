@@ -188,3 +188,11 @@ def test_a_dozen_mutations(subject, tmp_path):
 def test_two_hundred_mutations(subject, tmp_path):
     outcomes = check(subject, tmp_path, range(12, 212))
     assert outcomes["error"] >= 120 and outcomes["right"] >= 10, outcomes
+
+
+def test_a_changed_number_in_a_saved_state_is_seen(subject, tmp_path):
+    folder = shutil.copytree(subject.root / "whole" / "state", tmp_path / "state")
+    about = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(about | {"tokens_read": 5}))
+    with pytest.raises(ValueError, match=r"state\.json is not the one that was saved"):
+        generation.load_state(folder, subject.decoder, subject.params, batch_size=1, extra_length=4)
