@@ -255,6 +255,7 @@ def tile_ranges(T, size, window=None, segments=None):
 def test_only_tiles_with_visible_pairs_are_visited():
     assert tile_ranges(64, 16) == ([[0, 1], [0, 2], [0, 3], [0, 4]], [[0, 4], [1, 4], [2, 4], [3, 4]])
     assert tile_ranges(64, 16, window=10) == ([[0, 1], [0, 2], [1, 3], [2, 4]], [[0, 2], [1, 3], [2, 4], [3, 4]])
+    assert tile_ranges(33, 16)[0] == [[0, 1], [0, 2], [0, 3]]  # the last tile has one token, which sees itself
     # the first query of tile 2, at 32, sees key 16 through a window of 17, and key 15, of tile 0, through one of 18
     assert tile_ranges(64, 16, window=17)[0] == [[0, 1], [0, 2], [1, 3], [2, 4]]
     assert tile_ranges(64, 16, window=18)[0] == [[0, 1], [0, 2], [0, 3], [1, 4]]
@@ -265,9 +266,10 @@ def test_only_tiles_with_visible_pairs_are_visited():
 def test_automatic_choice():
     arrays, _ = make_args(spec_named("plain"))
     chosen = {
-        T: "while" in str(jax.make_jaxpr(ops.softmax_attention)(*(jnp.zeros((1, T, 2, 8)),) * 3)) for T in (16, 64, 512)
+        T: "while" in str(jax.make_jaxpr(ops.softmax_attention)(*(jnp.zeros((1, T, 2, 8)),) * 3))
+        for T in (16, 128, 129)
     }
-    assert chosen == {16: False, 64: False, 512: True}
+    assert chosen == {16: False, 128: False, 129: True}
     np.testing.assert_array_equal(
         ops.softmax_attention(**arrays), ops.softmax_attention(**arrays, implementation="reference")
     )
