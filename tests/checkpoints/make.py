@@ -20,7 +20,7 @@ import tests.conftest  # noqa: F401  (the flags of the compiler, before JAX is i
 import jax
 import numpy as np
 
-from sympow_jax.config import parse_flags
+from sympow_jax.config import Config, parse_flags
 from sympow_jax.evals.length_generalisation import length_generalisation
 from sympow_jax.input_pipeline.opening import open_data
 from sympow_jax.loading import load_step
@@ -87,14 +87,19 @@ def evaluate(workdir: pathlib.Path) -> dict[str, np.ndarray]:
         return length_generalisation(model, params, store, lengths=LENGTHS, **options)[1]
 
 
-def train(variant: str, workdir: pathlib.Path, steps: int = STEPS) -> list[dict[str, float]]:
-    """A run of `steps` steps, begun or continued; its rows of loss and gradient norm."""
+def config(variant: str, steps: int = STEPS) -> Config:
+    """Of a very small model, on the data in this folder."""
     depth = 3 if variant == "based" else 2
     implementation = "chunked" if VARIANTS_TABLE[variant].kernel in LINEAR_KERNELS else "blockwise"
     changes = {"model.num_layers": depth, "num_train_steps": steps, "attention.implementation": implementation}
     flags = [f"--config.{name}={value}" for name, value in {**FLAGS, **changes}.items()]
+    return parse_flags([f"--config={ROOT}/configs/quickstart.py:{variant}", *flags])
+
+
+def train(variant: str, workdir: pathlib.Path, steps: int = STEPS) -> list[dict[str, float]]:
+    """A run of `steps` steps, begun or continued; its rows of loss and gradient norm."""
     with as_recorded():
-        loop.train(parse_flags([f"--config=configs/quickstart.py:{variant}", *flags]), str(workdir))
+        loop.train(config(variant, steps), str(workdir))
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{name: row[name] for name in ("step", "loss", "grad_norm")} for row in rows if "loss" in row]
 
