@@ -1,11 +1,11 @@
-# make quickstart | test | test-all | lint | docs        (PYTHON=python3.12 picks an interpreter, 3.11 or newer)
+# make quickstart | test | test-all | mutants | golden | lint | docs        (PYTHON=python3.12 picks an interpreter, 3.11 or newer)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 VARIANT ?= conformal_sympow
 
-.PHONY: help quickstart test test-slow test-all lint docs clean
+.PHONY: help quickstart test test-slow test-all mutants golden lint docs clean
 help:
 	@sed -n 1p Makefile
 
@@ -36,6 +36,14 @@ test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
 test-all: test test-slow
+
+# One-line changes of the code that the fast tests must notice: tests/mutants/table.txt.
+mutants: $(VENV)/.dev
+	$(BIN)/python -m tests.mutants.run
+
+# What tests/test_golden.py compares with, after a change of figures or defaults that is meant.
+golden: $(VENV)/.dev
+	$(BIN)/python -m tests.golden.make
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
