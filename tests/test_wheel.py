@@ -60,6 +60,8 @@ def test_an_installed_wheel_trains_and_evaluates_in_an_empty_folder(wheel, tmp_p
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    (empty / "a.txt").write_text("some text\n" * 100)
+    run("sympow-data", "text", "a.txt", "--output=corpus", "--document_length=64", "--documents=split")
     listed = run("sympow-train", "--list")
     assert "figures/mqar_zoology" in listed and str(ROOT) not in listed
     assert "at 64" in run("sympow-train", *SMALL, "--workdir=run") or (empty / "run" / "config.json").is_file()

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from data import prepare
+from sympow_jax import prepare
 from sympow_jax.input_pipeline import default_corpus, open_packed_store, open_store
 from sympow_jax.input_pipeline.prepare import shards as shards_module
 from sympow_jax.input_pipeline.prepare.build import BuildError, Request, build, heldout
@@ -222,17 +222,17 @@ def test_command_line(folder, tmp_path, capsys):
         "--num_workers=1",
         "--tokenizer=train:260",
     ]
-    assert prepare.main([*flags, "--tokenizer=train:260"]) == 0
+    assert prepare.run([*flags, "--tokenizer=train:260"]) == 0
     assert "train.zarr: {'documents':" in capsys.readouterr().out
     store = open_packed_store(str(output / "train.zarr"), seq_len=32)
     assert store.tokenizer.vocab_size == 260 and store.tokenizer.decode(store.read(slice(0, 1), slice(0, 9))[0])
-    assert prepare.main(["verify", str(output)]) == 0
+    assert prepare.run(["verify", str(output)]) == 0
     (output / "train.zarr" / "0").write_bytes(b"")
-    assert prepare.main(["verify", str(output)]) == 1
+    assert prepare.run(["verify", str(output)]) == 1
     assert "chunk 0 is damaged" in capsys.readouterr().out
-    assert prepare.main(["texts", "x", f"--output={output}"]) == 2
+    assert prepare.run(["texts", "x", f"--output={output}"]) == 2
     assert capsys.readouterr().err.startswith("prepare.py: source = 'texts' with 1 inputs: use text FILE")
-    assert prepare.main(["text", str(folder)]) == 2
+    assert prepare.run(["text", str(folder)]) == 2
     assert "--output: name the folder to make" in capsys.readouterr().err
 
 

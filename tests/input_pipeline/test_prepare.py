@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from data import prepare
+from sympow_jax import prepare
 from sympow_jax.input_pipeline import open_store
 from sympow_jax.input_pipeline.prepare.build import BuildError, Request, build
 from sympow_jax.input_pipeline.prepare.progress import Progress
@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch):
 
 def refused(arguments, capsys) -> str:
     """The one line that a refused command prints."""
-    assert prepare.main(arguments) == 2
+    assert prepare.run(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("prepare.py: ") and error.count("\n") == 1 and "Traceback" not in error
     return error
@@ -44,7 +44,7 @@ def refused(arguments, capsys) -> str:
     ],
 )
 def test_flags_may_stand_anywhere(arguments, folder):
-    assert prepare.main(arguments) == 0
+    assert prepare.run(arguments) == 0
     assert open_store("made/train.zarr").num_documents == 1
 
 
@@ -71,7 +71,7 @@ def test_wrong_commands_are_one_line(arguments, message, folder, capsys):
 
 def test_an_output_of_the_reader_that_took_every_byte_for_text_is_not_believed(folder, capsys):
     command = ["text", "inputs", "--output=made", *FLAGS]
-    assert prepare.main(command) == prepare.main(command) == 0
+    assert prepare.run(command) == prepare.run(command) == 0
     manifest = folder / "made" / "manifest.json"
     described = json.loads(manifest.read_text())
     del described["source"]["reader"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data import prepare
+from sympow_jax import prepare
 from sympow_jax.input_pipeline import open_packed_store, open_store
 from sympow_jax.input_pipeline.prepare import build as build_module
 from sympow_jax.input_pipeline.prepare.build import BuildError, Request, build
@@ -26,7 +26,7 @@ def tokens(tmp_path):
 
 def run(path, output, *flags) -> int:
     shape = ("--documents=packed", "--heldout_fraction=0", "--num_workers=1")
-    return prepare.main(["nanogpt", str(path), f"--output={output}", *shape, *flags])
+    return prepare.run(["nanogpt", str(path), f"--output={output}", *shape, *flags])
 
 
 def test_the_default_tokenizer_is_the_one_beside_the_file(tokens, gpt2_folder, tmp_path, capsys):
@@ -34,7 +34,7 @@ def test_the_default_tokenizer_is_the_one_beside_the_file(tokens, gpt2_folder, t
     for name in ("vocab.bpe", "encoder.json"):
         (gpt2_folder / name).rename(tokens.parent / "tokenizer" / name)
     assert run(tokens, tmp_path / "made") == 0
-    assert prepare.main(["verify", str(tmp_path / "made")]) == 0, capsys.readouterr().out
+    assert prepare.run(["verify", str(tmp_path / "made")]) == 0, capsys.readouterr().out
     store = open_packed_store(str(tmp_path / "made" / "train.zarr"), seq_len=6)
     assert (store.vocab_size, store.bos_id) == (50257, 50256)
     read, documents = store.read(slice(0, 1), slice(0, 6))[0].tolist(), ([464, 3290, 318], [1212, 0, 13])
@@ -71,7 +71,7 @@ def test_tokens_of_another_number_type(tmp_path):
 
 def test_dtype_is_for_tokens(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("text")
-    assert prepare.main(["text", str(tmp_path / "a.txt"), f"--output={tmp_path / 'o'}", "--dtype=int32"]) == 2
+    assert prepare.run(["text", str(tmp_path / "a.txt"), f"--output={tmp_path / 'o'}", "--dtype=int32"]) == 2
     assert "--dtype = 'int32': only nanogpt reads raw tokens" in capsys.readouterr().err
 
 

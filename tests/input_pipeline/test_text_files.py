@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import prepare
+from sympow_jax import prepare
 from sympow_jax.input_pipeline import open_packed_store
 from sympow_jax.input_pipeline.prepare import decompress, shards
 from sympow_jax.input_pipeline.prepare.build import heldout
@@ -141,7 +141,7 @@ def everything(tmp_path):
 def test_every_format_is_read_right_or_named(everything, tmp_path, caplog, capsys):
     output = tmp_path / "made"
     flags = [f"--output={output}", "--documents=packed", "--heldout_fraction=0", "--num_workers=1"]
-    assert prepare.main(["text", *flags, str(everything)]) == 0, capsys.readouterr().err
+    assert prepare.run(["text", *flags, str(everything)]) == 0, capsys.readouterr().err
     store = open_packed_store(str(output / "train.zarr"), seq_len=1)
     tokens = bytes(store.read(slice(0, store.num_documents), slice(0, 1)).reshape(-1).tolist())
     found = sorted(tokens[a:b].decode() for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True))
