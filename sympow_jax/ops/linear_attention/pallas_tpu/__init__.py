@@ -1,0 +1,1 @@
+"""Degree-2 power and Taylor attention as fused TPU kernels."""

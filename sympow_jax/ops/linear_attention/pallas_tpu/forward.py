@@ -1,0 +1,120 @@
+"""The forward kernel: outputs and normalisers, with the state in VMEM over the chunks of a row."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from sympow_jax.ops.linear_attention.kernels import Kernel
+from sympow_jax.ops.linear_attention.pallas_tpu.features import SUBLANES, Features, Ref
+from sympow_jax.ops.linear_attention.pallas_tpu.tiles import Decays, Tiles, compiler_params, dot, each, inverse
+from sympow_jax.typing import Array
+
+F32 = jnp.float32
+
+
+def add_keys(features: Features, k: Array, v: Array, decays: Decays, state: Ref, moments: Ref, phi: Ref, rotated: Ref):
+    """The state and the second moments after a chunk: those before it, decayed, plus the chunk's keys."""
+    x, to_state, carry = k.astype(F32), decays["to_state"], decays.carry
+    features.rotate(x, rotated)
+    added = (v.astype(F32) * to_state).astype(v.dtype)
+    for block in features.blocks():
+        rows = slice(block[0], block[0] + block[1])
+        features.expand(block, rotated, phi)
+        state[:, rows] = carry * state[:, rows] + dot(added, phi[rows], 1, 1)
+    augmented = features.augment(x)
+    left, right = (augmented * to_state).astype(k.dtype), augmented.astype(k.dtype)
+    moments[...] = carry * moments[...] + dot(left, right, 1, 1)
+
+
+def read_state(features: Features, x: Array, dtype, state: Ref, moments: Ref, phi: Ref, rotated: Ref):
+    """phi(x) . state and the same of the normaliser: [Dv, c], [1, c]."""
+    features.rotate(x, rotated)
+    num = jnp.zeros((), F32)
+    for block in features.blocks():
+        rows = slice(block[0], block[0] + block[1])
+        features.expand(block, rotated, phi)
+        num += dot(state[:, rows].astype(dtype), phi[rows], 1, 0)
+    return num, features.quadratic(x, moments, dtype)[0]
+
+
+def _kernel(q, k, v, decays, s0, n0, out, den, s, n, state, moments, phi_q, phi_k, rotated, *, kernel, features, tiles):
+    dtype, t, sub = q.dtype, pl.program_id(1), tiles.pairs
+
+    @pl.when(t == 0)
+    def _():
+        state[...] = s0[0]
+        moments[...] = n0[0]
+
+    def chunk(index):
+        start = index * tiles.chunk
+        at = pl.ds(start, tiles.chunk)
+        decay = Decays(decays[0, :, at])
+        transposed, keys = decay.rows.T, k[0, :, at].T
+        values = v[0, :, at]
+
+        def queries(g):
+            x = q[0, g, :, at]
+            read, read_den = read_state(features, x.astype(F32), dtype, state, moments, phi_q, rotated.at[0])
+            read, read_den = read * decay["from_state"], read_den * decay["from_state"]
+            for i in range(0, tiles.chunk, sub):
+                num, total = read[:, i : i + sub], read_den[:, i : i + sub]
+                for j in range(0, i + sub, sub):
+                    scores = dot(keys[j : j + sub], x[:, i : i + sub], 1, 0)
+                    weights = kernel.weight(scores) * decay.pairs(transposed, i, j, sub)
+                    num += dot(values[:, j : j + sub], weights.astype(dtype), 1, 0)
+                    total += jnp.sum(weights, axis=0, keepdims=True)
+                out[0, g, :, pl.ds(start + i, sub)] = (num * inverse(total)).astype(out.dtype)
+                den[0, g, :, pl.ds(start + i, sub)] = total
+
+        each(q.shape[1], queries)
+        add_keys(features, k[0, :, at], values, decay, state, moments, phi_k, rotated.at[1])
+
+    each(tiles.block // tiles.chunk, chunk)
+
+    @pl.when(t == pl.num_programs(1) - 1)
+    def _():
+        s[0] = state[...]
+        n[0] = moments[...]
+
+
+def forward(kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, s0, n0, *, interpret=False):
+    """(out [R, G, Dv, T], den [R, G, 1, T], final state [R, Dv, P], final moments [R, M, M]).
+
+    Args:
+      kernel, features: what is computed.
+      tiles: T is a multiple of the block.
+      q: [R, G, D, T], the G queries of each of R = B K keys; k: [R, D, T]; v: [R, Dv, T].
+      decays: [R, 8, T], float32, see `Decays`.
+      s0, n0: the state before the first token and its second moments, float32.
+      interpret: False, or how `pallas_call` interprets the kernel.
+    """
+    R, G, D, T = q.shape
+    Dv, P, M = v.shape[1], features.rows, features.moments
+    queries = lambda rows: pl.BlockSpec((1, G, rows, tiles.block), lambda r, t: (r, 0, 0, t))
+    tokens = lambda rows: pl.BlockSpec((1, rows, tiles.block), lambda r, t: (r, 0, t))
+    whole = lambda *shape: pl.BlockSpec((1, *shape), lambda r, t: (r, 0, 0))
+    return pl.pallas_call(
+        functools.partial(_kernel, kernel=kernel, features=features, tiles=tiles),
+        grid=(R, T // tiles.block),
+        in_specs=[queries(D), tokens(D), tokens(Dv), tokens(SUBLANES), whole(Dv, P), whole(M, M)],
+        out_specs=[queries(Dv), queries(1), whole(Dv, P), whole(M, M)],
+        out_shape=[
+            jax.ShapeDtypeStruct((R, G, Dv, T), v.dtype),
+            jax.ShapeDtypeStruct((R, G, 1, T), F32),
+            jax.ShapeDtypeStruct((R, Dv, P), F32),
+            jax.ShapeDtypeStruct((R, M, M), F32),
+        ],
+        scratch_shapes=[
+            pltpu.VMEM((Dv, P), F32),
+            pltpu.VMEM((M, M), F32),
+            pltpu.VMEM((P, tiles.chunk), q.dtype),
+            pltpu.VMEM((P, tiles.chunk), q.dtype),
+            pltpu.VMEM((2, SUBLANES, D, tiles.chunk), F32),
+        ],
+        compiler_params=compiler_params(),
+        interpret=interpret,
+        name="linear_attention_forward",
+    )(q, k, v, decays, s0, n0)

@@ -1,0 +1,91 @@
+"""What the TPU kernels share: sizes of tiles, products, loops, and the decays of a chunk."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from sympow_jax.typing import Array
+
+VMEM_BYTES = 60 * 2**20  # what a kernel may take: 64 MiB on v5p, 128 MiB on v5e and v6e
+ROWS = ("whole", "rest", "runs", "from_state", "to_state", "carry")  # of the decays; two rows of a tile are unused
+UNROLLED = 2  # passes of a loop that are laid out one after the other, so that they overlap
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Tokens in a chunk, in a tile of pairs inside it, and in what one step of the grid works on."""
+
+    chunk: int = 256
+    pairs: int = 128
+    block: int = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Decays:
+    """The decays of a chunk, one row each (`ROWS`), queries or keys on lanes: [8, C], float32."""
+
+    rows: Array
+
+    def __getitem__(self, name: str) -> Array:
+        """One of ROWS, [1, C]."""
+        at = ROWS.index(name)
+        return self.rows[at : at + 1]
+
+    @property
+    def carry(self) -> Array:
+        """What the chunk leaves of the state before it, [1, 1]."""
+        return self["carry"][:, :1]
+
+    def pairs(self, transposed: Array, i0: int, j0: int, n: int) -> Array:
+        """exp(G_i - G_j), n keys from j0 on as rows, n queries from i0 on as columns; `transposed` is rows.T."""
+
+        def difference(name: str) -> Array:
+            at = ROWS.index(name)
+            return self[name][:, i0 : i0 + n] - transposed[j0 : j0 + n, at : at + 1]
+
+        visible = difference("runs") == 0.0
+        if i0 == j0:
+            j, i = (jax.lax.broadcasted_iota(jnp.int32, (n, n), axis) for axis in (0, 1))
+            visible &= j <= i
+        return jnp.exp(jnp.where(visible, difference("whole") + difference("rest"), -jnp.inf))
+
+
+def dot(a: Array, b: Array, contract_a: int, contract_b: int) -> Array:
+    """The product of two matrices over one axis of each; float32 is exact, bfloat16 adds up in float32."""
+    return jax.lax.dot_general(
+        a,
+        b,
+        (((contract_a,), (contract_b,)), ((), ())),
+        precision=None if a.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def each(count: int, body: Callable[[Any], None]) -> None:
+    """body(0), ..., body(count - 1): few are unrolled."""
+    if count <= UNROLLED:
+        for n in range(count):
+            body(n)
+    else:
+        jax.lax.fori_loop(0, count, lambda n, _: body(n), None)
+
+
+def lanes(n: Any, size: int, start: int = 0) -> Any:
+    """The lanes from n size + start on, as many as a tile of `size` has from `start` on."""
+    return pl.ds(n * size + start if isinstance(n, int) else pl.multiple_of(n * size + start, size), size)
+
+
+def inverse(den: Array) -> Array:
+    """1 / den, 0 where den is 0."""
+    present = den != 0.0
+    return jnp.where(present, 1.0 / jnp.where(present, den, 1.0), 0.0)
+
+
+def compiler_params() -> pltpu.CompilerParams:
+    """Rows are independent, time is in order."""
+    return pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES)
