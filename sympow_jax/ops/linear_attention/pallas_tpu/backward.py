@@ -1,8 +1,10 @@
 """The backward kernels: gradients of queries with the state going forward, of keys and values with its cotangent back.
 
-Nothing is kept of the forward pass but out and den: the first kernel makes the states again as the forward pass did,
-and the second carries their cotangents, from the last chunk to the first. The cotangent of the numerators is
-dnum = dout / den, that of the normalisers dden = -out . dnum.
+Nothing is kept of the forward pass but den: the first kernel makes the states again as the forward pass did, and the
+second carries their cotangents, from the last chunk to the first. The cotangent of the numerators is dnum = dout / den,
+that of the normalisers dden = -out . dnum. bfloat16 products round dnum and the state, so the first kernel takes the
+dden that belongs to what it rounded, from num . dnum = sum_j w_ij v_j . dnum_i: then the large terms of dq still
+cancel. The gate gradient is likewise summed up from v_j . dnum_i + dden_i, which is small, and not from its two parts.
 """
 
 import functools
@@ -21,14 +23,13 @@ from sympow_jax.typing import Array
 F32 = jnp.float32
 
 
-def _cotangents(out: Array, den: Array, dout: Array) -> tuple[Array, Array]:
-    """dnum, rounded to the dtype that products take, and dden, float32, of that dnum: their error has no bias."""
-    dnum = (dout.astype(F32) * inverse(den)).astype(dout.dtype)
-    return dnum, -jnp.sum(out.astype(F32) * dnum.astype(F32), axis=0, keepdims=True)
+def _dnum(den: Array, dout: Array) -> Array:
+    """The cotangent of the numerators in the dtype that products take."""
+    return (dout.astype(F32) * inverse(den)).astype(dout.dtype)
 
 
 def _queries_kernel(
-    q, k, v, decays, out, den, dout, s0, n0, dq, state, moments, phi, rotated, *, kernel, features, tiles
+    q, k, v, decays, den, dout, s0, n0, dq, dden, state, moments, phi, rotated, *, kernel, features, tiles
 ):
     dtype, sub = q.dtype, tiles.pairs
 
@@ -45,24 +46,30 @@ def _queries_kernel(
         transposed, keys_t, values_t = decay.rows.T, keys.T, values.T
 
         def queries(g):
-            x = q[0, g, :, at]
-            dnum, dden = _cotangents(out[0, g, :, at], den[0, g, :, at], dout[0, g, :, at])
+            x, sums = q[0, g, :, at], {}
+            normaliser = den[0, g, :, at]
+            dnum = _dnum(normaliser, dout[0, g, :, at])
             features.rotate(x.astype(F32), rotated.at[0])
-            sums = {}
             for block in features.blocks():
                 rows = slice(block[0], block[0] + block[1])
-                dphi = dot(state[:, rows].astype(dtype), dnum, 0, 0)
-                features.contract(block, dphi, rotated.at[0], sums)
+                features.contract(block, dot(state[:, rows].astype(dtype), dnum, 0, 0), rotated.at[0], sums)
+            value, linear = features.gradient(x.astype(F32), sums)
             _, quadratic = features.quadratic(x.astype(F32), moments, dtype)
-            total = (features.gradient(sums) + dden * quadratic) * decay["from_state"]
             for i in range(0, tiles.chunk, sub):
-                part = total[:, i : i + sub]
+                at_i, found = slice(i, i + sub), []
+                total = value[:, at_i] * decay["from_state"][:, at_i]
                 for j in range(0, i + sub, sub):
-                    scores = dot(keys_t[j : j + sub], x[:, i : i + sub], 1, 0)
-                    dweights = dot(values_t[j : j + sub], dnum[:, i : i + sub], 1, 0) + dden[:, i : i + sub]
-                    dscores = dweights * decay.pairs(transposed, i, j, sub) * kernel.derivative(scores)
-                    part += dot(keys[:, j : j + sub], dscores.astype(dtype), 1, 0)
+                    scores = dot(keys_t[j : j + sub], x[:, at_i], 1, 0)
+                    dweights = dot(values_t[j : j + sub], dnum[:, at_i], 1, 0)
+                    pairs = decay.pairs(transposed, i, j, sub)
+                    total += jnp.sum(kernel.weight(scores) * pairs * dweights, axis=0, keepdims=True)
+                    found.append((keys[:, j : j + sub], dweights, pairs * kernel.derivative(scores)))
+                offset = -total * inverse(normaliser[:, at_i])
+                part = (linear[:, at_i] + offset * quadratic[:, at_i]) * decay["from_state"][:, at_i]
+                for keys_j, dweights, slope in found:
+                    part += dot(keys_j, ((dweights + offset) * slope).astype(dtype), 1, 0)
                 dq[0, g, :, pl.ds(start + i, sub)] = part.astype(dtype)
+                dden[0, g, :, pl.ds(start + i, sub)] = offset
 
         each(q.shape[1], queries)
         add_keys(features, keys, values, decay, state, moments, phi, rotated.at[1])
@@ -73,7 +80,7 @@ def _queries_kernel(
 def state_gradients(
     features: Features, k: Array, v: Array, decays: Decays, dstate: Ref, dmoments: Ref, phi: Ref, rotated: Ref
 ) -> tuple[Array, Array, Array]:
-    """Gradients of k, v and of the ones beside v (one row) from the cotangent of the state after their chunk."""
+    """From the cotangent of the state after a chunk: the gradients of its k and v, and what their decay multiplies."""
     dtype, x, to_state = k.dtype, k.astype(F32), decays["to_state"]
     features.rotate(x, rotated)
     sums, dv = {}, jnp.zeros((), F32)
@@ -85,9 +92,10 @@ def state_gradients(
         features.contract(block, dot(part, v, 0, 0), rotated, sums)
     augmented = features.augment(x)
     product = dot(dmoments[...].astype(dtype), augmented.astype(dtype), 1, 0)
-    dones = jnp.sum(augmented * product, axis=0, keepdims=True)
-    dk = features.gradient(sums) + 2.0 * product[: features.head_dim]
-    return dk * to_state, dv * to_state, dones * to_state
+    value, dk = features.gradient(x, sums)
+    value += jnp.sum(augmented * product, axis=0, keepdims=True)
+    dk += 2.0 * product[: features.head_dim]
+    return dk * to_state, dv * to_state, value * to_state
 
 
 def _add_queries(
@@ -105,10 +113,10 @@ def _add_queries(
 
 
 def _keys_kernel(
-    q, k, v, decays, out, den, dout, dsf, dnf,
-    dk, dv, dgate, ds0, dn0, dstate, dmoments, phi_q, phi_k, rotated, dkeys, dvalues, *, kernel, features, tiles,
+    q, k, v, decays, den, dout, dden, dsf, dnf,
+    dk, dv, dgate, ds0, dn0, dstate, dmoments, phi_q, phi_k, rotated, dkeys, dvalues, dlog, *, kernel, features, tiles,
 ):  # fmt: skip
-    dtype, Dv, t, sub = k.dtype, v.shape[1], pl.program_id(1), tiles.pairs
+    dtype, t, sub = k.dtype, pl.program_id(1), tiles.pairs
 
     @pl.when(t == 0)
     def _():
@@ -121,35 +129,34 @@ def _keys_kernel(
         decay = Decays(decays[0, :, at])
         keys, values = k[0, :, at], v[0, :, at]
         transposed, keys_t, values_t = decay.rows.T, keys.T, values.T
-        dkeys[...], dvalues[:Dv], dvalues[Dv : Dv + 1] = state_gradients(
+        dkeys[...], dvalues[...], dlog[...] = state_gradients(
             features, keys, values, decay, dstate, dmoments, phi_k, rotated.at[1]
         )
         dstate[...] = decay.carry * dstate[...]
         dmoments[...] = decay.carry * dmoments[...]
+        ones = jnp.ones((SUBLANES, sub), dtype)
 
         def queries(g):
-            x = q[0, g, :, at]
-            dnum, dden = _cotangents(out[0, g, :, at], den[0, g, :, at], dout[0, g, :, at])
-            extended = _with_remainder(dnum, dden)
+            x, offset = q[0, g, :, at], dden[0, g, :, at]
+            dnum = _dnum(den[0, g, :, at], dout[0, g, :, at])
             for i in range(0, tiles.chunk, sub):
+                at_i = slice(i, i + sub)
                 for j in range(0, i + sub, sub):
-                    keys_at = slice(j, j + sub)
-                    scores = dot(keys_t[keys_at], x[:, i : i + sub], 1, 0)
+                    at_j = slice(j, j + sub)
+                    scores = dot(keys_t[at_j], x[:, at_i], 1, 0)
                     pairs = decay.pairs(transposed, i, j, sub)
-                    weights = (kernel.weight(scores) * pairs).astype(dtype)
-                    added = dot(extended[:, i : i + sub], weights, 1, 1)
-                    dvalues[:Dv, keys_at] += added[:Dv]
-                    dvalues[Dv : Dv + 1, keys_at] += added[Dv : Dv + 1] + added[Dv + 1 : Dv + 2]
-                    dweights = dot(values_t[keys_at], dnum[:, i : i + sub], 1, 0) + dden[:, i : i + sub]
+                    weights = kernel.weight(scores) * pairs
+                    dweights = dot(values_t[at_j], dnum[:, at_i], 1, 0) + offset[:, at_i]
                     dscores = dweights * pairs * kernel.derivative(scores)
-                    dkeys[:, keys_at] += dot(x[:, i : i + sub], dscores.astype(dtype), 1, 1)
-            _add_queries(features, x.astype(F32), dnum, dden, decay, dstate, dmoments, phi_q, rotated.at[0])
+                    dvalues[:, at_j] += dot(dnum[:, at_i], weights.astype(dtype), 1, 1)
+                    dlog[:, at_j] += dot(ones, (weights * dweights).astype(dtype), 1, 1)[:1]
+                    dkeys[:, at_j] += dot(x[:, at_i], dscores.astype(dtype), 1, 1)
+            _add_queries(features, x.astype(F32), dnum, offset, decay, dstate, dmoments, phi_q, rotated.at[0])
 
         each(q.shape[1], queries)
         dk[0, :, at] = dkeys[...].astype(dtype)
-        dv[0, :, at] = dvalues[:Dv].astype(dtype)
-        ones = dvalues[Dv : Dv + 1]
-        dgate[0, :, at] = -jnp.sum(values.astype(F32) * dvalues[:Dv], axis=0, keepdims=True) - ones
+        dv[0, :, at] = dvalues[...].astype(dtype)
+        dgate[0, :, at] = -dlog[...]
 
     each(tiles.block // tiles.chunk, chunk)
 
@@ -159,37 +166,29 @@ def _keys_kernel(
         dn0[0] = dmoments[...]
 
 
-def _with_remainder(dnum: Array, dden: Array) -> Array:
-    """dnum with a tile of rows below: dden rounded to its dtype, what the rounding left, and zeros."""
-    row = jax.lax.broadcasted_iota(jnp.int32, (2 * SUBLANES, dden.shape[1]), 0)
-    high = dden.astype(dnum.dtype).astype(F32)
-    tail = jnp.where(row == 0, high, jnp.where(row == 1, dden - high, 0.0))
-    return jnp.concatenate([dnum, tail.astype(dnum.dtype)], axis=0)
-
-
 def _specs(features: Features, tiles: Tiles, G: int, Dv: int, time):
     """Blocks of what has queries, of what has keys, and of states; `time` maps a step of the grid to its block."""
     queries = lambda rows: pl.BlockSpec((1, G, rows, tiles.block), lambda r, t: (r, 0, 0, time(t)))
     tokens = lambda rows: pl.BlockSpec((1, rows, tiles.block), lambda r, t: (r, 0, time(t)))
     D, P, M = features.head_dim, features.rows, features.moments
     states = [pl.BlockSpec((1, *shape), lambda r, t: (r, 0, 0)) for shape in ((Dv, P), (M, M))]
-    inputs = [queries(D), tokens(D), tokens(Dv), tokens(SUBLANES), queries(Dv), queries(1), queries(Dv), *states]
+    inputs = [queries(D), tokens(D), tokens(Dv), tokens(SUBLANES), queries(1), queries(Dv)]
     return inputs, queries, tokens, states
 
 
 def queries_backward(
-    kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, out, den, dout, s0, n0, *, interpret=False
+    kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, den, dout, s0, n0, *, interpret=False
 ):
-    """dq [R, G, D, T]; arguments as in `forward`, with its out and den and the cotangent of out."""
+    """dq [R, G, D, T] and dden [R, G, 1, T]; arguments as in `forward`, with its den and the cotangent of its out."""
     R, G, D, T = q.shape
     Dv, P, M = v.shape[1], features.rows, features.moments
-    inputs, queries, _, _ = _specs(features, tiles, G, Dv, lambda t: t)
+    inputs, queries, _, states = _specs(features, tiles, G, Dv, lambda t: t)
     return pl.pallas_call(
         functools.partial(_queries_kernel, kernel=kernel, features=features, tiles=tiles),
         grid=(R, T // tiles.block),
-        in_specs=inputs,
-        out_specs=queries(D),
-        out_shape=jax.ShapeDtypeStruct((R, G, D, T), q.dtype),
+        in_specs=[*inputs, *states],
+        out_specs=[queries(D), queries(1)],
+        out_shape=[jax.ShapeDtypeStruct((R, G, D, T), q.dtype), jax.ShapeDtypeStruct((R, G, 1, T), F32)],
         scratch_shapes=[
             pltpu.VMEM((Dv, P), F32),
             pltpu.VMEM((M, M), F32),
@@ -199,24 +198,24 @@ def queries_backward(
         compiler_params=compiler_params(),
         interpret=interpret,
         name="linear_attention_backward_queries",
-    )(q, k, v, decays, out, den, dout, s0, n0)
+    )(q, k, v, decays, den, dout, s0, n0)
 
 
 def keys_backward(
-    kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, out, den, dout, ds, dn, *, interpret=False
+    kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, den, dout, dden, ds, dn, *, interpret=False
 ):
-    """(dk, dv, dgates, ds0, dn0) from the cotangents of out and of the final state.
+    """(dk, dv, dgates, ds0, dn0) from dden and the cotangents of out and of the final state.
 
     dgates [R, 1, T] is the gradient of the cumulative log gates, without what the final state adds at the end.
     """
     R, G, D, T = q.shape
     Dv, P, M = v.shape[1], features.rows, features.moments
     blocks = T // tiles.block
-    inputs, _, tokens, states = _specs(features, tiles, G, Dv, lambda t: blocks - 1 - t)
+    inputs, queries, tokens, states = _specs(features, tiles, G, Dv, lambda t: blocks - 1 - t)
     return pl.pallas_call(
         functools.partial(_keys_kernel, kernel=kernel, features=features, tiles=tiles),
         grid=(R, blocks),
-        in_specs=inputs,
+        in_specs=[*inputs, queries(1), *states],
         out_specs=[tokens(D), tokens(Dv), tokens(1), *states],
         out_shape=[
             jax.ShapeDtypeStruct((R, D, T), k.dtype),
@@ -232,9 +231,10 @@ def keys_backward(
             pltpu.VMEM((P, tiles.chunk), q.dtype),
             pltpu.VMEM((2, SUBLANES, D, tiles.chunk), F32),
             pltpu.VMEM((D, tiles.chunk), F32),
-            pltpu.VMEM((Dv + SUBLANES, tiles.chunk), F32),
+            pltpu.VMEM((Dv, tiles.chunk), F32),
+            pltpu.VMEM((1, tiles.chunk), F32),
         ],
         compiler_params=compiler_params(),
         interpret=interpret,
         name="linear_attention_backward_keys",
-    )(q, k, v, decays, out, den, dout, ds, dn)
+    )(q, k, v, decays, den, dout, dden, ds, dn)

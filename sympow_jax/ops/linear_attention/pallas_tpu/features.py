@@ -81,7 +81,7 @@ class Features:
                 out[self.squares : self.rows] = self.augment(x).astype(out.dtype)
 
     def contract(self, block: tuple[int, int, list[int]], dphi: Array, rotated: Ref, sums: dict[str, Array]) -> None:
-        """Adds what dphi [rows of the block, c] gives to x's gradient to the sums that `gradient` ends with."""
+        """Adds what dphi [rows of the block, c] gives to the sums that `gradient` ends with."""
         D, x = self.head_dim, rotated[0]
         for n, r in enumerate(offsets := block[2]):
             row = dphi[n * D : (n + 1) * D]
@@ -94,17 +94,22 @@ class Features:
             _add(sums, "pairs", jnp.concatenate([half * x[D // 2 :], half * x[: D // 2]], axis=0))
             if self.taylor:
                 _add(sums, "linear", dphi[D // 2 : D // 2 + D])
+                _add(sums, "constant", dphi[D // 2 + D : D // 2 + D + 1])
 
-    def gradient(self, sums: dict[str, Array]) -> Array:
-        """x's gradient [D, c] from the sums over all blocks."""
+    def gradient(self, x: Array, sums: dict[str, Array]) -> tuple[Array, Array]:
+        """phi(x) . dphi, [1, c], and its gradient in x, [D, c], from the sums over all blocks."""
         pair = 1.0 if self.taylor else SQRT2
         pairs = sums["pairs"]
         for b in range(SUBLANES):
             back = sums.get(f"from {b}")
             if back is not None:
                 pairs += jnp.concatenate([back[-b:], back[:-b]], axis=0) if b else back
-        total = pair * pairs + (pair * SQRT2) * sums["square"]
-        return total + sums["linear"] if self.taylor else total
+        gradient = pair * pairs + (pair * SQRT2) * sums["square"]
+        value = 0.5 * jnp.sum(x * gradient, axis=0, keepdims=True)
+        if not self.taylor:
+            return value, gradient
+        value += jnp.sum(x * sums["linear"], axis=0, keepdims=True) + sums["constant"]
+        return value, gradient + sums["linear"]
 
     def augment(self, x: Array) -> Array:
         """x [D, c], for Taylor's kernel with a tile of rows below whose first is 1: what the normaliser multiplies."""

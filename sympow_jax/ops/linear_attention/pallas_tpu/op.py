@@ -58,20 +58,19 @@ def _fused(call: Call, tokens: tuple[Array, Array, Array], log_gates: Array, run
 
 def _forward(call: Call, tokens, log_gates, runs, valid, before):
     decays = layouts.decay_rows(log_gates, runs, valid, call.tiles.chunk)
-    out, den, *after = kept(
-        forward(call.kernel, call.features, call.tiles, *tokens, decays, *before, interpret=call.interpret)
-    )
-    return (out, tuple(after)), (tokens, log_gates, runs, valid, before, out, den, tuple(after))
+    arguments = (call.kernel, call.features, call.tiles, *tokens, decays, *before)
+    out, den, *after = kept(forward(*arguments, interpret=call.interpret))
+    return (out, tuple(after)), (tokens, log_gates, runs, valid, before, den, tuple(after))
 
 
 def _backward(call: Call, residuals, cotangents):
-    tokens, log_gates, runs, valid, before, out, den, after = residuals
+    tokens, log_gates, runs, valid, before, den, after = residuals
     dout, (dstate, dmoments) = cotangents
     dmoments = 0.5 * (dmoments + jnp.swapaxes(dmoments, 1, 2))
     decays = layouts.decay_rows(log_gates, runs, valid, call.tiles.chunk)
-    arguments = (call.kernel, call.features, call.tiles, *tokens, decays, out, den, dout)
-    dq = queries_backward(*arguments, *before, interpret=call.interpret)
-    dk, dv, dcumulative, *dbefore = keys_backward(*arguments, dstate, dmoments, interpret=call.interpret)
+    arguments = (call.kernel, call.features, call.tiles, *tokens, decays, den, dout)
+    dq, dden = queries_backward(*arguments, *before, interpret=call.interpret)
+    dk, dv, dcumulative, *dbefore = keys_backward(*arguments, dden, dstate, dmoments, interpret=call.interpret)
     at_end = sum(jnp.sum(a * d, axis=(1, 2)) for a, d in zip(after, (dstate, dmoments), strict=True))
     cut = functools.partial(layouts.in_chunks, chunk=call.tiles.chunk)
     dgates = gate_gradient(cut(dcumulative[:, 0]), at_end, cut(runs))
