@@ -104,11 +104,10 @@ def _add_queries(
     """Adds what the queries of a chunk read of the state before it to the cotangent of that state."""
     dtype, from_state = dnum.dtype, decays["from_state"]
     features.rotate(x, rotated)
-    dread = (dnum.astype(F32) * from_state).astype(dtype)
     for block in features.blocks():
         rows = slice(block[0], block[0] + block[1])
-        features.expand(block, rotated, phi)
-        dstate[:, rows] += dot(dread, phi[rows], 1, 1)
+        features.expand(block, rotated, phi, from_state)
+        dstate[:, rows] += dot(dnum, phi[rows], 1, 1)
     dmoments[...] += features.moments_cotangent(x, dden * from_state, dtype)
 
 
@@ -134,23 +133,24 @@ def _keys_kernel(
         )
         dstate[...] = decay.carry * dstate[...]
         dmoments[...] = decay.carry * dmoments[...]
-        ones = jnp.ones((SUBLANES, sub), dtype)
 
         def queries(g):
             x, offset = q[0, g, :, at], dden[0, g, :, at]
             dnum = _dnum(den[0, g, :, at], dout[0, g, :, at])
-            for i in range(0, tiles.chunk, sub):
-                at_i = slice(i, i + sub)
-                for j in range(0, i + sub, sub):
-                    at_j = slice(j, j + sub)
+            for j in range(0, tiles.chunk, sub):
+                at_j = slice(j, j + sub)
+                dlog_j = jnp.zeros((sub, 1), F32)
+                for i in range(j, tiles.chunk, sub):
+                    at_i = slice(i, i + sub)
                     scores = dot(keys_t[at_j], x[:, at_i], 1, 0)
                     pairs = decay.pairs(transposed, i, j, sub)
                     weights = kernel.weight(scores) * pairs
                     dweights = dot(values_t[at_j], dnum[:, at_i], 1, 0) + offset[:, at_i]
                     dscores = dweights * pairs * kernel.derivative(scores)
                     dvalues[:, at_j] += dot(dnum[:, at_i], weights.astype(dtype), 1, 1)
-                    dlog[:, at_j] += dot(ones, (weights * dweights).astype(dtype), 1, 1)[:1]
                     dkeys[:, at_j] += dot(x[:, at_i], dscores.astype(dtype), 1, 1)
+                    dlog_j += jnp.sum(weights * dweights, axis=1, keepdims=True)
+                dlog[:, at_j] += jnp.broadcast_to(dlog_j, (sub, sub)).T[:1]
             _add_queries(features, x.astype(F32), dnum, offset, decay, dstate, dmoments, phi_q, rotated.at[0])
 
         each(q.shape[1], queries)

@@ -66,19 +66,21 @@ class Features:
         for b in range(SUBLANES):
             rotated[b] = jnp.concatenate([x[b:], x[:b]], axis=0) if b else x
 
-    def expand(self, block: tuple[int, int, list[int]], rotated: Ref, out: Ref) -> None:
-        """Writes the rows of `block` of phi(x), out [P, c]."""
+    def expand(self, block: tuple[int, int, list[int]], rotated: Ref, out: Ref, weights: Array | None = None) -> None:
+        """Writes the rows of `block` of phi(x) to out [P, c], times weights [1, c] of the tokens."""
         start, _, offsets = block
         D, x = self.head_dim, rotated[0]
+        weighted = x if weights is None else x * weights
         pair = 1.0 if self.taylor else SQRT2
         for r in offsets:
-            scaled = x * (pair / SQRT2 if r == 0 else pair)
+            scaled = weighted * (pair / SQRT2 if r == 0 else pair)
             out[start : start + D] = (scaled * _up(rotated[r % SUBLANES], r - r % SUBLANES)).astype(out.dtype)
             start += D
         if not offsets:
-            out[start : start + D // 2] = (pair * x[: D // 2] * x[D // 2 :]).astype(out.dtype)
+            out[start : start + D // 2] = (pair * weighted[: D // 2] * x[D // 2 :]).astype(out.dtype)
             if self.taylor:
-                out[self.squares : self.rows] = self.augment(x).astype(out.dtype)
+                ones = self.augment(x)
+                out[self.squares : self.rows] = (ones if weights is None else ones * weights).astype(out.dtype)
 
     def contract(self, block: tuple[int, int, list[int]], dphi: Array, rotated: Ref, sums: dict[str, Array]) -> None:
         """Adds what dphi [rows of the block, c] gives to the sums that `gradient` ends with."""

@@ -19,11 +19,10 @@ def add_keys(features: Features, k: Array, v: Array, decays: Decays, state: Ref,
     """The state and the second moments after a chunk: those before it, decayed, plus the chunk's keys."""
     x, to_state, carry = k.astype(F32), decays["to_state"], decays.carry
     features.rotate(x, rotated)
-    added = (v.astype(F32) * to_state).astype(v.dtype)
     for block in features.blocks():
         rows = slice(block[0], block[0] + block[1])
-        features.expand(block, rotated, phi)
-        state[:, rows] = carry * state[:, rows] + dot(added, phi[rows], 1, 1)
+        features.expand(block, rotated, phi, to_state)
+        state[:, rows] = carry * state[:, rows] + dot(v, phi[rows], 1, 1)
     augmented = features.augment(x)
     left, right = (augmented * to_state).astype(k.dtype), augmented.astype(k.dtype)
     moments[...] = carry * moments[...] + dot(left, right, 1, 1)

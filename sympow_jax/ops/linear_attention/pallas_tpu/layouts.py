@@ -1,10 +1,10 @@
 """From the op's arrays to the kernels' and back: tokens last, and states in the kernels' order of features."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sympow_jax.ops.linear_attention.decay import chunk_decay
+from sympow_jax.ops.linear_attention.inputs import LinearInputs
 from sympow_jax.ops.linear_attention.kernels import SQRT2, Kernel, TaylorKernel
 from sympow_jax.ops.linear_attention.pallas_tpu.features import SUBLANES, Features
 from sympow_jax.typing import Array, Bool, Float, Int
@@ -28,6 +28,13 @@ def tokens_of_rows(x: Float[Array, "R G D T"], batch_size: int, head_dim: int) -
     """The inverse of `rows_of_tokens`."""
     x = x.reshape(batch_size, -1, *x.shape[1:])
     return jnp.moveaxis(x, -1, 1)[..., :head_dim]
+
+
+def rows_of_decays(inputs: LinearInputs) -> tuple[Float[Array, "R T"], Int[Array, "R T"], Bool[Array, "R T"]]:
+    """The log gates, runs and valid tokens of each row."""
+    B, T, K = inputs.log_gates.shape
+    gates = jnp.moveaxis(inputs.log_gates, 1, 2).reshape(B * K, T)
+    return gates, jnp.repeat(inputs.runs, K, axis=0), jnp.repeat(inputs.valid, K, axis=0)
 
 
 def decay_rows(

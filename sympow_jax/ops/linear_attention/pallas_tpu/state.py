@@ -1,0 +1,106 @@
+"""The state that tokens leave behind, for a shard whose outputs come later: keys alone, and their gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from sympow_jax.ops.linear_attention.pallas_tpu.backward import state_gradients
+from sympow_jax.ops.linear_attention.pallas_tpu.features import SUBLANES, Features
+from sympow_jax.ops.linear_attention.pallas_tpu.forward import add_keys
+from sympow_jax.ops.linear_attention.pallas_tpu.tiles import Decays, Tiles, compiler_params, each
+
+F32 = jnp.float32
+
+
+def _kernel(k, v, decays, s, n, state, moments, phi, rotated, *, features, tiles):
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+        state[...] = jnp.zeros_like(state)
+        moments[...] = jnp.zeros_like(moments)
+
+    def chunk(index):
+        at = pl.ds(index * tiles.chunk, tiles.chunk)
+        add_keys(features, k[0, :, at], v[0, :, at], Decays(decays[0, :, at]), state, moments, phi, rotated)
+
+    each(tiles.block // tiles.chunk, chunk)
+
+    @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
+    def _():
+        s[0] = state[...]
+        n[0] = moments[...]
+
+
+def _backward_kernel(
+    k, v, decays, dsf, dnf, dk, dv, dgate, dstate, dmoments, phi, rotated, *, features, tiles
+):
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+        dstate[...] = dsf[0]
+        dmoments[...] = dnf[0]
+
+    def chunk(index):
+        at = pl.ds(tiles.block - (index + 1) * tiles.chunk, tiles.chunk)
+        decay = Decays(decays[0, :, at])
+        gradients = state_gradients(features, k[0, :, at], v[0, :, at], decay, dstate, dmoments, phi, rotated)
+        dk[0, :, at] = gradients[0].astype(dk.dtype)
+        dv[0, :, at] = gradients[1].astype(dv.dtype)
+        dgate[0, :, at] = -gradients[2]
+        dstate[...] = decay.carry * dstate[...]
+        dmoments[...] = decay.carry * dmoments[...]
+
+    each(tiles.block // tiles.chunk, chunk)
+
+
+def final_state(features: Features, tiles: Tiles, k, v, decays, *, interpret=False):
+    """The state [R, Dv, P] and the moments [R, M, M] after the last token, from nothing; arguments as in `forward`."""
+    (R, D, T), Dv, P, M = k.shape, v.shape[1], features.rows, features.moments
+    tokens = lambda rows: pl.BlockSpec((1, rows, tiles.block), lambda r, t: (r, 0, t))
+    return pl.pallas_call(
+        functools.partial(_kernel, features=features, tiles=tiles),
+        grid=(R, T // tiles.block),
+        in_specs=[tokens(D), tokens(Dv), tokens(SUBLANES)],
+        out_specs=[pl.BlockSpec((1, *shape), lambda r, t: (r, 0, 0)) for shape in ((Dv, P), (M, M))],
+        out_shape=[jax.ShapeDtypeStruct((R, *shape), F32) for shape in ((Dv, P), (M, M))],
+        scratch_shapes=[
+            pltpu.VMEM((Dv, P), F32),
+            pltpu.VMEM((M, M), F32),
+            pltpu.VMEM((P, tiles.chunk), k.dtype),
+            pltpu.VMEM((SUBLANES, D, tiles.chunk), F32),
+        ],
+        compiler_params=compiler_params(),
+        interpret=interpret,
+        name="linear_attention_state",
+    )(k, v, decays)
+
+
+def final_state_backward(features: Features, tiles: Tiles, k, v, decays, ds, dn, *, interpret=False):
+    """(dk, dv, gradient of the cumulative log gates [R, 1, T]) from the cotangents of `final_state`."""
+    (R, D, T), Dv, P, M = k.shape, v.shape[1], features.rows, features.moments
+    blocks = T // tiles.block
+    tokens = lambda rows: pl.BlockSpec((1, rows, tiles.block), lambda r, t: (r, 0, blocks - 1 - t))
+    return pl.pallas_call(
+        functools.partial(_backward_kernel, features=features, tiles=tiles),
+        grid=(R, blocks),
+        in_specs=[
+            *(tokens(rows) for rows in (D, Dv, SUBLANES)),
+            *(pl.BlockSpec((1, *shape), lambda r, t: (r, 0, 0)) for shape in ((Dv, P), (M, M))),
+        ],
+        out_specs=[tokens(D), tokens(Dv), tokens(1)],
+        out_shape=[
+            jax.ShapeDtypeStruct((R, D, T), k.dtype),
+            jax.ShapeDtypeStruct((R, Dv, T), v.dtype),
+            jax.ShapeDtypeStruct((R, 1, T), F32),
+        ],
+        scratch_shapes=[
+            pltpu.VMEM((Dv, P), F32),
+            pltpu.VMEM((M, M), F32),
+            pltpu.VMEM((P, tiles.chunk), k.dtype),
+            pltpu.VMEM((SUBLANES, D, tiles.chunk), F32),
+        ],
+        compiler_params=compiler_params(),
+        interpret=interpret,
+        name="linear_attention_state_backward",
+    )(k, v, decays, ds, dn)
