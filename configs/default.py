@@ -65,7 +65,7 @@ def _attention() -> ConfigDict:
     a.conv_width = 3  # taps of the convolution layers
     a.conv_expand = 2  # `gated_conv` projects to this many times embed_dim: half is convolved, half gates it
     a.layer_pattern = ("variant",)  # layer kinds, repeated over the depth: attention | window | gated_conv | short_conv
-    a.implementation = "auto"  # auto | reference | blockwise | chunked | recurrent; auto is resolved once
+    a.implementation = "auto"  # auto | reference | blockwise | chunked | recurrent | pallas; auto is resolved once
     a.chunk_size = 0  # chunk length of linear kernels; 0 = measured default
     return a
 

@@ -8,7 +8,7 @@ import jax
 
 from sympow_jax.config import Config, ConfigError, check_scaling_acts, flatten, override
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer
-from sympow_jax.models.model import Model
+from sympow_jax.models.model import Model, on_this_platform
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.run_files import load_config, load_vocab_size
 from sympow_jax.typing import PyTree
@@ -43,7 +43,7 @@ def load_step(
     workdir: str, step: str | int = "latest", *, overrides: Mapping[str, Any] | None = None
 ) -> tuple[Model, PyTree, int]:
     """As `load`, with the number of the step that was read in place of the tokeniser."""
-    config = evaluation_config(load_config(workdir), overrides or {})
+    config = evaluation_config(on_this_platform(load_config(workdir)), overrides or {})
     model = Model(config, load_vocab_size(workdir))
     like = {"params": jax.eval_shape(model.init, jax.random.key(0))}
     with Checkpointer(pathlib.Path(workdir) / "checkpoints", read_only=True) as checkpointer:

@@ -20,7 +20,7 @@ _CHOICES = {
     "attention.gate_init": variants.GATE_INITS,
     "attention.degree": (2, 4, 6),
     "attention.rebased_norm": ("head", "concatenated"),
-    "attention.implementation": ("auto", "reference", "blockwise", "chunked", "recurrent"),
+    "attention.implementation": ("auto", "reference", "blockwise", "chunked", "recurrent", "pallas"),
     "position.convention": ("standard", "manifest"),
     "position.scaling": ("none", "linear", "ntk", "dynamic_ntk", "yarn", "llama3"),
     "data.order": ("rectangle", "shuffled_chunks"),
@@ -92,6 +92,10 @@ def _check_attention(config: Config) -> None:
         a.is_linear or not a.is_linear_form,
         f"attention.implementation = {a.implementation!r}: softmax has no linear form; use 'blockwise', 'reference' "
         "or 'auto'",
+    )
+    require(
+        not (a.implementation == "pallas" and a.kernel == "power" and a.degree != 2),
+        f"attention.implementation = 'pallas': it has attention.degree = 2, not {a.degree}; use 'chunked' or 'auto'",
     )
     require(
         not (a.kernel == "rebased" and a.qk_norm),

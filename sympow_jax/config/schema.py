@@ -66,7 +66,7 @@ class AttentionConfig:
     @property
     def is_linear_form(self) -> bool:
         """Whether `implementation` names a form of linear time."""
-        return self.implementation in ("chunked", "recurrent")
+        return self.implementation in ("chunked", "recurrent", "pallas")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -174,7 +174,9 @@ class Attention(nnx.Module):
             kernel = self._linear_kernel()
             known: dict[str, Any] = {"log_gates": tokens.log_gates, "segment_ids": context.segment_ids}
             known |= {"chunk_size": self.attention.chunk_size or None}
-            before = sequence_parallel.state_before(totals, ops.state_of(kernel, tokens.k, tokens.v, **known))
+            form = options["implementation"]
+            own = ops.state_of(kernel, tokens.k, tokens.v, implementation=form, **known)
+            before = sequence_parallel.state_before(totals, own)
             return ops.linear_attention_with_state(
                 kernel, tokens.q, tokens.k, tokens.v, initial_state=before, **known, **options
             )[0]
@@ -273,7 +275,7 @@ class Attention(nnx.Module):
         return fixed_bias(self.attention.position, self.num_heads, self.position)
 
     def _implementation(self) -> str | None:
-        """None (let the op choose) for "auto", and for the softmax layers beside a chunked or recurrent kernel."""
+        """None (let the op choose) for "auto", and for the softmax layers beside a linear form."""
         a = self.attention
         return None if a.implementation == "auto" or (a.is_linear_form and not self.linear) else a.implementation
 

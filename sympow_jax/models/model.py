@@ -11,15 +11,19 @@ from jax.sharding import Mesh
 
 from sympow_jax import sharding
 from sympow_jax.config import Config
+from sympow_jax.layers.attention import qk_head_dim
 from sympow_jax.models.flops import expansion
 from sympow_jax.models.loss import token_nll
 from sympow_jax.models.transformer import Transformer
-from sympow_jax.ops.linear_attention import dispatch
+from sympow_jax.ops.linear_attention import accelerators, dispatch
 from sympow_jax.typing import Array, Float, Int, PyTree
 
 
 def resolve_implementation(config: Config) -> Config:
-    """Replaces attention.implementation = "auto" by the cheapest form for the trained length and the kernel."""
+    """Replaces attention.implementation = "auto" by the cheapest form for the trained length and the kernel.
+
+    "pallas" is the kernel of a TPU, or of a program that is being compiled for one.
+    """
     a = config.attention
     if a.implementation != "auto":
         return config
@@ -27,7 +31,23 @@ def resolve_implementation(config: Config) -> Config:
     if a.is_linear:
         kernel, num_features = expansion(config)
         chosen = dispatch.cheapest(kernel, config.data.seq_len, num_features, has_bias=a.has_additive_bias)
+        if chosen == "chunked" and _kernel_obstacle(config) is None:
+            chosen = "pallas"
     return dataclasses.replace(config, attention=dataclasses.replace(a, implementation=chosen))
+
+
+def on_this_platform(config: Config) -> Config:
+    """A trained model's config with the same sums in XLA's form where its "pallas" kernel does not run."""
+    a = config.attention
+    if a.implementation != "pallas" or _kernel_obstacle(config) is None:
+        return config
+    return dataclasses.replace(config, attention=dataclasses.replace(a, implementation="chunked"))
+
+
+def _kernel_obstacle(config: Config) -> str | None:
+    m, a = config.model, config.attention
+    sizes = {"head_dim": qk_head_dim("attention", m, a), "value_dim": m.head_dim}
+    return accelerators.obstacle(expansion(config)[0], **sizes, dtype=jnp.dtype(m.dtype))
 
 
 @dataclasses.dataclass(frozen=True)

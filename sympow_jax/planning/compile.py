@@ -81,7 +81,8 @@ def build(config: Config, vocab_size: int, target: Target) -> Built:
       ConfigError: a mesh that does not fit the devices or the shapes.
       PlanError: what the compiler refuses, as one line with the cause and the knobs.
     """
-    config = resolve_implementation(config)
+    with compiling_for(target.platform):
+        config = resolve_implementation(config)
     mesh = config_mesh(config, target.devices)
     try:
         with compiling_for(target.platform):

@@ -8,7 +8,7 @@ from sympow_jax.config import TASKS, Config, ConfigError, check_scaling_acts, di
 from sympow_jax.files import entry, read_json, write_json_atomic
 from sympow_jax.input_pipeline.opening import parse_mixture
 from sympow_jax.input_pipeline.tokenizer_base import MAX_VOCABULARY
-from sympow_jax.models.model import resolve_implementation
+from sympow_jax.models.model import on_this_platform, resolve_implementation
 from sympow_jax.training.data import RunData
 from sympow_jax.training.workdir import refuse_links
 
@@ -43,7 +43,7 @@ def load_vocab_size(workdir: str) -> int:
 def resolve_for(config: Config, workdir: str) -> Config:
     """`config` with its implementation chosen: as the workdir's run chose it, or, in a new workdir, now."""
     if config.attention.implementation == "auto" and (pathlib.Path(workdir) / "config.json").exists():
-        chosen = load_config(workdir).attention
+        chosen = on_this_platform(load_config(workdir)).attention
         attention = dataclasses.replace(config.attention, implementation=chosen.implementation)
         if attention.chunk_size == 0:
             attention = dataclasses.replace(attention, chunk_size=chosen.chunk_size)

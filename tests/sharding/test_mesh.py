@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from sympow_jax import sharding
 from sympow_jax.config import ConfigError
 from sympow_jax.models.model import Model
-from sympow_jax.ops.softmax_attention import accelerators
+from sympow_jax.ops import platform
 from sympow_jax.sharding import processes
 from sympow_jax.sharding.processes import launcher
 from sympow_jax.sharding.table import spec
@@ -171,9 +171,9 @@ def test_a_launcher_is_recognised_by_what_it_sets(monkeypatch):
 
 def test_a_mesh_of_one_device_is_as_good_as_none():
     with sharding.use_mesh(sharding.make_mesh(SIZES | {"data": 1})):
-        assert not sharding.is_sharded() and accelerators._unsplit()
+        assert not sharding.is_sharded() and platform.unsplit()
     with sharding.use_mesh(sharding.make_mesh(SIZES)):
-        assert sharding.is_sharded() and not accelerators._unsplit()
+        assert sharding.is_sharded() and not platform.unsplit()
 
 
 def test_a_launcher_without_peers_is_waited_for_aloud_and_not_forever(monkeypatch, capsys):

@@ -5,7 +5,8 @@ from typing import TypedDict, Unpack
 
 import jax.numpy as jnp
 
-from sympow_jax.ops.linear_attention.dispatch import Implementation, choose, measured_length
+from sympow_jax.ops.linear_attention.accelerators import pallas_state
+from sympow_jax.ops.linear_attention.dispatch import Implementation, choose, fastest_chunked
 from sympow_jax.ops.linear_attention.forms import FORMS
 from sympow_jax.ops.linear_attention.inputs import LinearState, check_arguments, group_inputs
 from sympow_jax.ops.linear_attention.kernels import Kernel
@@ -46,7 +47,8 @@ def linear_attention(
       bias: added to the log-weights; quadratic forms only. `positions` (0 .. T-1 by default) are its arguments.
       scale: multiplies the scores, 1 / sqrt(D) by default; the state does not hold it.
       segment_ids: [B, T] int32, documents as contiguous runs; a change is a reset, 0 is padding and gives 0.
-      implementation: "reference", "blockwise", "chunked", "recurrent", or None for the cheapest by a measured table.
+      implementation: "reference", "blockwise", "chunked", "recurrent", "pallas" (a TPU's kernel: degree 2 and Taylor),
+        or None for the cheapest by a measured table.
       chunk_size: tokens in a chunk or block; any T >= 1 works with any.
 
     Returns:
@@ -118,14 +120,22 @@ def state_of(
     *,
     log_gates: Float[Array, "B T K"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
+    implementation: Implementation | None = None,
     chunk_size: int | None = None,
 ) -> LinearState:
-    """The state after the last token, as `linear_attention_with_state` returns it, without the outputs."""
+    """The state after the last token, as `linear_attention_with_state` returns it, without the outputs.
+
+    "pallas" is the kernel of a TPU, any other name XLA's sum; None is the kernel where it can do the call.
+    """
     tokens = {"log_gates": log_gates, "segment_ids": segment_ids, "state": None}
     check_arguments(kernel, k, k, v, **tokens, positions=None, bias=None, chunk_size=chunk_size)
     inputs = group_inputs(k, k, v, **tokens, scale=None)
-    size = chunk_size or measured_length("chunked", kernel.num_features(k.shape[3]))
-    return _state(write_state(kernel, inputs, None, min(size, k.shape[1])), segment_ids, None)
+    if implementation is None:
+        implementation = "chunked" if chunk_size else fastest_chunked(kernel, inputs)
+    chosen, size = choose(kernel, inputs, "pallas" if implementation == "pallas" else "chunked", chunk_size)
+    if chosen == "pallas":
+        return _state(pallas_state(kernel, inputs, size), segment_ids, None)
+    return _state(write_state(kernel, inputs, None, size), segment_ids, None)
 
 
 def linear_step(

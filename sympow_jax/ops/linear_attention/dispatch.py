@@ -2,16 +2,18 @@
 
 from typing import Literal, cast, get_args
 
+from sympow_jax.ops.linear_attention import accelerators
 from sympow_jax.ops.linear_attention.inputs import LinearInputs
 from sympow_jax.ops.linear_attention.kernels import Kernel, PowerKernel
+from sympow_jax.ops.platform import unsplit
 
 LinearForm = Literal["chunked", "recurrent"]  # linear in T, with a state
-Implementation = Literal["reference", "blockwise"] | LinearForm
+Implementation = Literal["reference", "blockwise", "pallas"] | LinearForm
 LINEAR_FORMS: tuple[LinearForm, ...] = get_args(LinearForm)
 
 # float32 features of a chunk that the caches of two cores hold: 256 tokens of degree 2 at D = 64 or degree 4 at D = 16
 CACHED_FEATURES = 1_000_000
-IMPLEMENTATIONS: tuple[Implementation, ...] = ("reference", "blockwise", *LINEAR_FORMS)
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("reference", "blockwise", *LINEAR_FORMS)  # on every platform
 
 
 def choose(
@@ -21,19 +23,32 @@ def choose(
     T, D = inputs.k.shape[1], inputs.k.shape[3]
     if implementation is None:
         implementation = cheapest(kernel, T, kernel.num_features(D), has_bias=inputs.bias is not None)
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}, or None")
-    if inputs.bias is not None and implementation in LINEAR_FORMS:
+        if implementation == "chunked" and chunk_size is None:
+            implementation = fastest_chunked(kernel, inputs)
+    names = (*IMPLEMENTATIONS, "pallas")
+    if implementation not in names:
+        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(names)}, or None")
+    if inputs.bias is not None and implementation in (*LINEAR_FORMS, "pallas"):
         raise ValueError(
             f"implementation={implementation!r} cannot add a bias (no linear form); use 'reference' or 'blockwise'"
         )
+    reason = accelerators.obstacle_to(kernel, inputs) if implementation == "pallas" else None
+    if reason:
+        raise ValueError(f"implementation='pallas': {reason}; use 'chunked', or None")
     if chunk_size is None:
         chunk_size = measured_length(implementation, kernel.num_features(D))
     return cast(Implementation, implementation), min(chunk_size, T)
 
 
+def fastest_chunked(kernel: Kernel, inputs: LinearInputs) -> Implementation:
+    """The accelerator's kernel where it surely runs, else XLA's form."""
+    return "pallas" if unsplit() and accelerators.obstacle_to(kernel, inputs) is None else "chunked"
+
+
 def measured_length(implementation: str, num_features: int) -> int:
-    """The best chunk or block length on CPU; chunks as long as their features stay in the caches."""
+    """The best chunk or block length: on CPU, chunks as long as their features stay in the caches."""
+    if implementation == "pallas":
+        return accelerators.CHUNK
     return 256 if implementation == "chunked" and 256 * num_features <= CACHED_FEATURES else 128
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from sympow_jax.ops.linear_attention.accelerators import pallas
 from sympow_jax.ops.linear_attention.blockwise import blockwise
 from sympow_jax.ops.linear_attention.chunked import chunked
 from sympow_jax.ops.linear_attention.dispatch import Implementation
@@ -57,6 +58,7 @@ FORMS: dict[Implementation, Linear | Quadratic] = {
     "blockwise": Quadratic(blockwise, write_state),
     "chunked": Linear(chunked),
     "recurrent": Linear(recurrent),
+    "pallas": Linear(pallas),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from sympow_jax.ops.platform import target_platform
+from sympow_jax.ops.platform import target_platform, unsplit
 from sympow_jax.ops.softmax_attention.inputs import Inputs
 
 KERNELS: dict[str, Literal["cudnn", "pallas"]] = {"gpu": "cudnn", "tpu": "pallas"}
@@ -29,17 +29,9 @@ def obstacle(name: str, x: Inputs, *, cached: bool) -> str | None:
         return "it needs a TPU"
     if x.q.shape[1] % LANES:
         return f"T={x.q.shape[1]} is not a multiple of {LANES}"
-    if not _unsplit():
+    if not unsplit():
         return "XLA cannot split it over devices; call it inside shard_map"
     return None
-
-
-def _unsplit() -> bool:
-    """Whether the program is surely that of one device: inside shard_map, on a mesh of one, or alone in a process."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return jax.device_count() == 1
-    return mesh.size == 1 or all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
 
 
 def _obstacle_to_cudnn(x: Inputs) -> str | None:

@@ -15,9 +15,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sympow_jax.ops.linear_attention.kernels import Kernel
-from sympow_jax.ops.linear_attention.pallas_tpu.features import SUBLANES, Features, Ref
+from sympow_jax.ops.linear_attention.pallas_tpu.features import Features, Ref
 from sympow_jax.ops.linear_attention.pallas_tpu.forward import add_keys
-from sympow_jax.ops.linear_attention.pallas_tpu.tiles import Decays, Tiles, compiler_params, dot, each, inverse
+from sympow_jax.ops.linear_attention.pallas_tpu.tiles import (
+    SUBLANES,
+    Decays,
+    Steps,
+    Tiles,
+    call_options,
+    dot,
+    each,
+    inverse,
+)
 from sympow_jax.typing import Array
 
 F32 = jnp.float32
@@ -166,28 +175,17 @@ def _keys_kernel(
         dn0[0] = dmoments[...]
 
 
-def _specs(features: Features, tiles: Tiles, G: int, Dv: int, time):
-    """Blocks of what has queries, of what has keys, and of states; `time` maps a step of the grid to its block."""
-    queries = lambda rows: pl.BlockSpec((1, G, rows, tiles.block), lambda r, t: (r, 0, 0, time(t)))
-    tokens = lambda rows: pl.BlockSpec((1, rows, tiles.block), lambda r, t: (r, 0, time(t)))
-    D, P, M = features.head_dim, features.rows, features.moments
-    states = [pl.BlockSpec((1, *shape), lambda r, t: (r, 0, 0)) for shape in ((Dv, P), (M, M))]
-    inputs = [queries(D), tokens(D), tokens(Dv), tokens(SUBLANES), queries(1), queries(Dv)]
-    return inputs, queries, tokens, states
-
-
-def queries_backward(
-    kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, den, dout, s0, n0, *, interpret=False
-):
+def queries_backward(kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, den, dout, s0, n0):
     """dq [R, G, D, T] and dden [R, G, 1, T]; arguments as in `forward`, with its den and the cotangent of its out."""
     R, G, D, T = q.shape
     Dv, P, M = v.shape[1], features.rows, features.moments
-    inputs, queries, _, states = _specs(features, tiles, G, Dv, lambda t: t)
+    steps = Steps(tiles.block, T // tiles.block)
+    tokens, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
     return pl.pallas_call(
         functools.partial(_queries_kernel, kernel=kernel, features=features, tiles=tiles),
-        grid=(R, T // tiles.block),
-        in_specs=[*inputs, *states],
-        out_specs=[queries(D), queries(1)],
+        grid=(R, steps.count),
+        in_specs=[tokens(G, D), tokens(D), tokens(Dv), tokens(SUBLANES), tokens(G, 1), tokens(G, Dv), *states],
+        out_specs=[tokens(G, D), tokens(G, 1)],
         out_shape=[jax.ShapeDtypeStruct((R, G, D, T), q.dtype), jax.ShapeDtypeStruct((R, G, 1, T), F32)],
         scratch_shapes=[
             pltpu.VMEM((Dv, P), F32),
@@ -195,27 +193,32 @@ def queries_backward(
             pltpu.VMEM((P, tiles.chunk), q.dtype),
             pltpu.VMEM((2, SUBLANES, D, tiles.chunk), F32),
         ],
-        compiler_params=compiler_params(),
-        interpret=interpret,
-        name="linear_attention_backward_queries",
+        **call_options("backward_queries"),
     )(q, k, v, decays, den, dout, s0, n0)
 
 
-def keys_backward(
-    kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, den, dout, dden, ds, dn, *, interpret=False
-):
+def keys_backward(kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, den, dout, dden, ds, dn):
     """(dk, dv, dgates, ds0, dn0) from dden and the cotangents of out and of the final state.
 
     dgates [R, 1, T] is the gradient of the cumulative log gates, without what the final state adds at the end.
     """
     R, G, D, T = q.shape
     Dv, P, M = v.shape[1], features.rows, features.moments
-    blocks = T // tiles.block
-    inputs, queries, tokens, states = _specs(features, tiles, G, Dv, lambda t: blocks - 1 - t)
+    steps = Steps(tiles.block, T // tiles.block, backwards=True)
+    tokens, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
     return pl.pallas_call(
         functools.partial(_keys_kernel, kernel=kernel, features=features, tiles=tiles),
-        grid=(R, blocks),
-        in_specs=[*inputs, queries(1), *states],
+        grid=(R, steps.count),
+        in_specs=[
+            tokens(G, D),
+            tokens(D),
+            tokens(Dv),
+            tokens(SUBLANES),
+            tokens(G, 1),
+            tokens(G, Dv),
+            tokens(G, 1),
+            *states,
+        ],
         out_specs=[tokens(D), tokens(Dv), tokens(1), *states],
         out_shape=[
             jax.ShapeDtypeStruct((R, D, T), k.dtype),
@@ -234,7 +237,5 @@ def keys_backward(
             pltpu.VMEM((Dv, tiles.chunk), F32),
             pltpu.VMEM((1, tiles.chunk), F32),
         ],
-        compiler_params=compiler_params(),
-        interpret=interpret,
-        name="linear_attention_backward_keys",
+        **call_options("backward_keys"),
     )(q, k, v, decays, den, dout, dden, ds, dn)

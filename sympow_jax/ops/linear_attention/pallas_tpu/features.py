@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from sympow_jax.ops.linear_attention.kernels import SQRT2
-from sympow_jax.ops.linear_attention.pallas_tpu.tiles import dot
+from sympow_jax.ops.linear_attention.pallas_tpu.tiles import SUBLANES, dot
 from sympow_jax.typing import Array
 
 Ref = Any
-SUBLANES = 8  # rows of a float32 tile; 16 of bfloat16
 BLOCK = 256  # rows of features that one product takes
 
 
@@ -120,7 +119,6 @@ class Features:
         first = jax.lax.broadcasted_iota(jnp.int32, (SUBLANES, x.shape[1]), 0) == 0
         return jnp.concatenate([x, jnp.where(first, 1.0, 0.0).astype(x.dtype)], axis=0)
 
-
     def quadratic(self, x: Array, moments: Ref, dtype) -> tuple[Array, Array]:
         """phi(x) . z, [1, c], and its gradient in x, [D, c], from the second moments of the keys behind z."""
         augmented = self.augment(x)
@@ -130,7 +128,6 @@ class Features:
             return total, 2.0 * product
         one = self.head_dim
         return 0.5 * (total + moments[one : one + 1, one : one + 1]), product[:one]
-
 
     def moments_cotangent(self, x: Array, dden: Array, dtype) -> Array:
         """The sum over tokens of dden times the gradient of `quadratic` in the moments, [M, M]."""

@@ -8,8 +8,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sympow_jax.ops.linear_attention.kernels import Kernel
-from sympow_jax.ops.linear_attention.pallas_tpu.features import SUBLANES, Features, Ref
-from sympow_jax.ops.linear_attention.pallas_tpu.tiles import Decays, Tiles, compiler_params, dot, each, inverse
+from sympow_jax.ops.linear_attention.pallas_tpu.features import Features, Ref
+from sympow_jax.ops.linear_attention.pallas_tpu.tiles import (
+    SUBLANES,
+    Decays,
+    Steps,
+    Tiles,
+    call_options,
+    dot,
+    each,
+    inverse,
+)
 from sympow_jax.typing import Array
 
 F32 = jnp.float32
@@ -79,7 +88,7 @@ def _kernel(q, k, v, decays, s0, n0, out, den, s, n, state, moments, phi_q, phi_
         n[0] = moments[...]
 
 
-def forward(kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, s0, n0, *, interpret=False):
+def forward(kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, s0, n0):
     """(out [R, G, Dv, T], den [R, G, 1, T], final state [R, Dv, P], final moments [R, M, M]).
 
     Args:
@@ -88,18 +97,16 @@ def forward(kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, s
       q: [R, G, D, T], the G queries of each of R = B K keys; k: [R, D, T]; v: [R, Dv, T].
       decays: [R, 8, T], float32, see `Decays`.
       s0, n0: the state before the first token and its second moments, float32.
-      interpret: False, or how `pallas_call` interprets the kernel.
     """
     R, G, D, T = q.shape
     Dv, P, M = v.shape[1], features.rows, features.moments
-    queries = lambda rows: pl.BlockSpec((1, G, rows, tiles.block), lambda r, t: (r, 0, 0, t))
-    tokens = lambda rows: pl.BlockSpec((1, rows, tiles.block), lambda r, t: (r, 0, t))
-    whole = lambda *shape: pl.BlockSpec((1, *shape), lambda r, t: (r, 0, 0))
+    steps = Steps(tiles.block, T // tiles.block)
+    tokens, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
     return pl.pallas_call(
         functools.partial(_kernel, kernel=kernel, features=features, tiles=tiles),
-        grid=(R, T // tiles.block),
-        in_specs=[queries(D), tokens(D), tokens(Dv), tokens(SUBLANES), whole(Dv, P), whole(M, M)],
-        out_specs=[queries(Dv), queries(1), whole(Dv, P), whole(M, M)],
+        grid=(R, steps.count),
+        in_specs=[tokens(G, D), tokens(D), tokens(Dv), tokens(SUBLANES), *states],
+        out_specs=[tokens(G, Dv), tokens(G, 1), *states],
         out_shape=[
             jax.ShapeDtypeStruct((R, G, Dv, T), v.dtype),
             jax.ShapeDtypeStruct((R, G, 1, T), F32),
@@ -113,7 +120,5 @@ def forward(kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, s
             pltpu.VMEM((P, tiles.chunk), q.dtype),
             pltpu.VMEM((2, SUBLANES, D, tiles.chunk), F32),
         ],
-        compiler_params=compiler_params(),
-        interpret=interpret,
-        name="linear_attention_forward",
+        **call_options("forward"),
     )(q, k, v, decays, s0, n0)

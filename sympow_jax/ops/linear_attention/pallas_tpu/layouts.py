@@ -6,7 +6,8 @@ import numpy as np
 from sympow_jax.ops.linear_attention.decay import chunk_decay
 from sympow_jax.ops.linear_attention.inputs import LinearInputs
 from sympow_jax.ops.linear_attention.kernels import SQRT2, Kernel, TaylorKernel
-from sympow_jax.ops.linear_attention.pallas_tpu.features import SUBLANES, Features
+from sympow_jax.ops.linear_attention.pallas_tpu.features import Features
+from sympow_jax.ops.linear_attention.pallas_tpu.tiles import SUBLANES
 from sympow_jax.typing import Array, Bool, Float, Int
 
 PACKED = 2 * SUBLANES  # rows of a bfloat16 tile: head dims are padded to a multiple
@@ -17,14 +18,14 @@ def features_of(kernel: Kernel, head_dim: int) -> Features:
     return Features(head_dim + -head_dim % PACKED, isinstance(kernel, TaylorKernel))
 
 
-def rows_of_tokens(x: Float[Array, "B T K *G D"]) -> Float[Array, "R *G D T"]:
+def rows_of_tokens(x: Float[Array, "B T K *G D"]) -> Float[Array, "R *G rows T"]:
     """Heads before tokens, and tokens last; D padded with zeros to whole tiles."""
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % PACKED)])
     x = jnp.moveaxis(x, 1, -1)
     return x.reshape(-1, *x.shape[2:])
 
 
-def tokens_of_rows(x: Float[Array, "R G D T"], batch_size: int, head_dim: int) -> Float[Array, "B T K G D"]:
+def tokens_of_rows(x: Float[Array, "R G rows T"], batch_size: int, head_dim: int) -> Float[Array, "B T K G D"]:
     """The inverse of `rows_of_tokens`."""
     x = x.reshape(batch_size, -1, *x.shape[1:])
     return jnp.moveaxis(x, -1, 1)[..., :head_dim]
@@ -57,10 +58,10 @@ def in_chunks(x: Array, chunk: int) -> Array:
 
 def split_state(
     features: Features, state: Float[Array, "R P Dv1"], head_dim: int
-) -> tuple[Float[Array, "R Dv P"], Float[Array, "R M M"]]:
+) -> tuple[Float[Array, "R rows features"], Float[Array, "R M M"]]:
     """The op's state [S, z] as the kernels' S, values first, and the second moments of the keys behind z."""
     R, D = state.shape[0], features.head_dim
-    if D != head_dim:
+    if head_dim != D:
         rows = jnp.asarray(_rows_in_padded(head_dim, features))
         state = jnp.zeros((R, _size(features, D), state.shape[2]), state.dtype).at[:, rows].set(state)
     values, z = jnp.swapaxes(state[..., :-1], 1, 2), state[..., -1]
@@ -79,7 +80,7 @@ def split_state(
 
 
 def join_state(
-    features: Features, values: Float[Array, "R Dv P"], moments: Float[Array, "R M M"], head_dim: int, value_dim: int
+    features: Features, values: Float[Array, "R rows features"], moments: Float[Array, "R M M"], head_dim: int, value_dim: int
 ) -> Float[Array, "R P Dv1"]:
     """The inverse of `split_state`."""
     D, values = features.head_dim, values[:, :value_dim]
@@ -90,7 +91,7 @@ def join_state(
         squares = jnp.concatenate([values[..., one : one + 1], values[..., one - D : one], squares], axis=-1)
         z = jnp.concatenate([moments[:, D, D : D + 1], moments[:, D, :D], z], axis=-1)
     state = jnp.swapaxes(jnp.concatenate([squares, z[:, None]], axis=1), 1, 2)
-    return state if D == head_dim else state[:, jnp.asarray(_rows_in_padded(head_dim, features))]
+    return state if head_dim == D else state[:, jnp.asarray(_rows_in_padded(head_dim, features))]
 
 
 def _swap_offsets(x: Array, outer: int, inner: int, D: int) -> Array:
@@ -106,7 +107,7 @@ def _weights(features: Features) -> Array:
     return ones if features.taylor else SQRT2 * ones
 
 
-def _matrix(features: Features, z: Float[Array, "R P"]) -> Float[Array, "R D D"]:
+def _matrix(features: Features, z: Float[Array, "R squares"]) -> Float[Array, "R D D"]:
     """The symmetric matrix of sums of k_i k_j from the squares of z, row by row of offsets, through a skew."""
     R, D = z.shape[0], features.head_dim
     offsets = jnp.pad(z, [(0, 0), (0, D // 2)]).reshape(R, D // 2 + 1, D) / _weights(features)[None, :, None]
@@ -117,7 +118,7 @@ def _matrix(features: Features, z: Float[Array, "R P"]) -> Float[Array, "R D D"]
     return half + jnp.swapaxes(half, 1, 2)
 
 
-def _offsets(features: Features, matrix: Float[Array, "R D D"]) -> Float[Array, "R P"]:
+def _offsets(features: Features, matrix: Float[Array, "R D D"]) -> Float[Array, "R squares"]:
     """The inverse of `_matrix`."""
     R, D, _ = matrix.shape
     flat = jnp.pad(jnp.concatenate([matrix, matrix], axis=2).reshape(R, -1), [(0, 0), (0, D)])

@@ -29,17 +29,16 @@ class Call:
     kernel: Kernel
     features: Features
     tiles: Tiles
-    interpret: object = False
 
 
 def fused(
-    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"], tiles: Tiles, *, interpret: object = False
+    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"], chunk_size: int
 ) -> tuple[Float[Array, "B T K G Dv"], Float[Array, "B K P Dv1"]]:
     """`chunked` on the kernels: num / den of every row, in the dtype of v, and the final state."""
     B, T, _, _, D = inputs.q.shape
     Dv = inputs.v.shape[-1]
-    call = Call(kernel, layouts.features_of(kernel, D), tiles, interpret)
-    inputs = pad_time(inputs, tiles.block)
+    call = Call(kernel, layouts.features_of(kernel, D), Tiles.of(chunk_size, T))
+    inputs = pad_time(inputs, call.tiles.block)
     tokens = tuple(layouts.rows_of_tokens(x) for x in (inputs.q, inputs.k, inputs.v))
     before = layouts.split_state(call.features, state.reshape(-1, *state.shape[2:]), D)
     out, after = _fused(call, tokens, *layouts.rows_of_decays(inputs), before)
@@ -47,14 +46,12 @@ def fused(
     return layouts.tokens_of_rows(out, B, Dv)[:, :T], final.reshape(state.shape)
 
 
-def fused_state(
-    kernel: Kernel, inputs: LinearInputs, tiles: Tiles, *, interpret: object = False
-) -> Float[Array, "B K P Dv1"]:
+def fused_state(kernel: Kernel, inputs: LinearInputs, chunk_size: int) -> Float[Array, "B K P Dv1"]:
     """`write_state` on the kernels: the state that the tokens leave behind, from nothing."""
-    B, _, K, D = inputs.k.shape
+    B, T, K, D = inputs.k.shape
     Dv = inputs.v.shape[-1]
-    call = Call(kernel, layouts.features_of(kernel, D), tiles, interpret)
-    inputs = pad_time(inputs, tiles.block)
+    call = Call(kernel, layouts.features_of(kernel, D), Tiles.of(chunk_size, T))
+    inputs = pad_time(inputs, call.tiles.block)
     tokens = tuple(layouts.rows_of_tokens(x) for x in (inputs.k, inputs.v))
     final = layouts.join_state(call.features, *_state(call, tokens, *layouts.rows_of_decays(inputs)), D, Dv)
     return final.reshape(B, K, *final.shape[1:])
@@ -68,7 +65,7 @@ def _fused(call: Call, tokens: tuple[Array, Array, Array], log_gates: Array, run
 def _forward(call: Call, tokens, log_gates, runs, valid, before):
     decays = layouts.decay_rows(log_gates, runs, valid, call.tiles.chunk)
     arguments = (call.kernel, call.features, call.tiles, *tokens, decays, *before)
-    out, den, *after = kept(forward(*arguments, interpret=call.interpret))
+    out, den, *after = kept(forward(*arguments))
     return (out, tuple(after)), (tokens, log_gates, runs, valid, before, den, tuple(after))
 
 
@@ -78,8 +75,8 @@ def _backward(call: Call, residuals, cotangents):
     dafter = _symmetric(dafter)
     decays = layouts.decay_rows(log_gates, runs, valid, call.tiles.chunk)
     arguments = (call.kernel, call.features, call.tiles, *tokens, decays, den, dout)
-    dq, dden = queries_backward(*arguments, *before, interpret=call.interpret)
-    dk, dv, dcumulative, *dbefore = keys_backward(*arguments, dden, *dafter, interpret=call.interpret)
+    dq, dden = queries_backward(*arguments, *before)
+    dk, dv, dcumulative, *dbefore = keys_backward(*arguments, dden, *dafter)
     dgates = _gate_gradient(call, dcumulative, after, dafter, runs)
     return (dq, dk, dv), dgates, *_no_gradients(runs, valid), tuple(dbefore)
 
@@ -94,7 +91,7 @@ def _state(call: Call, tokens: Pair, log_gates: Array, runs: Array, valid: Array
 
 def _state_forward(call: Call, tokens, log_gates, runs, valid):
     decays = layouts.decay_rows(log_gates, runs, valid, call.tiles.chunk)
-    after = tuple(kept(final_state(call.features, call.tiles, *tokens, decays, interpret=call.interpret)))
+    after = tuple(kept(final_state(call.features, call.tiles, *tokens, decays)))
     return after, (tokens, log_gates, runs, valid, after)
 
 
@@ -103,7 +100,7 @@ def _state_backward(call: Call, residuals, dafter):
     dafter = _symmetric(dafter)
     decays = layouts.decay_rows(log_gates, runs, valid, call.tiles.chunk)
     arguments = (call.features, call.tiles, *tokens, decays, *dafter)
-    dk, dv, dcumulative = final_state_backward(*arguments, interpret=call.interpret)
+    dk, dv, dcumulative = final_state_backward(*arguments)
     dgates = _gate_gradient(call, dcumulative, after, dafter, runs)
     return (dk, dv), dgates, *_no_gradients(runs, valid)
 

@@ -8,9 +8,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sympow_jax.ops.linear_attention.pallas_tpu.backward import state_gradients
-from sympow_jax.ops.linear_attention.pallas_tpu.features import SUBLANES, Features
+from sympow_jax.ops.linear_attention.pallas_tpu.features import Features
 from sympow_jax.ops.linear_attention.pallas_tpu.forward import add_keys
-from sympow_jax.ops.linear_attention.pallas_tpu.tiles import Decays, Tiles, compiler_params, each
+from sympow_jax.ops.linear_attention.pallas_tpu.tiles import SUBLANES, Decays, Steps, Tiles, call_options, each
 
 F32 = jnp.float32
 
@@ -33,9 +33,7 @@ def _kernel(k, v, decays, s, n, state, moments, phi, rotated, *, features, tiles
         n[0] = moments[...]
 
 
-def _backward_kernel(
-    k, v, decays, dsf, dnf, dk, dv, dgate, dstate, dmoments, phi, rotated, *, features, tiles
-):
+def _backward_kernel(k, v, decays, dsf, dnf, dk, dv, dgate, dstate, dmoments, phi, rotated, *, features, tiles):
     @pl.when(pl.program_id(1) == 0)
     def _():
         dstate[...] = dsf[0]
@@ -54,15 +52,16 @@ def _backward_kernel(
     each(tiles.block // tiles.chunk, chunk)
 
 
-def final_state(features: Features, tiles: Tiles, k, v, decays, *, interpret=False):
+def final_state(features: Features, tiles: Tiles, k, v, decays):
     """The state [R, Dv, P] and the moments [R, M, M] after the last token, from nothing; arguments as in `forward`."""
     (R, D, T), Dv, P, M = k.shape, v.shape[1], features.rows, features.moments
-    tokens = lambda rows: pl.BlockSpec((1, rows, tiles.block), lambda r, t: (r, 0, t))
+    steps = Steps(tiles.block, T // tiles.block)
+    tokens, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
     return pl.pallas_call(
         functools.partial(_kernel, features=features, tiles=tiles),
-        grid=(R, T // tiles.block),
+        grid=(R, steps.count),
         in_specs=[tokens(D), tokens(Dv), tokens(SUBLANES)],
-        out_specs=[pl.BlockSpec((1, *shape), lambda r, t: (r, 0, 0)) for shape in ((Dv, P), (M, M))],
+        out_specs=states,
         out_shape=[jax.ShapeDtypeStruct((R, *shape), F32) for shape in ((Dv, P), (M, M))],
         scratch_shapes=[
             pltpu.VMEM((Dv, P), F32),
@@ -70,24 +69,19 @@ def final_state(features: Features, tiles: Tiles, k, v, decays, *, interpret=Fal
             pltpu.VMEM((P, tiles.chunk), k.dtype),
             pltpu.VMEM((SUBLANES, D, tiles.chunk), F32),
         ],
-        compiler_params=compiler_params(),
-        interpret=interpret,
-        name="linear_attention_state",
+        **call_options("state"),
     )(k, v, decays)
 
 
-def final_state_backward(features: Features, tiles: Tiles, k, v, decays, ds, dn, *, interpret=False):
+def final_state_backward(features: Features, tiles: Tiles, k, v, decays, ds, dn):
     """(dk, dv, gradient of the cumulative log gates [R, 1, T]) from the cotangents of `final_state`."""
     (R, D, T), Dv, P, M = k.shape, v.shape[1], features.rows, features.moments
-    blocks = T // tiles.block
-    tokens = lambda rows: pl.BlockSpec((1, rows, tiles.block), lambda r, t: (r, 0, blocks - 1 - t))
+    steps = Steps(tiles.block, T // tiles.block, backwards=True)
+    tokens, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
     return pl.pallas_call(
         functools.partial(_backward_kernel, features=features, tiles=tiles),
-        grid=(R, blocks),
-        in_specs=[
-            *(tokens(rows) for rows in (D, Dv, SUBLANES)),
-            *(pl.BlockSpec((1, *shape), lambda r, t: (r, 0, 0)) for shape in ((Dv, P), (M, M))),
-        ],
+        grid=(R, steps.count),
+        in_specs=[tokens(D), tokens(Dv), tokens(SUBLANES), *states],
         out_specs=[tokens(D), tokens(Dv), tokens(1)],
         out_shape=[
             jax.ShapeDtypeStruct((R, D, T), k.dtype),
@@ -100,7 +94,5 @@ def final_state_backward(features: Features, tiles: Tiles, k, v, decays, ds, dn,
             pltpu.VMEM((P, tiles.chunk), k.dtype),
             pltpu.VMEM((SUBLANES, D, tiles.chunk), F32),
         ],
-        compiler_params=compiler_params(),
-        interpret=interpret,
-        name="linear_attention_state_backward",
+        **call_options("state_backward"),
     )(k, v, decays, ds, dn)

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from sympow_jax.ops.platform import interpretation
 from sympow_jax.typing import Array
 
 VMEM_BYTES = 60 * 2**20  # what a kernel may take: 64 MiB on v5p, 128 MiB on v5e and v6e
+SUBLANES, LANES = 8, 128  # of a float32 tile; a bfloat16 tile has twice the rows
+LONGEST_CHUNK = 512
 ROWS = ("whole", "rest", "runs", "from_state", "to_state", "carry")  # of the decays; two rows of a tile are unused
 UNROLLED = 2  # passes of a loop that are laid out one after the other, so that they overlap
 
@@ -20,9 +23,16 @@ UNROLLED = 2  # passes of a loop that are laid out one after the other, so that 
 class Tiles:
     """Tokens in a chunk, in a tile of pairs inside it, and in what one step of the grid works on."""
 
-    chunk: int = 256
-    pairs: int = 128
-    block: int = 512
+    chunk: int
+    pairs: int
+    block: int
+
+    @classmethod
+    def of(cls, chunk_size: int, seq_len: int) -> "Tiles":
+        """Chunks of `chunk_size` tokens, rounded up to whole tiles, in blocks of two where there are two."""
+        lanes = SUBLANES if interpretation() else LANES
+        chunk = min(-(-chunk_size // lanes), LONGEST_CHUNK // lanes) * lanes
+        return cls(chunk, lanes, chunk if seq_len <= chunk else 2 * chunk)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +65,26 @@ class Decays:
         return jnp.exp(jnp.where(visible, difference("whole") + difference("rest"), -jnp.inf))
 
 
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The blocks of a grid (row, step): `count` steps of `tokens` tokens, the last first if `backwards`."""
+
+    tokens: int
+    count: int
+    backwards: bool = False
+
+    def of_tokens(self, *rows: int) -> pl.BlockSpec:
+        """For an array [R, *rows, T]."""
+        zeros = (0,) * len(rows)
+        step = (lambda t: self.count - 1 - t) if self.backwards else (lambda t: t)
+        return pl.BlockSpec((1, *rows, self.tokens), lambda r, t: (r, *zeros, step(t)))
+
+    def of_states(self, *shape: int) -> pl.BlockSpec:
+        """For an array [R, *shape], the same at every step."""
+        zeros = (0,) * len(shape)
+        return pl.BlockSpec((1, *shape), lambda r, t: (r, *zeros))
+
+
 def dot(a: Array, b: Array, contract_a: int, contract_b: int) -> Array:
     """The product of two matrices over one axis of each; float32 is exact, bfloat16 adds up in float32."""
     return jax.lax.dot_general(
@@ -75,15 +105,24 @@ def each(count: int, body: Callable[[Any], None]) -> None:
         jax.lax.fori_loop(0, count, lambda n, _: body(n), None)
 
 
-def lanes(n: Any, size: int, start: int = 0) -> Any:
-    """The lanes from n size + start on, as many as a tile of `size` has from `start` on."""
-    return pl.ds(n * size + start if isinstance(n, int) else pl.multiple_of(n * size + start, size), size)
-
-
 def inverse(den: Array) -> Array:
     """1 / den, 0 where den is 0."""
     present = den != 0.0
     return jnp.where(present, 1.0 / jnp.where(present, den, 1.0), 0.0)
+
+
+def vmem_bytes(num_features: int, value_dim: int, chunk: int, itemsize: int) -> int:
+    """About what a kernel takes: the state, with its two buffers each way, and the features of queries and keys."""
+    return 5 * 4 * num_features * value_dim + 2 * itemsize * num_features * chunk
+
+
+def call_options(name: str) -> dict[str, Any]:
+    """Arguments of every `pallas_call`: rows are independent, time is in order."""
+    return {
+        "compiler_params": compiler_params(),
+        "interpret": interpretation() or False,
+        "name": f"linear_attention_{name}",
+    }
 
 
 def compiler_params() -> pltpu.CompilerParams:

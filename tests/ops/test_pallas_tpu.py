@@ -1,0 +1,214 @@
+"""The fused TPU kernels, interpreted: values, states and gradients of `chunked`, races, and who may ask for them."""
+
+import dataclasses
+import functools
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from sympow_jax import ops
+from sympow_jax.ops.linear_attention.kernels import PowerKernel, TaylorKernel
+from sympow_jax.ops.linear_attention.pallas_tpu import layouts
+from sympow_jax.ops.linear_attention.specs import ArgSpec
+from sympow_jax.ops.platform import compiling_for, interpreting
+from sympow_jax.ops.power_attention.arg_specs import TEST_SPECS as POWER_SPECS
+from sympow_jax.ops.taylor_attention.arg_specs import TEST_SPECS as TAYLOR_SPECS
+from tests.ops.linear_attention_cases import evaluate
+from tests.tolerances import assert_bfloat16, relative_error
+
+# two blocks of the grid, documents, padding, a state before and after, two queries a key, head_dim padded
+QUICK = ArgSpec(gates="strong", T=20, D=8, Dv=8, H=2, K=1, segments=True, initial_state=True)
+LARGER = ArgSpec(gates="mild", T=250, D=32, Dv=16, H=2, K=1, segments=True, initial_state=True)
+SUITE = [spec for spec in (*POWER_SPECS, *TAYLOR_SPECS) if spec.degree in (0, 2)] + [
+    dataclasses.replace(LARGER, degree=degree, T=T, gates=gates)
+    for degree, T, gates in ((2, 96, "none"), (0, 96, "strong"), (2, 250, "mild"))
+]
+OUTPUTS = ("out", "final state", "final normalizer")
+
+
+def check(spec: ArgSpec, chunk_size: int = 16) -> None:
+    """float32 errors are at most three times those of `chunked`, or below a few roundings."""
+    expected = evaluate(spec, "reference", "float64")
+    xla = evaluate(spec, "chunked", "float32", chunk_size=chunk_size)
+    with interpreting():
+        kernel = evaluate(spec, "pallas", "float32", chunk_size=chunk_size)
+    scale = np.linalg.norm(expected["grad v"])
+    for name in expected:
+        floor = 0.0 if name in OUTPUTS else scale
+        error, allowed = (relative_error(x[name], expected[name], floor) for x in (kernel, xla))
+        assert error <= max(3 * allowed, 5e-7), f"{name}: {error:.1e} against {allowed:.1e} of chunked"
+
+
+def test_kernels_are_the_chunked_form():
+    check(QUICK, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", SUITE, ids=str)
+def test_all_cases_are_the_chunked_form(spec):
+    check(spec, 128 if spec.T == 1000 else 16)
+
+
+def state_and_gradients(form, kernel, arrays, segment_ids, dtype):
+    weights = np.random.default_rng(3).normal(size=(2, 2, kernel.num_features(8), 6))
+
+    def loss(floats):
+        state = ops.state_of(kernel, **floats, segment_ids=jnp.asarray(segment_ids), implementation=form, chunk_size=8)
+        extended = jnp.concatenate([state.state, state.normalizer[..., None]], axis=-1)
+        return jnp.sum(extended * jnp.asarray(weights, dtype)), extended
+
+    floats = {name: jnp.asarray(arrays[name], dtype) for name in ("k", "v", "log_gates")}
+    (_, state), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(floats)
+    return {"state": state} | gradients
+
+
+@pytest.mark.parametrize("kernel", [PowerKernel(2), pytest.param(TaylorKernel(), marks=pytest.mark.slow)], ids=str)
+def test_the_state_left_behind(kernel):
+    spec = ArgSpec(gates="strong", T=20, D=8, Dv=5, H=2, K=2, B=2)
+    arrays, ids = spec.inputs(), np.repeat([[1, 2, 0]], [6, 12, 2], axis=1).astype(np.int32)
+    ids = np.concatenate([ids, np.ones_like(ids)])  # one row ends in padding, the other is one document
+    with interpreting():
+        actual = state_and_gradients("pallas", kernel, arrays, ids, "float32")
+    with jax.enable_x64(True):
+        expected = state_and_gradients("chunked", kernel, arrays, ids, "float64")
+    for name in expected:
+        assert relative_error(actual[name], expected[name]) < 2e-6, name
+    assert (np.asarray(actual["state"][0]) == 0).all() and np.asarray(actual["state"][1]).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["attention", "state"])
+def test_no_races(run):
+    with interpreting(pltpu.InterpretParams(detect_races=True)):
+        if run == "attention":
+            evaluate(QUICK, "pallas", "float32", chunk_size=8)
+        else:
+            arrays = ArgSpec(gates="mild", T=20, D=8, Dv=5, H=2, K=2, B=2).inputs()
+            state_and_gradients("pallas", PowerKernel(2), arrays, np.ones((2, 20), np.int32), "float32")
+    assert not races_found()
+
+
+def races_found() -> bool:
+    from jax._src.pallas.mosaic.interpret import race_detection_state
+
+    return race_detection_state.races.races_found
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(equation: str, a, b):
+    """A product whose operands, forward and backward, are bfloat16, as an accelerator's units take them."""
+    low = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in (a, b))
+    return jnp.einsum(equation, *low, precision="highest")
+
+
+def _product_backward(equation, operands, cotangent):
+    low = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in (*operands, cotangent)]
+    _, vjp = jax.vjp(functools.partial(jnp.einsum, equation, precision="highest"), *low[:2])
+    return vjp(low[2])
+
+
+product.defvjp(lambda equation, a, b: (product(equation, a, b), (a, b)), _product_backward)
+
+
+def dense(q, k, v, log_gates, *, einsum):
+    """The formula itself for one head, [T, D]."""
+    T = q.shape[0]
+    total = jnp.cumsum(log_gates)
+    decay = jnp.where(jnp.tri(T, dtype=bool), total[:, None] - total[None], -jnp.inf)
+    weights = einsum("id,jd->ij", q, k) ** 2 * jnp.exp(decay)
+    return einsum("ij,je->ie", weights, v) / jnp.sum(weights, axis=1, keepdims=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("log_gate", "mean"), [(0.0, 0.0), (-1e-3, 1.0), (-0.03, 1.0)])
+def test_bfloat16_is_as_good_as_bfloat16_products(log_gate, mean):
+    """Gold is float64, the reference the dense formula with bfloat16 operands; values with and without a mean."""
+    T, D = 320, 32
+    rng = np.random.default_rng(0)
+    q, k = ((1.0 + 0.3 * rng.normal(size=(T, D))) * rng.choice([-1.0, 1.0], size=(T, 1)) for _ in range(2))
+    q, k, v, cotangent = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, mean + rng.normal(size=(T, D)), q * k))
+    gates = jnp.asarray(log_gate * rng.exponential(size=T), jnp.float32)
+
+    def results(function, *inputs):
+        out, vjp = jax.vjp(function, *inputs)
+        return [np.asarray(x, np.float64) for x in (out, *vjp(cotangent.astype(out.dtype)))]
+
+    def kernels(q, k, v, gates):
+        heads = (x[None, :, None] for x in (q, k, v))
+        return ops.power_attention(
+            *heads, log_gates=gates[None, :, None], scale=1.0, implementation="pallas", chunk_size=64
+        )[0, :, 0]
+
+    def rounded(q, k, v, gates):
+        out = dense(*(x.astype(jnp.float32) for x in (q, k, v)), gates, einsum=product)
+        return out.astype(jnp.bfloat16)
+
+    with interpreting():
+        test = results(jax.jit(kernels), q, k, v, gates)
+    reference = results(rounded, q, k, v, gates)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(x, jnp.float64) for x in (q, k, v, gates)]
+        gold = results(functools.partial(dense, einsum=jnp.einsum), *wide)
+    for name, *found in zip(("out", "dq", "dk", "dv", "dgates"), test, reference, gold, strict=True):
+        assert_bfloat16(*found, name=name)
+
+
+@pytest.mark.parametrize("kernel", [PowerKernel(2), TaylorKernel()], ids=str)
+@pytest.mark.parametrize("head_dim", [7, 16, 48])
+def test_states_survive_the_order_of_features(kernel, head_dim):
+    features = layouts.features_of(kernel, head_dim)
+    state = jax.random.normal(jax.random.key(0), (3, kernel.num_features(head_dim), 6))
+    values, moments = layouts.split_state(features, state, head_dim)
+    assert values.shape == (3, 16, features.rows)
+    assert moments.shape == (3, features.moments, features.moments)
+    back = layouts.join_state(features, values, moments, head_dim, 5)
+    np.testing.assert_allclose(back, state, rtol=1e-6)
+    np.testing.assert_array_equal(moments, jnp.swapaxes(moments, 1, 2))
+
+
+def test_what_cannot_be_done_is_said_in_one_line():
+    q = jnp.zeros((1, 8, 1, 8))
+    wide = jnp.zeros((1, 8, 1, 300))
+    bias = ops.PositionBias({}, lambda params, i, j: jnp.zeros((1, len(i), len(j))))
+    cases = [
+        (q, {}, "needs a TPU", False),
+        (q, {"degree": 4}, "degree=4", True),
+        (wide, {}, "head_dim=300", True),
+        (q.astype(jnp.float16), {}, "float16", True),
+        (q, {"bias": bias}, "cannot add a bias", True),
+    ]
+    for x, options, text, interpreted in cases:
+        with interpreting(interpreted or None), pytest.raises(ValueError, match=text) as error:
+            ops.power_attention(x, x, q.astype(x.dtype), implementation="pallas", **options)
+        assert ("\n" not in str(error.value) and "use 'chunked'" in str(error.value)) or "bias" in options
+
+
+def lowered(devices: int, monkeypatch, **options) -> str:
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    x = jax.ShapeDtypeStruct((1, 4096, 1, 32), jnp.bfloat16)
+    attend = jax.jit(functools.partial(ops.power_attention, **options))
+    with compiling_for("tpu"):
+        return attend.trace(x, x, x).lower(lowering_platforms=("tpu",)).as_text()
+
+
+def test_a_tpu_takes_the_kernel_where_it_surely_runs(monkeypatch):
+    assert "tpu_custom_call" in lowered(1, monkeypatch)
+    assert "tpu_custom_call" in lowered(8, monkeypatch, implementation="pallas")
+    for options in ({"devices": 8}, {"devices": 1, "degree": 4}, {"devices": 1, "implementation": "chunked"}):
+        assert "tpu_custom_call" not in lowered(**options, monkeypatch=monkeypatch)
+
+
+@pytest.mark.slow
+def test_other_platforms_do_not_import_the_kernels():
+    code = (
+        "import sys, jax.numpy as jnp; from sympow_jax import ops; x = jnp.ones((1, 4, 1, 4)); "
+        "ops.power_attention(x, x, x); ops.state_of(ops.PowerKernel(2), x, x); "
+        "print([m for m in sys.modules if 'pallas' in m and m.startswith('sympow')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
