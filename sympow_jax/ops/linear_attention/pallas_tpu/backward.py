@@ -175,17 +175,18 @@ def _keys_kernel(
         dn0[0] = dmoments[...]
 
 
-def queries_backward(kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, den, dout, s0, n0):
+def queries_backward(kernel: Kernel, features: Features, tiles: Tiles, tokens, decays, den, dout, before):
     """dq [R, G, D, T] and dden [R, G, 1, T]; arguments as in `forward`, with its den and the cotangent of its out."""
+    q, _, v = tokens
     R, G, D, T = q.shape
     Dv, P, M = v.shape[1], features.rows, features.moments
     steps = Steps(tiles.block, T // tiles.block)
-    tokens, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
+    block, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
     return pl.pallas_call(
         functools.partial(_queries_kernel, kernel=kernel, features=features, tiles=tiles),
         grid=(R, steps.count),
-        in_specs=[tokens(G, D), tokens(D), tokens(Dv), tokens(SUBLANES), tokens(G, 1), tokens(G, Dv), *states],
-        out_specs=[tokens(G, D), tokens(G, 1)],
+        in_specs=[block(G, D), block(D), block(Dv), block(SUBLANES), block(G, 1), block(G, Dv), *states],
+        out_specs=[block(G, D), block(G, 1)],
         out_shape=[jax.ShapeDtypeStruct((R, G, D, T), q.dtype), jax.ShapeDtypeStruct((R, G, 1, T), F32)],
         scratch_shapes=[
             pltpu.VMEM((Dv, P), F32),
@@ -194,32 +195,27 @@ def queries_backward(kernel: Kernel, features: Features, tiles: Tiles, q, k, v, 
             pltpu.VMEM((2, SUBLANES, D, tiles.chunk), F32),
         ],
         **call_options("backward_queries"),
-    )(q, k, v, decays, den, dout, s0, n0)
+    )(*tokens, decays, den, dout, *before)
 
 
-def keys_backward(kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, den, dout, dden, ds, dn):
+def keys_backward(kernel: Kernel, features: Features, tiles: Tiles, tokens, decays, den, dout, dden, dafter):
     """(dk, dv, dgates, ds0, dn0) from dden and the cotangents of out and of the final state.
 
     dgates [R, 1, T] is the gradient of the cumulative log gates, without what the final state adds at the end.
     """
+    q, k, v = tokens
     R, G, D, T = q.shape
     Dv, P, M = v.shape[1], features.rows, features.moments
     steps = Steps(tiles.block, T // tiles.block, backwards=True)
-    tokens, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
+    block, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
     return pl.pallas_call(
         functools.partial(_keys_kernel, kernel=kernel, features=features, tiles=tiles),
         grid=(R, steps.count),
         in_specs=[
-            tokens(G, D),
-            tokens(D),
-            tokens(Dv),
-            tokens(SUBLANES),
-            tokens(G, 1),
-            tokens(G, Dv),
-            tokens(G, 1),
-            *states,
+            *(block(G, D), block(D), block(Dv), block(SUBLANES)),
+            *(block(G, 1), block(G, Dv), block(G, 1), *states),
         ],
-        out_specs=[tokens(D), tokens(Dv), tokens(1), *states],
+        out_specs=[block(D), block(Dv), block(1), *states],
         out_shape=[
             jax.ShapeDtypeStruct((R, D, T), k.dtype),
             jax.ShapeDtypeStruct((R, Dv, T), v.dtype),
@@ -238,4 +234,4 @@ def keys_backward(kernel: Kernel, features: Features, tiles: Tiles, q, k, v, dec
             pltpu.VMEM((1, tiles.chunk), F32),
         ],
         **call_options("backward_keys"),
-    )(q, k, v, decays, den, dout, dden, ds, dn)
+    )(*tokens, decays, den, dout, dden, *dafter)

@@ -88,25 +88,26 @@ def _kernel(q, k, v, decays, s0, n0, out, den, s, n, state, moments, phi_q, phi_
         n[0] = moments[...]
 
 
-def forward(kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, s0, n0):
+def forward(kernel: Kernel, features: Features, tiles: Tiles, tokens, decays: Array, before):
     """(out [R, G, Dv, T], den [R, G, 1, T], final state [R, Dv, P], final moments [R, M, M]).
 
     Args:
       kernel, features: what is computed.
       tiles: T is a multiple of the block.
-      q: [R, G, D, T], the G queries of each of R = B K keys; k: [R, D, T]; v: [R, Dv, T].
+      tokens: q [R, G, D, T], the G queries of each of R = B K keys; k [R, D, T]; v [R, Dv, T].
       decays: [R, 8, T], float32, see `Decays`.
-      s0, n0: the state before the first token and its second moments, float32.
+      before: the state before the first token and its second moments, float32.
     """
+    q, _, v = tokens
     R, G, D, T = q.shape
     Dv, P, M = v.shape[1], features.rows, features.moments
     steps = Steps(tiles.block, T // tiles.block)
-    tokens, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
+    block, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
     return pl.pallas_call(
         functools.partial(_kernel, kernel=kernel, features=features, tiles=tiles),
         grid=(R, steps.count),
-        in_specs=[tokens(G, D), tokens(D), tokens(Dv), tokens(SUBLANES), *states],
-        out_specs=[tokens(G, Dv), tokens(G, 1), *states],
+        in_specs=[block(G, D), block(D), block(Dv), block(SUBLANES), *states],
+        out_specs=[block(G, Dv), block(G, 1), *states],
         out_shape=[
             jax.ShapeDtypeStruct((R, G, Dv, T), v.dtype),
             jax.ShapeDtypeStruct((R, G, 1, T), F32),
@@ -121,4 +122,4 @@ def forward(kernel: Kernel, features: Features, tiles: Tiles, q, k, v, decays, s
             pltpu.VMEM((2, SUBLANES, D, tiles.chunk), F32),
         ],
         **call_options("forward"),
-    )(q, k, v, decays, s0, n0)
+    )(*tokens, decays, *before)

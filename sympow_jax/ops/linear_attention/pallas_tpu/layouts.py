@@ -39,9 +39,10 @@ def rows_of_decays(inputs: LinearInputs) -> tuple[Float[Array, "R T"], Int[Array
 
 
 def decay_rows(
-    log_gates: Float[Array, "R T"], runs: Int[Array, "R T"], valid: Bool[Array, "R T"], chunk: int
+    decays: tuple[Float[Array, "R T"], Int[Array, "R T"], Bool[Array, "R T"]], chunk: int
 ) -> Float[Array, "R 8 T"]:
     """What `tiles.Decays` reads; padding leaves nothing to the state."""
+    log_gates, runs, valid = decays
     R, T = log_gates.shape
     decay = chunk_decay(in_chunks(log_gates, chunk), in_chunks(runs, chunk))
     to_state = jnp.where(in_chunks(valid, chunk), decay.to_state, 0.0)
@@ -80,7 +81,11 @@ def split_state(
 
 
 def join_state(
-    features: Features, values: Float[Array, "R rows features"], moments: Float[Array, "R M M"], head_dim: int, value_dim: int
+    features: Features,
+    values: Float[Array, "R rows features"],
+    moments: Float[Array, "R M M"],
+    head_dim: int,
+    value_dim: int,
 ) -> Float[Array, "R P Dv1"]:
     """The inverse of `split_state`."""
     D, values = features.head_dim, values[:, :value_dim]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from sympow_jax.ops.linear_attention.pallas_tpu.tiles import Tiles
 from sympow_jax.ops.residuals import kept
 from sympow_jax.typing import Array, Float
 
-Pair = tuple[Array, Array]  # of a state and its moments, or of keys and values
+Arrays = tuple[Any, ...]  # tokens (q, k, v), decays (log gates, runs, valid), or a state and its moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +42,9 @@ def fused(
     inputs = pad_time(inputs, call.tiles.block)
     tokens = tuple(layouts.rows_of_tokens(x) for x in (inputs.q, inputs.k, inputs.v))
     before = layouts.split_state(call.features, state.reshape(-1, *state.shape[2:]), D)
-    out, after = _fused(call, tokens, *layouts.rows_of_decays(inputs), before)
-    final = layouts.join_state(call.features, *after, D, Dv)
+    attend: Any = _fused
+    out, (values, moments) = attend(call, tokens, layouts.rows_of_decays(inputs), before)
+    final = layouts.join_state(call.features, values, moments, D, Dv)
     return layouts.tokens_of_rows(out, B, Dv)[:, :T], final.reshape(state.shape)
 
 
@@ -53,74 +55,70 @@ def fused_state(kernel: Kernel, inputs: LinearInputs, chunk_size: int) -> Float[
     call = Call(kernel, layouts.features_of(kernel, D), Tiles.of(chunk_size, T))
     inputs = pad_time(inputs, call.tiles.block)
     tokens = tuple(layouts.rows_of_tokens(x) for x in (inputs.k, inputs.v))
-    final = layouts.join_state(call.features, *_state(call, tokens, *layouts.rows_of_decays(inputs)), D, Dv)
+    leave: Any = _state
+    values, moments = leave(call, tokens, layouts.rows_of_decays(inputs))
+    final = layouts.join_state(call.features, values, moments, D, Dv)
     return final.reshape(B, K, *final.shape[1:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(call: Call, tokens: tuple[Array, Array, Array], log_gates: Array, runs: Array, valid: Array, before: Pair):
-    return _forward(call, tokens, log_gates, runs, valid, before)[0]
+def _fused(call: Call, tokens: Arrays, decays: Arrays, before: Arrays) -> tuple[Array, Arrays]:
+    return _forward(call, tokens, decays, before)[0]
 
 
-def _forward(call: Call, tokens, log_gates, runs, valid, before):
-    decays = layouts.decay_rows(log_gates, runs, valid, call.tiles.chunk)
-    arguments = (call.kernel, call.features, call.tiles, *tokens, decays, *before)
-    out, den, *after = kept(forward(*arguments))
-    return (out, tuple(after)), (tokens, log_gates, runs, valid, before, den, tuple(after))
+def _forward(call: Call, tokens: Arrays, decays: Arrays, before: Arrays):
+    rows = layouts.decay_rows(decays, call.tiles.chunk)
+    out, den, *after = kept(forward(call.kernel, call.features, call.tiles, tokens, rows, before))
+    return (out, tuple(after)), (tokens, decays, before, den, tuple(after))
 
 
 def _backward(call: Call, residuals, cotangents):
-    tokens, log_gates, runs, valid, before, den, after = residuals
+    tokens, decays, before, den, after = residuals
     dout, dafter = cotangents
-    dafter = _symmetric(dafter)
-    decays = layouts.decay_rows(log_gates, runs, valid, call.tiles.chunk)
-    arguments = (call.kernel, call.features, call.tiles, *tokens, decays, den, dout)
-    dq, dden = queries_backward(*arguments, *before)
-    dk, dv, dcumulative, *dbefore = keys_backward(*arguments, dden, *dafter)
-    dgates = _gate_gradient(call, dcumulative, after, dafter, runs)
-    return (dq, dk, dv), dgates, *_no_gradients(runs, valid), tuple(dbefore)
+    dafter = _symmetric(*dafter)
+    rows = layouts.decay_rows(decays, call.tiles.chunk)
+    dq, dden = queries_backward(call.kernel, call.features, call.tiles, tokens, rows, den, dout, before)
+    dk, dv, dcumulative, *dbefore = keys_backward(
+        call.kernel, call.features, call.tiles, tokens, rows, den, dout, dden, dafter
+    )
+    return (dq, dk, dv), _gradients_of_decays(call, dcumulative, after, dafter, decays), tuple(dbefore)
 
 
 _fused.defvjp(_forward, _backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _state(call: Call, tokens: Pair, log_gates: Array, runs: Array, valid: Array) -> Pair:
-    return _state_forward(call, tokens, log_gates, runs, valid)[0]
+def _state(call: Call, tokens: Arrays, decays: Arrays) -> Arrays:
+    return _state_forward(call, tokens, decays)[0]
 
 
-def _state_forward(call: Call, tokens, log_gates, runs, valid):
-    decays = layouts.decay_rows(log_gates, runs, valid, call.tiles.chunk)
-    after = tuple(kept(final_state(call.features, call.tiles, *tokens, decays)))
-    return after, (tokens, log_gates, runs, valid, after)
+def _state_forward(call: Call, tokens: Arrays, decays: Arrays):
+    rows = layouts.decay_rows(decays, call.tiles.chunk)
+    after = tuple(kept(final_state(call.features, call.tiles, tokens, rows)))
+    return after, (tokens, decays, after)
 
 
 def _state_backward(call: Call, residuals, dafter):
-    tokens, log_gates, runs, valid, after = residuals
-    dafter = _symmetric(dafter)
-    decays = layouts.decay_rows(log_gates, runs, valid, call.tiles.chunk)
-    arguments = (call.features, call.tiles, *tokens, decays, *dafter)
-    dk, dv, dcumulative = final_state_backward(*arguments)
-    dgates = _gate_gradient(call, dcumulative, after, dafter, runs)
-    return (dk, dv), dgates, *_no_gradients(runs, valid)
+    tokens, decays, after = residuals
+    dafter = _symmetric(*dafter)
+    rows = layouts.decay_rows(decays, call.tiles.chunk)
+    dk, dv, dcumulative = final_state_backward(call.features, call.tiles, tokens, rows, dafter)
+    return (dk, dv), _gradients_of_decays(call, dcumulative, after, dafter, decays)
 
 
 _state.defvjp(_state_forward, _state_backward)
 
 
-def _symmetric(dafter: Pair) -> Pair:
+def _symmetric(dstate: Array, dmoments: Array) -> Arrays:
     """The cotangent of the moments as the kernels take it: that of a symmetric matrix."""
-    dstate, dmoments = dafter
     return dstate, 0.5 * (dmoments + jnp.swapaxes(dmoments, 1, 2))
 
 
-def _gate_gradient(call: Call, dcumulative: Array, after: Pair, dafter: Pair, runs: Array) -> Array:
-    """[R, T], from the gradient of the cumulative gates and what the final state adds at the end."""
-    at_end = sum(jnp.sum(a * d, axis=(1, 2)) for a, d in zip(after, dafter, strict=True))
+def _gradients_of_decays(call: Call, dcumulative: Array, after: Arrays, dafter: Arrays, decays: Arrays):
+    """Of the log gates [R, T], from that of their sums and what the final state adds at the end; the rest has none."""
+    _, runs, valid = decays
+    at_end = jnp.sum(jnp.stack([jnp.sum(a * d, axis=(1, 2)) for a, d in zip(after, dafter, strict=True)]), axis=0)
     cut = functools.partial(layouts.in_chunks, chunk=call.tiles.chunk)
-    dgates = gate_gradient(cut(dcumulative[:, 0]), jnp.asarray(at_end), cut(runs))
-    return jnp.moveaxis(dgates[0], 0, 1).reshape(runs.shape)
-
-
-def _no_gradients(*arrays: Array) -> tuple[np.ndarray, ...]:
-    return tuple(np.zeros(x.shape, jax.dtypes.float0) for x in arrays)
+    dgates = gate_gradient(cut(dcumulative[:, 0]), at_end, cut(runs))
+    zeros = (np.zeros(x.shape, jax.dtypes.float0) for x in (runs, valid))
+    return jnp.moveaxis(dgates[0], 0, 1).reshape(runs.shape), *zeros

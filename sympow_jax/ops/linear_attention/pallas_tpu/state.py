@@ -52,15 +52,16 @@ def _backward_kernel(k, v, decays, dsf, dnf, dk, dv, dgate, dstate, dmoments, ph
     each(tiles.block // tiles.chunk, chunk)
 
 
-def final_state(features: Features, tiles: Tiles, k, v, decays):
+def final_state(features: Features, tiles: Tiles, tokens, decays):
     """The state [R, Dv, P] and the moments [R, M, M] after the last token, from nothing; arguments as in `forward`."""
+    k, v = tokens
     (R, D, T), Dv, P, M = k.shape, v.shape[1], features.rows, features.moments
     steps = Steps(tiles.block, T // tiles.block)
-    tokens, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
+    block, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
     return pl.pallas_call(
         functools.partial(_kernel, features=features, tiles=tiles),
         grid=(R, steps.count),
-        in_specs=[tokens(D), tokens(Dv), tokens(SUBLANES)],
+        in_specs=[block(D), block(Dv), block(SUBLANES)],
         out_specs=states,
         out_shape=[jax.ShapeDtypeStruct((R, *shape), F32) for shape in ((Dv, P), (M, M))],
         scratch_shapes=[
@@ -70,19 +71,20 @@ def final_state(features: Features, tiles: Tiles, k, v, decays):
             pltpu.VMEM((SUBLANES, D, tiles.chunk), F32),
         ],
         **call_options("state"),
-    )(k, v, decays)
+    )(*tokens, decays)
 
 
-def final_state_backward(features: Features, tiles: Tiles, k, v, decays, ds, dn):
+def final_state_backward(features: Features, tiles: Tiles, tokens, decays, dafter):
     """(dk, dv, gradient of the cumulative log gates [R, 1, T]) from the cotangents of `final_state`."""
+    k, v = tokens
     (R, D, T), Dv, P, M = k.shape, v.shape[1], features.rows, features.moments
     steps = Steps(tiles.block, T // tiles.block, backwards=True)
-    tokens, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
+    block, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
     return pl.pallas_call(
         functools.partial(_backward_kernel, features=features, tiles=tiles),
         grid=(R, steps.count),
-        in_specs=[tokens(D), tokens(Dv), tokens(SUBLANES), *states],
-        out_specs=[tokens(D), tokens(Dv), tokens(1)],
+        in_specs=[block(D), block(Dv), block(SUBLANES), *states],
+        out_specs=[block(D), block(Dv), block(1)],
         out_shape=[
             jax.ShapeDtypeStruct((R, D, T), k.dtype),
             jax.ShapeDtypeStruct((R, Dv, T), v.dtype),
@@ -95,4 +97,4 @@ def final_state_backward(features: Features, tiles: Tiles, k, v, decays, ds, dn)
             pltpu.VMEM((SUBLANES, D, tiles.chunk), F32),
         ],
         **call_options("state_backward"),
-    )(k, v, decays, ds, dn)
+    )(*tokens, decays, *dafter)
