@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sympow_jax.ops.linear_attention.kernels import SQRT2
-from sympow_jax.ops.linear_attention.pallas_tpu.tiles import SUBLANES, dot
+from sympow_jax.ops.linear_attention.pallas_tpu.tiles import SUBLANES, dot_in_two
 from sympow_jax.typing import Array
 
 Ref = Any
@@ -122,7 +122,7 @@ class Features:
     def quadratic(self, x: Array, moments: Ref, dtype) -> tuple[Array, Array]:
         """phi(x) . z, [1, c], and its gradient in x, [D, c], from the second moments of the keys behind z."""
         augmented = self.augment(x)
-        product = dot(moments[...].astype(dtype), augmented.astype(dtype), 1, 0)
+        product = dot_in_two(moments[...], augmented.astype(dtype), 1, 0)
         total = jnp.sum(augmented * product, axis=0, keepdims=True)
         if not self.taylor:
             return total, 2.0 * product
@@ -133,7 +133,7 @@ class Features:
         """The sum over tokens of dden times the gradient of `quadratic` in the moments, [M, M]."""
         augmented = self.augment(x)
         coefficient = 0.5 * dden if self.taylor else dden
-        total = dot((augmented * coefficient).astype(dtype), augmented.astype(dtype), 1, 1)
+        total = dot_in_two(augmented * coefficient, augmented.astype(dtype), 1, 1)
         if not self.taylor:
             return total
         row, column = (jax.lax.broadcasted_iota(jnp.int32, total.shape, axis) for axis in (0, 1))

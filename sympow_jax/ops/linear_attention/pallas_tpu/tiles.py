@@ -96,6 +96,15 @@ def dot(a: Array, b: Array, contract_a: int, contract_b: int) -> Array:
     )
 
 
+def dot_in_two(a: Array, b: Array, contract_a: int, contract_b: int) -> Array:
+    """`dot` of a float32 and b, which may be bfloat16: a is then split in its rounded values and the remainders."""
+    high = a.astype(b.dtype)
+    product = dot(high, b, contract_a, contract_b)
+    if b.dtype == a.dtype:
+        return product
+    return product + dot((a - high.astype(a.dtype)).astype(b.dtype), b, contract_a, contract_b)
+
+
 def each(count: int, body: Callable[[Any], None]) -> None:
     """body(0), ..., body(count - 1): few are unrolled."""
     if count <= UNROLLED:
