@@ -65,6 +65,7 @@ def test_a_saved_config_resolves_to_itself():
         ([QUICKSTART, "--config.model.num_layer=3"], ["num_layer", "did you mean 'model.num_layers'"]),
         ([QUICKSTART, "--config.model.num_layers=three"], ["model.num_layers", "'three'", "expected int"]),
         ([QUICKSTART, "--config.model.num_layers=0"], ["model.num_layers", "0", "positive"]),
+        ([QUICKSTART, "--config.mesh.tensor=0"], ["mesh.tensor = 0", "positive, or -1"]),
         ([QUICKSTART, "--config.attention.degree=3"], ["attention.degree", "3", "2, 4, 6"]),
         ([QUICKSTART, "--config.model.norm=layrnorm"], ["model.norm", "did you mean 'layernorm'"]),
         ([QUICKSTART, "--config.model.num_kv_heads=3"], ["num_kv_heads", "3", "divide", "4"]),
@@ -96,6 +97,21 @@ def test_mistakes_are_one_line_that_helps(flags, words):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_zeros_are_chosen_and_other_values_stay():
+    chosen, given = resolve("data.seq_len=48"), resolve("position.original_length=99", "data.seq_len=48")
+    assert (chosen.position.original_length, given.position.original_length) == (48, 99)
+    assert (chosen.model.num_kv_heads, resolve("model.num_kv_heads=2").model.num_kv_heads) == (4, 2)
+
+
+def test_a_whole_number_is_a_float_and_no_truth_value_is():
+    values = dataclasses.asdict(resolve())
+    values["optimizer"]["learning_rate"] = 1
+    assert type(config_lib.resolve(values).optimizer.learning_rate) is float
+    values["optimizer"]["learning_rate"] = True
+    with pytest.raises(ConfigError, match=r"optimizer.learning_rate = True: expected float, got bool"):
+        config_lib.resolve(values)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,11 @@ def test_a_result_is_used_again_only_for_what_it_was_made_from(command, tmp_path
     assert evaluated_again()
 
 
+def test_a_run_that_stops_is_not_evaluated_and_its_code_is_the_sweeps(command, done, monkeypatch):
+    monkeypatch.setattr(sweep, "train", lambda config, workdir: 130)
+    assert sweep.run(command) == 130 and done == []
+
+
 def test_variants_are_named_with_their_seeds():
     runs = parse_variants("fox:3+4,sympow", (0, 1))
     assert runs == [("fox", 3), ("fox", 4), ("sympow", 0), ("sympow", 1)]

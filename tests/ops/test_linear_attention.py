@@ -306,3 +306,17 @@ def test_the_cheapest_form_changes_at_the_measured_length(degree, crossing):
     chosen = {T: cheapest(kernel, T, features, has_bias=False) for T in (1, 2, crossing, crossing + 1)}
     assert list(chosen.values()) == ["recurrent", "blockwise", "blockwise", "chunked"]
     assert cheapest(kernel, crossing + 1, features, has_bias=True) == "blockwise"
+
+
+def test_the_state_is_the_decayed_sum_over_keys(rng):
+    """sum_j exp(g_(j+1) + ... + g_T) phi(k_j) [v_j, 1], pair by pair in NumPy, in chunks that do not divide T."""
+    k, v = (rng.normal(size=(1, 5, 2, n)).astype(np.float32) for n in (3, 2))
+    gates = -rng.uniform(size=(1, 5, 2)).astype(np.float32)
+    state = jax.jit(functools.partial(ops.state_of, TaylorKernel(), chunk_size=2))(k, v, log_gates=gates)
+    features = np.asarray(TaylorKernel().features(jnp.asarray(k.transpose(0, 2, 3, 1))))  # [1, K, P, T]
+    for head in range(2):
+        decay = [np.exp(gates[0, j + 1 :, head].sum()) for j in range(5)]
+        terms = [decay[j] * np.outer(features[0, head, :, j], [*v[0, j, head], 1.0]) for j in range(5)]
+        expected = np.sum(terms, axis=0)
+        np.testing.assert_allclose(state.state[0, head], expected[:, :2], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(state.normalizer[0, head], expected[:, 2], rtol=1e-5, atol=1e-6)

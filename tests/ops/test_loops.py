@@ -10,6 +10,8 @@ def test_pairs_of_tiles():
     assert causal_pairs(4, 4, 128) == 1 + 2 + 3 + 4
     assert causal_pairs(2, 8, 128) == 2 * 4.5  # two of eight shards' tiles, balanced
     assert causal_pairs(512, 512, 128, window=64) == 512 * 2
+    # the first query of a tile sees back 128 keys through a window of 129, one tile; and into two through one of 130
+    assert [causal_pairs(8, 8, 128, window=window) for window in (129, 130)] == [8 * 2, 8 * 3]
 
 
 @pytest.mark.parametrize("gradient", [False, True])

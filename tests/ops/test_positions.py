@@ -268,6 +268,18 @@ def test_learned_biases_start_in_the_published_range(kind):
         positions.init_bias("alibi", jax.random.key(0), 4)
 
 
+def test_fires_bias_is_its_mlp_of_the_distance_over_the_512th(rng):
+    """psi(d) / psi(max(i, 512)) with psi(x) = ln(1 + 0.1 x) at first, through relu(x w + b) W + B."""
+    params = positions.init_bias("fire", jax.random.key(0), 2)
+    q, k = np.array([100, 900]), np.array([3, 90])
+    found = positions.learned_bias("fire", params)(jnp.asarray(q, jnp.int32), jnp.asarray(k, jnp.int32))
+    w, b, W, B = (np.asarray(params[name]) for name in ("kernel_in", "bias_in", "kernel_out", "bias_out"))
+    for i, reach in enumerate((512, 900)):
+        x = np.log1p(0.1 * (q[i] - k)) / np.log1p(0.1 * reach)
+        hidden = np.maximum(x[:, None] * w + b, 0)
+        np.testing.assert_allclose(found[:, i], (hidden @ W + B).T, rtol=1e-4, atol=1e-5)
+
+
 def test_kerple_parameters_are_projected_and_can_come_back():
     params = {"p": jnp.array([-1.0, 3.0]), "a": jnp.array([-1.0, 0.5])}
     q, k = jnp.array([5], jnp.int32), jnp.array([1], jnp.int32)
