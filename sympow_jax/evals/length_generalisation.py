@@ -142,11 +142,18 @@ def _check(lengths: list[int], document_length: int, train_length: int, window: 
 def _document_sums(
     scorer: Scorer, targets: np.ndarray, lengths: list[int], num_targets: int, edges: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Loss sums of each document: one pass over the whole of it, and one over each shorter window at its end."""
+    """Loss sums of each document: one pass over the whole of it, and one over each shorter window at its end.
+
+    Where the length of a pass changes what a model computes (dynamic_ntk), the sum over the first T targets is that of
+    a pass over T tokens, whatever else is asked for; bins by position are those of the longest pass.
+    """
     longest = targets.shape[1]
     points = np.unique([*edges, *lengths, longest - num_targets])
     cumulative = scorer.cumulative(targets, points)
     whole = dict(zip(points.tolist(), cumulative.T, strict=True))
+    if scorer.depends_on_length:
+        for length in lengths[:-1]:
+            whole[length] = scorer.cumulative(targets[:, :length], [length])[:, 0]
     same_target = []
     for context in lengths[:-1]:
         before, total = scorer.cumulative(targets[:, longest - context :], [context - num_targets, context]).T
@@ -155,7 +162,7 @@ def _document_sums(
     return {
         "length": np.stack([whole[length] for length in lengths], axis=1),
         "same_target": np.stack(same_target, axis=1),
-        "bin": np.diff(np.stack([whole[edge] for edge in edges.tolist()], axis=1), axis=1),
+        "bin": np.diff(cumulative[:, np.searchsorted(points, edges)], axis=1),
     }
 
 

@@ -60,6 +60,11 @@ class Scorer:
 
         self._step = step
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether the loss of a target depends on how long the window is that is read, beyond what precedes it."""
+        return self._model.depends_on_length
+
     def losses(self, targets: np.ndarray) -> Iterator[tuple[slice, int, np.ndarray]]:
         """Yields (rows, start, nll [rows, c] float32) for windows `targets` [N, L], each read from a fresh state."""
         num_windows, length = targets.shape

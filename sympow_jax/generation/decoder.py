@@ -24,7 +24,7 @@ class Stream:
       logits: [B, V] of the next token, None before the first.
       tokens_read: tokens behind the state, BOS included.
       batch_size: B.
-      max_length: most tokens that the stream can hold; None where nothing bounds it.
+      max_length: most tokens that the stream can hold, at least what was asked for; None where nothing bounds it.
       recent: [B, at most RECENT] int32, the last tokens read.
     """
 
@@ -84,7 +84,10 @@ class Decoder:
             return rows if learned else None
         if max_length < 1:
             raise ConfigError(f"max_length = {max_length}: a softmax cache needs the number of tokens it must hold")
-        return max_length
+        if self.model.depends_on_length:
+            return max_length
+        room = _bucket(max_length)
+        return min(room, rows) if learned else room
 
     def read(self, stream: Stream, tokens: np.ndarray | jax.Array) -> None:
         """Reads tokens [B, T] into the stream, T >= 0, and leaves the logits of the token after them.
@@ -135,6 +138,14 @@ class Decoder:
             self._programs[key] = program.lower(self._params, tokens, stream.state).compile()
             self.compile_seconds += time.perf_counter() - begin
         return self._programs[key]
+
+
+def _bucket(length: int) -> int:
+    """Room for `length` tokens, of few sizes, so that texts of many lengths share compiled programs.
+
+    Powers of two from 64 to 4,096, then multiples of 4,096.
+    """
+    return max(64, 1 << (length - 1).bit_length()) if length <= 4096 else -(-length // 4096) * 4096
 
 
 def _unstack_layers(params: PyTree) -> PyTree:

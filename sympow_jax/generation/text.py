@@ -126,7 +126,7 @@ def generate(
             raise ConfigError("the stream is empty: read at least BOS before generating")
         tokens = np.asarray(sample(stream.logits, stream.tokens_read, sampling))
         decoder.read(stream, tokens[:, None])
-        yield [text.push(token) for text, token in zip(texts, tokens, strict=True)]
+        yield [text.push(token) for text, token in zip(texts, tokens.tolist(), strict=True)]
         if all(text.stopped for text in texts):
             return
     yield [text.finish() for text in texts]

@@ -113,7 +113,21 @@ class LengthTeller(Bigram):
 def test_models_that_depend_on_it_are_told_the_length_of_the_window():
     result, _ = length_generalisation(LengthTeller(), {}, make_store(), chunk_size=32, **OPTIONS)
     assert [entry["nll"] for entry in result["same_target"]] == LENGTHS
-    assert [entry["nll"] for entry in result["lengths"]] == [300] * 3
+    assert [entry["nll"] for entry in result["lengths"]] == LENGTHS
+    assert set(result["contextwise"]["nll"]) == {300}
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_loss_does_not_depend_on_the_longest_of_the_lengths(streams):
+    """Under dynamic_ntk a pass over more tokens scores the first ones otherwise: each length has a pass of its own."""
+    model, store = LengthTeller(streams), make_store()
+    found = {}
+    for lengths in ([40], [40, 80], [40, 300]):
+        result, _ = length_generalisation(model, {}, store, **OPTIONS | {"lengths": lengths})
+        found[lengths[-1]] = result
+    assert [result["lengths"][0]["nll"] for result in found.values()] == [40.0] * 3
+    assert [result["lengths"][-1]["nll"] for result in found.values()] == [40.0, 80.0, 300.0]
+    assert [entry["nll"] for entry in found[300]["same_target"]] == [40.0, 300.0]
 
 
 def test_sliding_window_scores_every_target_once():

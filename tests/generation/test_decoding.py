@@ -123,3 +123,18 @@ def test_dynamic_ntk_decodes_as_the_parallel_pass_of_the_same_length(layers):
             want, _ = run(params, tokens[:, : t + 1])
             np.testing.assert_allclose(growing[0][t], want[:, -1], rtol=1e-3, atol=1e-3)
         assert np.abs(np.asarray(growing[0][12] - whole[:, 12])).max() > 0.01
+
+
+def test_prompts_of_many_lengths_share_programs():
+    """Lengths to 500 tokens and 64 new ones: caches of four sizes, so as many programs a chunk, not one a prompt."""
+    model, params = make_model("softmax_rope")
+    decoder = Decoder(model, params)
+    rooms = {n: decoder.start(1, n + 64).max_length for n in (3, 17, 60, 90, 130, 200, 260, 333, 410, 500)}
+    assert sorted({*rooms.values()}) == [128, 256, 512, 1024]
+    assert all(n + 64 <= room <= 2 * (n + 64) for n, room in rooms.items())
+    assert decoder.start(1, 100_000).max_length == 102_400
+
+
+def test_what_dynamic_ntk_scales_to_is_what_was_asked_for():
+    model, params = make_model("softmax_rope", "position.scaling=dynamic_ntk")
+    assert Decoder(model, params).start(1, 100).max_length == 100
