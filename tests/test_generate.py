@@ -19,16 +19,14 @@ from sympow_jax.generation.text import MAX_STOP_LENGTH
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.training.checkpoint import Checkpointer
-from tests.models.small import tiny_config
+from tests.models.small import moved, tiny_config
 
 
 def make_run(folder, variant, *flags):
     """A workdir as a run leaves it, with the parameters of step 1 a bit away from their initial values."""
     config = resolve_implementation(tiny_config(variant, "model.tied_embeddings=false", *flags))
     model = Model(config, 257)
-    params = jax.tree.map(
-        lambda x: x + 0.05 * jax.random.normal(jax.random.key(1), x.shape), model.init(jax.random.key(0))
-    )
+    params = moved(model.init(jax.random.key(0)), 0.05)
     folder.mkdir(parents=True)
     write_json(folder / "config.json", dataclasses.asdict(config))
     write_json(folder / "data.json", {"vocab_size": 257})

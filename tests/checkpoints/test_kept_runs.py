@@ -31,7 +31,12 @@ def assert_as_recorded(actual, expected, *, rtol, name):
         np.testing.assert_allclose(actual, expected, rtol=rtol, err_msg=name)
 
 
-@pytest.mark.parametrize("variant", make.VARIANTS)
+SOON = ("softmax_fire", "conformal_sympow", "based")  # the others are in the slow suite
+
+
+@pytest.mark.parametrize(
+    "variant", [v if v in SOON else pytest.param(v, marks=[pytest.mark.slow, pytest.mark.quick]) for v in make.VARIANTS]
+)
 def test_kept_run_evaluates_to_the_same_bits(variant, runs):
     arrays = make.evaluate(runs / variant)
     with np.load(make.EVALUATION) as recorded:

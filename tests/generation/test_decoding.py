@@ -10,7 +10,7 @@ from sympow_jax.generation import Decoder, Sampling, check, sample
 from sympow_jax.generation.decoder import CHUNK_SIZES
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.variants import VARIANTS
-from tests.models.small import VOCAB, tiny_config
+from tests.models.small import VOCAB, moved, tiny_config
 
 NEW = 256
 PROMPTS = (1, 37, 1000)
@@ -21,11 +21,7 @@ FLAGS = ("position.max_length=1300",)
 def make_model(variant, *flags):
     """Parameters away from their initial point, so that greedy text does not repeat one token."""
     model = Model(resolve_implementation(tiny_config(variant, "model.tied_embeddings=false", *flags)), VOCAB)
-    params = model.init(jax.random.key(1))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    noisy = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
-    return model, jax.tree.unflatten(tree, noisy)
+    return model, jax.device_put(moved(model.init(jax.random.key(1)), 0.3))
 
 
 def greedy_text(decoder, prompt, new, max_length):

@@ -2,7 +2,11 @@
 
 import pathlib
 
+import jax
+import numpy as np
+
 from sympow_jax.config import Config, parse_flags
+from sympow_jax.typing import PyTree
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = (
@@ -18,3 +22,9 @@ def tiny_config(variant: str, *flags: str) -> Config:
     depth = ("model.num_layers=3", "attention.layer_pattern=gated_conv,attention,window") if variant == "based" else ()
     flags = (*TINY, *depth, *flags)
     return parse_flags([f"--config={ROOT}/configs/quickstart.py:{variant}", *(f"--config.{flag}" for flag in flags)])
+
+
+def moved(params: PyTree, deviation: float) -> PyTree:
+    """Parameters away from their initial point, where some of them do nothing; float32, made without a compiler."""
+    rng = np.random.default_rng(2)
+    return jax.tree.map(lambda x: np.asarray(x) + deviation * rng.standard_normal(x.shape).astype(np.float32), params)

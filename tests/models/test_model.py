@@ -93,7 +93,10 @@ def loss_and_grads(config):
     return jax.jit(jax.value_and_grad(lambda p: model.nll(p, b["inputs"], b["targets"])[0].mean()))(params)
 
 
-@pytest.mark.parametrize("switch", ["model.remat=block", "model.scan_layers=false", "model.loss_block=17"])
+@pytest.mark.parametrize(
+    "switch",
+    ["model.remat=block", "model.scan_layers=false", pytest.param("model.loss_block=17", marks=pytest.mark.slow)],
+)
 def test_switches_that_change_memory_do_not_change_results(switch):
     plain = tiny_config("conformal_sympow")
     key, value = switch.split("=")

@@ -162,8 +162,8 @@ def test_alibi_is_a_fixed_gate(form):
     arrays, _ = make_args(spec_named("plain"))
     B, T, H, _ = arrays["q"].shape
     slopes = jnp.asarray(ops.positions.alibi_slopes(H), jnp.float32)
-    biased = ops.softmax_attention(**arrays, bias=ops.positions.alibi_bias(slopes), **form)
-    gated = ops.softmax_attention(**arrays, log_gates=ops.gates.fixed_log_gates(H, B, T), **form)
+    biased = attend({**arrays, "bias": ops.positions.alibi_bias(slopes)}, None, tuple(form.items()))
+    gated = attend({**arrays, "log_gates": ops.gates.fixed_log_gates(H, B, T)}, None, tuple(form.items()))
     np.testing.assert_allclose(biased, gated, rtol=1e-5, atol=1e-6)
 
 

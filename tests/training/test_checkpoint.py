@@ -243,7 +243,9 @@ def test_a_flipped_byte_anywhere_is_seen_or_harmless(damaged, caplog, rng):
     assert len(names) > 8 and by_digest >= 1  # some damage is seen by nothing else
 
 
-@pytest.mark.parametrize("how", ["truncated", "deleted", "garbled", "zeroed"])
+@pytest.mark.parametrize(
+    "how", ["deleted", "zeroed", *(pytest.param(how, marks=pytest.mark.slow) for how in ("truncated", "garbled"))]
+)
 def test_a_damaged_file_is_seen_or_harmless(damaged, caplog, how):
     step, fallbacks = damaged / "2", 0
     for name in files_of(step):

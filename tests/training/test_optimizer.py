@@ -238,9 +238,9 @@ def test_z_loss_and_accumulation_by_hand(rng):
         nll, log_z = OneLayer().losses({"table": table}, batch["inputs"], batch["targets"])
         return jnp.sum((nll + weight * log_z**2) * batch["loss_mask"]) / batch["loss_mask"].sum()
 
-    for weight in (0.0, 0.3):
-        want = params["table"] - jax.grad(objective)(params["table"], weight)
-        for steps in (1, 2, 4):
+    for weight, numbers in ((0.0, (4,)), (0.3, (1, 2, 4))):
+        want = params["table"] - jax.jit(jax.grad(objective))(params["table"], weight)
+        for steps in numbers:
             state, metrics = sgd_step(params, batch, accumulation_steps=steps, z_loss=weight)
             np.testing.assert_allclose(state.params["table"], want, rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(metrics["loss"], objective(params["table"], 0.0), rtol=1e-6)
