@@ -26,6 +26,7 @@ COMMANDS = {
     "generate",
     "inspect",
     "plan",
+    "prepare",
     "report",
     "sweep",
     "train",

@@ -1,8 +1,8 @@
 """Exact floating-point operations of the model, a multiply-add counting 2."""
 
 from sympow_jax.config import Config
-from sympow_jax.layers.attention import qk_head_dim
 from sympow_jax.layers.kernels import linear_kernel
+from sympow_jax.layers.projections import qk_head_dim
 from sympow_jax.models.transformer import layer_runs
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.typing import PyTree

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from sympow_jax import sharding
 from sympow_jax.config import Config
-from sympow_jax.layers.attention import qk_head_dim
+from sympow_jax.layers.projections import qk_head_dim
 from sympow_jax.models.flops import expansion
 from sympow_jax.models.loss import token_nll
 from sympow_jax.models.transformer import Transformer

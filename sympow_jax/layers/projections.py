@@ -1,0 +1,132 @@
+"""What an attention layer makes of each token: queries, keys, values, gates and steps, and the biases beside them."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from sympow_jax import ops, variants
+from sympow_jax.config import AttentionConfig, ModelConfig, PositionConfig
+from sympow_jax.layers.context import Context
+from sympow_jax.layers.linear import make_linear
+from sympow_jax.layers.position_bias import BiasParameters, fixed_bias
+from sympow_jax.layers.rotary import Rotary
+from sympow_jax.layers.tokens import Tokens
+from sympow_jax.typing import Array, Float
+
+
+def qk_head_dim(kind: str, model: ModelConfig, attention: AttentionConfig) -> int:
+    """head_dim of queries and keys of a layer; a window layer is softmax whatever the kernel."""
+    return attention.feature_dim if kind == "attention" and attention.uses_feature_dim else model.head_dim
+
+
+class Projections(nnx.Module):
+    """The parameters of an attention layer: query [E, H D], key [E, K D], value [E, K Dv] and out [H Dv, E].
+
+    And, as the variant needs them, gate [E, G] with bias (data) or gate_logits [G] (learned), beta [E, K]
+    (learned_rope), bias_parameters (kerple, t5, fire), query_norm and key_norm (qk_norm, rebased), output_gate
+    [E, H Dv]. G is H under softmax, else K.
+    """
+
+    def __init__(
+        self, kind: str, model: ModelConfig, attention: AttentionConfig, position: PositionConfig, *, rngs: nnx.Rngs
+    ):
+        self.kernel = "softmax" if kind == "window" else attention.kernel
+        self.window = attention.window if kind == "window" else None
+        self.linear = attention.is_linear and kind != "window"
+        self.attention, self.position = attention, position
+        self.num_heads, self.num_kv_heads = model.num_heads, model.num_kv_heads
+        self.head_dim, self.value_head_dim = qk_head_dim(kind, model, attention), model.head_dim
+        self.dtype = model.dtype
+        self.rotary = Rotary(attention.position, position, self.head_dim)
+        E, H, K, D, Dv = model.embed_dim, self.num_heads, self.num_kv_heads, self.head_dim, self.value_head_dim
+        self.query = make_linear(model, E, H * D, rngs=rngs)
+        self.key = make_linear(model, E, K * D, rngs=rngs)
+        self.value = make_linear(model, E, K * Dv, rngs=rngs)
+        self.out = make_linear(model, H * Dv, E, residual=True, rngs=rngs)
+        if attention.output_gate:
+            self.output_gate = make_linear(model, E, H * Dv, rngs=rngs)
+        self._make_norms(rngs)
+        self._make_gate(model, rngs)
+        if attention.position == "learned_rope":
+            self.beta = make_linear(model, E, K, dtype="float32", rngs=rngs)
+        if attention.position in variants.LEARNED_BIASES:
+            self.bias_parameters = BiasParameters(attention.position, H, rngs=rngs)
+
+    def _make_norms(self, rngs: nnx.Rngs) -> None:
+        H, K, D = self.num_heads, self.num_kv_heads, self.head_dim
+        if self.kernel == "rebased":
+            whole = self.attention.rebased_norm == "concatenated"
+            self.query_norm = nnx.LayerNorm(H * D if whole else D, epsilon=1e-5, rngs=rngs)
+            self.key_norm = nnx.LayerNorm(K * D if whole else D, epsilon=1e-5, rngs=rngs)
+        elif self.attention.qk_norm:
+            self.query_norm = nnx.RMSNorm(D, epsilon=1e-6, rngs=rngs)
+            self.key_norm = nnx.RMSNorm(D, epsilon=1e-6, rngs=rngs)
+
+    def _make_gate(self, model: ModelConfig, rngs: nnx.Rngs) -> None:
+        a, heads = self.attention, self.num_kv_heads if self.linear else self.num_heads
+        initial = {
+            "zero": jnp.zeros(heads),
+            "long": jnp.full(heads, ops.gates.POWER_GATE_BIAS, jnp.float32),
+            "timescales": jnp.asarray(
+                ops.gates.time_scale_logits(heads, a.gate_min_timescale, a.gate_max_timescale), jnp.float32
+            ),
+        }[a.gate_init]
+        if a.gate == "data":
+            self.gate = make_linear(model, model.embed_dim, heads, bias=True, dtype="float32", rngs=rngs)
+            self.gate.bias = nnx.Param(initial)
+        elif a.gate == "learned":
+            self.gate_logits = nnx.Param(initial)
+
+    def tokens(self, x: Float[Array, "B T E"]) -> Tokens:
+        """What the kernel needs of each token apart from its position."""
+        q, k = self._queries_and_keys(x)
+        v = self.value(x).reshape(*x.shape[:2], self.num_kv_heads, self.value_head_dim)
+        beta = 1.0 + jnp.tanh(self.beta(x.astype(jnp.float32))) if hasattr(self, "beta") else None
+        return Tokens(q, k, v, beta, self.log_gates(x))
+
+    def _queries_and_keys(self, x: Float[Array, "B T E"]) -> tuple[Float[Array, "B T H D"], Float[Array, "B T K D"]]:
+        B, T, D = *x.shape[:2], self.head_dim
+        q, k = self.query(x), self.key(x)
+        if self.kernel == "rebased" and self.attention.rebased_norm == "concatenated":
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = q.reshape(B, T, self.num_heads, D), k.reshape(B, T, self.num_kv_heads, D)
+        per_head = self.attention.qk_norm or self.attention.rebased_norm == "head"
+        if hasattr(self, "query_norm") and per_head:
+            q, k = self.query_norm(q), self.key_norm(k)
+        return q.astype(self.dtype), k.astype(self.dtype)
+
+    @property
+    def has_gates(self) -> bool:
+        """Whether log gates come from parameters or constants, ALiBi under a linear kernel aside."""
+        return self.attention.gate != "none"
+
+    @property
+    def has_bias(self) -> bool:
+        """An additive bias is at work; under a linear kernel ALiBi is a gate instead."""
+        return self.attention.has_additive_bias or (self.attention.position == "alibi" and not self.linear)
+
+    def log_gates(self, x: Float[Array, "B T E"]) -> Float[Array, "B T G"] | None:
+        """Float32 log gates, or None."""
+        (B, T), a = x.shape[:2], self.attention
+        heads = self.num_kv_heads if self.linear else self.num_heads
+        log_gates = None
+        if a.gate == "data":
+            log_gates = ops.gates.data_log_gates(self.gate(x.astype(jnp.float32)))
+        elif a.gate == "learned":
+            log_gates = ops.gates.head_log_gates(self.gate_logits[...], B, T)
+        elif a.gate == "fixed":
+            logits = ops.gates.time_scale_logits(heads, a.gate_min_timescale, a.gate_max_timescale)
+            log_gates = ops.gates.head_log_gates(jnp.asarray(logits, jnp.float32), B, T)
+        if self.linear and a.position == "alibi":
+            alibi = ops.gates.fixed_log_gates(heads, B, T) * self.position.alibi_slope_scale
+            log_gates = alibi if log_gates is None else log_gates + alibi
+        return log_gates
+
+    def bias(self, context: Context) -> ops.PositionBias | None:
+        """The additive bias of this layer, or None."""
+        if not self.has_bias:
+            return None
+        if self.attention.position == "fire_shared":
+            return context.shared_bias
+        if hasattr(self, "bias_parameters"):
+            return self.bias_parameters.bias()
+        return fixed_bias(self.attention.position, self.num_heads, self.position)
