@@ -7,6 +7,7 @@ The same command on the same workdir continues where the run stopped. Other flag
   --allow_learning_rate_change    continue a run with other learning-rate settings
   --coordinator_address=HOST:PORT --num_processes=N --process_id=I
                                   one of N processes; not needed on TPU, GKE, SLURM or Open MPI, where it is detected
+  --heartbeat_seconds=S           end with one line when another process does not come, or is silent, for S seconds (40)
 """
 
 from sympow_jax.train import main

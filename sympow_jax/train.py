@@ -7,12 +7,13 @@ from rich.table import Table
 
 from sympow_jax.command_line import flag_value, run_program, split_flags, use_compilation_cache
 from sympow_jax.config import ConfigError, config_names, parse_flags
-from sympow_jax.sharding import join_processes
+from sympow_jax.sharding import HEARTBEAT_SECONDS, join_processes, watch
 from sympow_jax.training.loop import train
 from sympow_jax.variants import VARIANTS
 
 _SWITCHES = ("strict", "allow_learning_rate_change")
 _PROCESSES = {"coordinator_address": "", "num_processes": 0, "process_id": -1}
+_KNOWN = ("workdir", "init_from", "heartbeat_seconds", *_PROCESSES)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -20,14 +21,17 @@ def run(argv: Sequence[str]) -> int:
     if "--list" in argv:
         _print_list()
         return 0
-    own, rest = split_flags(argv, ("workdir", "init_from", *_PROCESSES), switches=_SWITCHES, prefix="config")
+    own, rest = split_flags(argv, _KNOWN, switches=_SWITCHES, prefix="config")
     config = parse_flags(rest)
     if "workdir" not in own:
         raise ConfigError("--workdir is missing: the folder of the run, for example --workdir=runs/first")
     use_compilation_cache()
-    join_processes(**{name: flag_value(own, name, default) for name, default in _PROCESSES.items()})
+    heartbeat = flag_value(own, "heartbeat_seconds", HEARTBEAT_SECONDS, least=5.0)
+    places = {name: flag_value(own, name, default) for name, default in _PROCESSES.items()}
+    join_processes(**places, heartbeat_seconds=heartbeat)
     switches = {name: name in own for name in _SWITCHES}
-    return train(config, own["workdir"], init_from=own.get("init_from", ""), **switches)
+    with watch(heartbeat):
+        return train(config, own["workdir"], init_from=own.get("init_from", ""), **switches)
 
 
 def _print_list() -> None:

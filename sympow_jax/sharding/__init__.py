@@ -20,3 +20,5 @@ from sympow_jax.sharding.processes import join_processes as join_processes
 from sympow_jax.sharding.table import batch_sharding as batch_sharding
 from sympow_jax.sharding.table import tree_shardings as tree_shardings
 from sympow_jax.sharding.table import tree_specs as tree_specs
+from sympow_jax.sharding.watch import HEARTBEAT_SECONDS as HEARTBEAT_SECONDS
+from sympow_jax.sharding.watch import watch as watch

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 
 import jax
 
+from sympow_jax.sharding.roll_call import roll_call
+from sympow_jax.sharding.watch import HEARTBEAT_SECONDS
+
 _QUIET, _LIMIT = 5.0, 300.0  # seconds without a word, and until the end
 _JAX_LIMIT = int(_LIMIT) + 60  # later than ours: JAX aborts
 _VARIABLES = {
@@ -20,17 +23,25 @@ _VARIABLES = {
 }  # of each launcher; without the first it is not recognised
 
 
-def join_processes(coordinator_address: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+def join_processes(
+    coordinator_address: str = "",
+    num_processes: int = 0,
+    process_id: int = -1,
+    heartbeat_seconds: float = HEARTBEAT_SECONDS,
+) -> None:
     """Connects this process to the others of its run; does nothing for a run of one process.
 
     Args:
       coordinator_address: host:port of process 0, with num_processes and process_id, where no launcher is known.
       num_processes: how many there are.
       process_id: which of them this is, from 0.
+      heartbeat_seconds: how long to wait for a process that does not come, where the three are given (see `watch`).
 
     Raises:
       ValueError: in one line, for some of the three without the others, or numbers that do not fit.
     """
+    # Ours come first: JAX's own end is a C++ stack.
+    limits = {"initialization_timeout": _JAX_LIMIT, "heartbeat_timeout_seconds": int(3 * heartbeat_seconds) + 60}
     given = (bool(coordinator_address), num_processes > 0, process_id >= 0)
     if any(given):
         if not all(given):
@@ -40,17 +51,16 @@ def join_processes(coordinator_address: str = "", num_processes: int = 0, proces
             )
         if process_id >= num_processes:
             raise ValueError(f"--process_id = {process_id}: must be below --num_processes = {num_processes}")
+        roll_call(coordinator_address, num_processes, process_id, heartbeat_seconds)
         flags = f"--coordinator_address = {coordinator_address!r}, --num_processes = {num_processes}"
         with _waiting(f"{flags}, --process_id = {process_id}", "leave out the three flags"):
-            jax.distributed.initialize(
-                coordinator_address, num_processes, process_id, initialization_timeout=_JAX_LIMIT
-            )
+            jax.distributed.initialize(coordinator_address, num_processes, process_id, **limits)
     elif name := launcher():
         variables = [variable for variable in _VARIABLES.get(name, ()) if variable in os.environ]
         told = ", ".join(f"{variable} = {os.environ[variable]}" for variable in variables)
         alone = f"unset {variables[0]}" if variables else "use a machine of its own"
         with _waiting(f"{name} ({told})" if told else name, alone):
-            jax.distributed.initialize(initialization_timeout=_JAX_LIMIT)
+            jax.distributed.initialize(**limits)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from sympow_jax.config import Config
 from sympow_jax.input_pipeline.prefetch import Prefetch
 from sympow_jax.models import flops, remat
 from sympow_jax.models.model import Model
-from sympow_jax.training import peak, run_files
+from sympow_jax.training import peak, run_files, same_run
 from sympow_jax.training.bad_steps import BadSteps
 from sympow_jax.training.checkpoint import Checkpointer, CheckpointError, list_steps
 from sympow_jax.training.clock import Clock
@@ -71,6 +71,10 @@ def train(
       ConfigError, WorkdirError, CheckpointError, BadStepsError: one line each.
     """
     clock = Clock()
+    same_run.check_shared(workdir)
+    same_run.check_settings(
+        config, strict=strict, init_from=init_from, allow_learning_rate_change=allow_learning_rate_change
+    )
     remat.check_backend(config.model.remat)
     check_wandb(config.logging.wandb_project)
     refuse_links(workdir)
@@ -78,6 +82,7 @@ def train(
     run_files.check_resume(config, workdir, allow_learning_rate_change=allow_learning_rate_change)
     mesh = config_mesh(config)
     data = open_run_data(config, mesh)
+    same_run.check_same_data(config, data)
     model = Model(config, data.vocab_size, mesh)
     begun = bool(list_steps(pathlib.Path(workdir) / "checkpoints"))
     initial = plan_initial_weights(init_from, workdir, model, data.tokenizer.digest, has_checkpoints=begun)

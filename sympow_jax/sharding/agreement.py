@@ -1,0 +1,58 @@
+"""Whether the processes of a run agree, asked through the key-value store of JAX's coordinator.
+
+No collective is involved: processes with different programs would wait in one for ever.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sympow_jax.sharding.watch import coordination
+
+_PATIENCE = 7 * 24 * 3600 * 1000  # milliseconds: one may prepare data for hours; the watch ends the wait for the dead
+
+
+def agree(topic: str, facts: Mapping[str, Any], *, advice: str) -> None:
+    """Raises ValueError, in every process, unless all called this with the same facts; nothing in a run of one process.
+
+    Args:
+      topic: a name used once in a run.
+      facts: JSON values by name.
+      advice: what to do about a difference, the end of the line.
+
+    Raises:
+      ValueError: in one line, the names that differ, with the values and whose they are.
+    """
+    values = gather(topic, {name: json.dumps(value) for name, value in facts.items()})
+    if wrong := differences(values):
+        raise ValueError(f"{wrong}; {advice}")
+
+
+def gather(topic: str, mine: Any) -> list[Any]:
+    """What each process gave, JSON values in order; [mine] in a run of one process."""
+    client, index, count = coordination()
+    if client is None:
+        return [mine]
+    client.key_value_set(f"sympow_jax/{topic}/{index}", json.dumps(mine))
+    if index == 0:
+        texts = [client.blocking_key_value_get(f"sympow_jax/{topic}/{i}", _PATIENCE) for i in range(count)]
+        client.key_value_set(f"sympow_jax/{topic}/all", f"[{','.join(texts)}]")
+    return json.loads(client.blocking_key_value_get(f"sympow_jax/{topic}/all", _PATIENCE))
+
+
+def differences(values: list[dict[str, str]], *, most: int = 5) -> str:
+    """ "optimizer.learning_rate: 0.003 in process 0, 0.001 in process 1" for each name that differs; "" for none."""
+    found = []
+    for name in {name: None for each in values for name in each}:
+        owners: dict[str, list[int]] = {}
+        for index, each in enumerate(values):
+            owners.setdefault(each.get(name, "absent"), []).append(index)
+        if len(owners) > 1:
+            found.append(f"{name}: " + ", ".join(f"{value} in {_processes(who)}" for value, who in owners.items()))
+    more = f"; and {len(found) - most} more" if len(found) > most else ""
+    return "; ".join(found[:most]) + more
+
+
+def _processes(indices: list[int]) -> str:
+    shown = ", ".join(map(str, indices[:4])) + (f" and {len(indices) - 4} more" if len(indices) > 4 else "")
+    return f"process{'es' * (len(indices) > 1)} {shown}"

@@ -1,0 +1,169 @@
+"""Processes that watch each other: when one ends or falls silent, the others end too, each with the same line.
+
+JAX notices as well, later, by aborting with a C++ stack. Every process writes a beat into the key-value store of JAX's
+coordinator, which lives in process 0, and its last words when it fails. Process 0 looks at all beats, the others at
+process 0 and at the last words. A collective that waits for a process that has gone is left by `os._exit`.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax._src import distributed
+
+from sympow_jax.files import printable
+
+HEARTBEAT_SECONDS = 40.0
+_INTERVAL = 1.0  # seconds between beats
+_LINGER = 4.0  # seconds that process 0 stays, so that the others can read why it ends
+_WHO, _BEAT, _FAILED = "sympow_jax/who/", "sympow_jax/beat/", "sympow_jax/failed/"
+
+
+def coordination() -> tuple[Any, int, int]:
+    """The client of the coordinator's key-value store, which process this is, and of how many: (None, 0, 1) alone.
+
+    JAX has no public name for the client, and `jax.process_index` waits for the devices of all processes.
+    """
+    state = distributed.global_state
+    return (
+        (None, 0, 1)
+        if state.client is None or state.num_processes == 1
+        else (state.client, state.process_id, state.num_processes)
+    )
+
+
+@contextlib.contextmanager
+def watch(seconds: float = HEARTBEAT_SECONDS) -> Iterator[None]:
+    """Runs its block while this process and the others watch each other; does nothing in a run of one process.
+
+    An error of the block reaches the other processes as their last line. Where the error is that of a collective, the
+    one to blame is somebody else: it is waited for until the watch knows whom.
+
+    Args:
+      seconds: how long a process may be silent, stopped or cut off, before the others end with exit code 1.
+    """
+    client, index, count = coordination()
+    if client is None:
+        yield
+        return
+    watcher = Watcher(client, index, count, seconds)
+    watcher.start()
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            time.sleep(seconds + 2 * _INTERVAL)  # the watch ends the process when it knows who has gone
+        watcher.fail(error)
+        raise
+    watcher.stop()
+
+
+class Watcher:
+    """The threads behind `watch`: one talks to the coordinator, which may take for ever, and one looks at the time."""
+
+    def __init__(self, client: Any, index: int, count: int, seconds: float):
+        self._client, self._index, self._count, self._seconds = client, index, count, seconds
+        self._me = f"process {index} (host {socket.gethostname()}, pid {os.getpid()})"
+        self._names = {0: "process 0"}
+        self._silent = dict.fromkeys(range(count) if index == 0 else [0], 0.0)
+        self._beats: dict[int, str] = {}
+        self._ended = threading.Event()
+        self._speaking = threading.Lock()
+
+    def start(self) -> None:
+        """Begins to beat and to look."""
+        libc = ctypes.CDLL(None)
+        # JAX aborts as soon as the coordinator's connection breaks. The handler of SIGABRT is sleep(3), whose argument
+        # is the number of the signal, 6: seconds in which this watch can say what happened, before the abort goes on.
+        libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        libc.signal.restype = ctypes.c_void_p
+        libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+        self._client.key_value_set(f"{_WHO}{self._index}", self._me, allow_overwrite=True)
+        for run in (self._talk, self._look):
+            threading.Thread(target=run, name=f"watch{run.__name__}", daemon=True).start()
+
+    def stop(self) -> None:
+        """Ends without a word: the others no longer wait for this process's beat."""
+        self._ended.set()
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._client.key_value_set(f"{_BEAT}{self._index}", "done", allow_overwrite=True)
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the others why this process ends; returns when they have had the time to read it."""
+        with self._speaking:
+            self._ended.set()
+        text = " ".join(f"{error or type(error).__name__}".split())
+        self._publish(f"{self._me} ended: {text}")
+
+    def _publish(self, text: str) -> None:
+        def write() -> None:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self._client.key_value_set(f"{_FAILED}{self._index}", text, allow_overwrite=True)
+
+        writer = threading.Thread(target=write, name="watch-publish", daemon=True)
+        writer.start()
+        writer.join(_LINGER)
+        if self._index == 0:
+            time.sleep(_LINGER)
+
+    def _end(self, text: str) -> None:
+        """Says it, here and in the other processes, and leaves."""
+        with self._speaking:
+            if self._ended.is_set():
+                return
+            self._ended.set()
+            sys.stdout.flush()
+            print(f"error: {printable(' '.join(text.split()))}", file=sys.stderr, flush=True)
+            if self._index == 0:
+                self._publish(text)
+            os._exit(1)
+
+    def _talk(self) -> None:
+        beat = 0
+        while not self._ended.wait(_INTERVAL):
+            beat += 1
+            try:
+                self._client.key_value_set(f"{_BEAT}{self._index}", str(beat), allow_overwrite=True)
+                failed = sorted(self._client.key_value_dir_get(_FAILED))
+                beats = dict(self._client.key_value_dir_get(_BEAT)) if self._index == 0 else {}
+                if len(self._names) < self._count:
+                    names = dict(self._client.key_value_dir_get(_WHO))
+                    self._names |= {int(key.rpartition("/")[2]): name for key, name in names.items()}
+            except jax.errors.JaxRuntimeError:
+                if self._index:
+                    self._end(f"{self._names[0]} has ended without a word; {_ADVICE}")
+                continue
+            if failed:
+                self._end(failed[0][1])
+            self._heard(beats)
+
+    def _heard(self, beats: dict[str, str]) -> None:
+        self._silent[0] = 0.0
+        for key, value in beats.items():
+            index = int(key.rpartition("/")[2])
+            if value == "done" or self._beats.get(index) != value:
+                self._silent[index] = 0.0
+            self._beats[index] = value
+
+    def _look(self) -> None:
+        while not self._ended.wait(_INTERVAL):
+            for index in self._silent:
+                self._silent[index] += _INTERVAL  # by ticks, not by the clock: this process may have been stopped too
+            worst = max(self._silent, key=self._silent.__getitem__)
+            if self._silent[worst] > self._seconds:
+                name = self._names.get(worst, f"process {worst}")
+                self._end(f"{name} has not been heard of for {self._seconds:g} s (--heartbeat_seconds); {_ADVICE}")
+
+
+_ADVICE = (
+    "was it killed, stopped or out of memory, or is its host cut off? Look at its log, end what is left of it, and run "
+    "the same command again: it continues from the newest checkpoint"
+)
