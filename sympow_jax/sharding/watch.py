@@ -6,9 +6,7 @@ process 0 and at the last words. A collective that waits for a process that has 
 """
 
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import sys
 import threading
@@ -20,6 +18,7 @@ import jax
 from jax._src import distributed
 
 from sympow_jax.files import printable
+from sympow_jax.sharding.last_words import LastWords
 
 HEARTBEAT_SECONDS = 40.0
 _INTERVAL = 1.0  # seconds between beats
@@ -59,11 +58,20 @@ def watch(seconds: float = HEARTBEAT_SECONDS) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if _is_collective(error):
             time.sleep(seconds + 2 * _INTERVAL)  # the watch ends the process when it knows who has gone
         watcher.fail(error)
         raise
     watcher.stop()
+
+
+def _is_collective(error: BaseException | None) -> bool:
+    """Whether a collective or the coordinator failed, as when another process has gone."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class Watcher:
@@ -75,17 +83,12 @@ class Watcher:
         self._names = {0: "process 0"}
         self._silent = dict.fromkeys(range(count) if index == 0 else [0], 0.0)
         self._beats: dict[int, str] = {}
+        self._words = LastWords()
         self._ended = threading.Event()
         self._speaking = threading.Lock()
 
     def start(self) -> None:
         """Begins to beat and to look."""
-        libc = ctypes.CDLL(None)
-        # JAX aborts as soon as the coordinator's connection breaks. The handler of SIGABRT is sleep(3), whose argument
-        # is the number of the signal, 6: seconds in which this watch can say what happened, before the abort goes on.
-        libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-        libc.signal.restype = ctypes.c_void_p
-        libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
         self._client.key_value_set(f"{_WHO}{self._index}", self._me, allow_overwrite=True)
         for run in (self._talk, self._look):
             threading.Thread(target=run, name=f"watch{run.__name__}", daemon=True).start()
@@ -95,6 +98,7 @@ class Watcher:
         self._ended.set()
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._client.key_value_set(f"{_BEAT}{self._index}", "done", allow_overwrite=True)
+        self._words.close()
 
     def fail(self, error: BaseException) -> None:
         """Tells the others why this process ends; returns when they have had the time to read it."""
@@ -102,6 +106,7 @@ class Watcher:
             self._ended.set()
         text = " ".join(f"{error or type(error).__name__}".split())
         self._publish(f"{self._me} ended: {text}")
+        self._words.close()
 
     def _publish(self, text: str) -> None:
         def write() -> None:
@@ -121,7 +126,7 @@ class Watcher:
                 return
             self._ended.set()
             sys.stdout.flush()
-            print(f"error: {printable(' '.join(text.split()))}", file=sys.stderr, flush=True)
+            self._words.say(f"error: {printable(' '.join(text.split()))}")
             if self._index == 0:
                 self._publish(text)
             os._exit(1)
@@ -138,8 +143,7 @@ class Watcher:
                     names = dict(self._client.key_value_dir_get(_WHO))
                     self._names |= {int(key.rpartition("/")[2]): name for key, name in names.items()}
             except jax.errors.JaxRuntimeError:
-                if self._index:
-                    self._end(f"{self._names[0]} has ended without a word; {_ADVICE}")
+                self._gone()
                 continue
             if failed:
                 self._end(failed[0][1])
@@ -153,10 +157,17 @@ class Watcher:
                 self._silent[index] = 0.0
             self._beats[index] = value
 
+    def _gone(self) -> None:
+        """The connection to the coordinator broke."""
+        if self._index:
+            self._end(f"{self._names[0]} has ended without a word; {_ADVICE}")
+
     def _look(self) -> None:
-        while not self._ended.wait(_INTERVAL):
+        while not self._ended.wait(_INTERVAL / 2):
+            if self._words.aborting.is_set():
+                self._gone()
             for index in self._silent:
-                self._silent[index] += _INTERVAL  # by ticks, not by the clock: this process may have been stopped too
+                self._silent[index] += _INTERVAL / 2  # ticks, not the clock: this one may have been stopped
             worst = max(self._silent, key=self._silent.__getitem__)
             if self._silent[worst] > self._seconds:
                 name = self._names.get(worst, f"process {worst}")
