@@ -7,6 +7,7 @@ import pathlib
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -41,7 +42,10 @@ def join_processes(
       ValueError: in one line, for some of the three without the others, or numbers that do not fit.
     """
     # Ours come first: JAX's own end is a C++ stack.
-    limits = {"initialization_timeout": _JAX_LIMIT, "heartbeat_timeout_seconds": int(3 * heartbeat_seconds) + 60}
+    limits: dict[str, Any] = {
+        "initialization_timeout": _JAX_LIMIT,
+        "heartbeat_timeout_seconds": int(3 * heartbeat_seconds) + 60,
+    }
     given = (bool(coordinator_address), num_processes > 0, process_id >= 0)
     if any(given):
         if not all(given):

@@ -6,6 +6,7 @@ Otherwise they would train on, each its own way, or wait for each other for ever
 import dataclasses
 import hashlib
 import importlib.metadata
+import os
 import pathlib
 import platform
 import secrets
@@ -56,7 +57,7 @@ def versions() -> dict[str, str]:
         **found,
         "sympow_jax": sympow_jax.__version__,
         "sympow_jax source": _source_digest(),
-        "JAX_PLATFORMS": str(jax.config.jax_platforms),
+        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", ""),
         **settings,
     }
 
