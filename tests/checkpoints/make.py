@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import tests.conftest  # noqa: F401  (the flags of the compiler, before JAX is imported)
 
@@ -83,7 +84,7 @@ def evaluate(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     store = open_data(str(ROOT / DATA), "heldout", seq_len=max(LENGTHS))
     with as_recorded():
         model, params, _ = load_step(str(workdir))
-        options = {"train_length": 32, "num_documents": 3, "chunk_size": 32, "window": 32, "stride": 16}
+        options: dict[str, Any] = {"train_length": 32, "num_documents": 3, "chunk_size": 32, "window": 32, "stride": 16}
         return length_generalisation(model, params, store, lengths=LENGTHS, **options)[1]
 
 

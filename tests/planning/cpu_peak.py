@@ -19,6 +19,7 @@ from sympow_jax.training.train_state import create_train_state
 
 def resident(field: str) -> int:
     found = re.search(rf"{field}:\s*(\d+) kB", pathlib.Path("/proc/self/status").read_text())
+    assert found, field
     return int(found.group(1)) * 1024
 
 
