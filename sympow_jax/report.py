@@ -6,7 +6,6 @@ first run is what the paired differences are taken against.
 
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,14 +17,14 @@ from sympow_jax.config import Config, ConfigError, flatten, override
 from sympow_jax.evals.files import inputs_digest, read_arrays
 from sympow_jax.evals.paired import paired_difference
 from sympow_jax.evals.result_shape import read_result
-from sympow_jax.files import FileError, entry, one_line, open_regular, parse_json, write_text_atomic
+from sympow_jax.files import FileError, entry, one_line, write_text_atomic
 from sympow_jax.models import flops
 from sympow_jax.models.model import Model
 from sympow_jax.plots.report import report_page
 from sympow_jax.plots.style import run_labels
+from sympow_jax.training.metrics import METRICS_NAME, read_metrics
 from sympow_jax.training.run_files import load_config, load_vocab_size
 
-_ROW_START, _MAX_ROW = b'{"step": ', 2**20  # of the lines that training writes
 IGNORED_DIFFERENCES = ("logging.", "checkpoint.", "data.prefetch", "data.num_threads")
 
 log = logging.getLogger(__name__)
@@ -105,9 +104,9 @@ def _distinct(results: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> l
 def _training(path: pathlib.Path) -> dict[str, list]:
     """Losses by tokens; rows of metrics.jsonl hold training or held-out losses, or both."""
     training: dict[str, list] = {"tokens": [], "loss": [], "heldout_tokens": [], "heldout_loss": []}
-    file = path / "metrics.jsonl"
+    file = path / METRICS_NAME
     tokens_by_step: dict[int, float] = {}
-    for row in _rows(file) if file.exists() else ():
+    for row in read_metrics(file) if file.exists() else ():
         _check_numbers(row, ("tokens", "loss", "heldout_loss"), str(file))
         if row.get("tokens") is not None:
             tokens_by_step[row["step"]] = row["tokens"]
@@ -125,28 +124,6 @@ def _check_numbers(row: Mapping[str, Any], names: Sequence[str], file: str) -> N
     for name in names:
         if row.get(name) is not None:
             entry(row, name, float, f"{file}: step {row['step']}", least=-1e300, most=1e300)
-
-
-def _rows(file: pathlib.Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl. The beginning of a row, as a kill or a full disk leaves it, is left out with a note.
-
-    Raises:
-      FileError: any other line that is no row; it names the file and the line.
-    """
-    rows = []
-    with os.fdopen(open_regular(file, os.O_RDONLY), "rb") as lines:
-        for number, line in enumerate(iter(lambda: lines.readline(_MAX_ROW), b""), start=1):
-            try:
-                row = parse_json(line, f"{file}, line {number}")
-                entry(row, "step", int, f"{file}, line {number}", least=0, most=2**53)
-            except FileError:
-                text = line.rstrip()
-                if not text.startswith(_ROW_START[: len(text)]) or text.endswith(b"}"):
-                    raise
-                log.warning("%s, line %d: the row was not written to its end, and is left out", file, number)
-            else:
-                rows.append(row)
-    return rows
 
 
 def _check_owner(file: pathlib.Path, result: Mapping[str, Any], config: Config) -> None:

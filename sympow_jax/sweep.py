@@ -14,9 +14,10 @@ from typing import Any
 from sympow_jax import config as config_lib
 from sympow_jax.command_line import flag_value, run_program, split_flags, use_compilation_cache
 from sympow_jax.config import ConfigError, parse_variants
+from sympow_jax.evals.result_shape import OF_A_RUN, read_result
 from sympow_jax.evaluate import evaluate, is_current
 from sympow_jax.evaluation_request import LENGTH_GENERALISATION, EvaluationRequest
-from sympow_jax.files import read_json, write_json_atomic, write_text_atomic
+from sympow_jax.files import write_json_atomic, write_text_atomic
 from sympow_jax.plots import style
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
 from sympow_jax.training import run_files
@@ -54,19 +55,24 @@ def markdown_table(results: Sequence[dict[str, Any]]) -> str:
     ]
     for result in results:
         change = result["same_target_change"]
-        low, high = change["ci95"][-1]
-        losses = " | ".join(f"{row['nll']:.3f}" for row in result["same_target"])
+        low, high = (_number(bound, "+.3f") for bound in change["ci95"][-1])
+        losses = " | ".join(_number(row["nll"]) for row in result["same_target"])
         lines.append(
-            f"| {result['variant']} | {result['seed']} | {losses} | {change['difference'][-1]:+.3f} "
-            f"[{low:+.3f}, {high:+.3f}] | {result['lengths'][0]['nll']:.3f} |"
+            f"| {result['variant']} | {result['seed']} | {losses} | {_number(change['difference'][-1], '+.3f')} "
+            f"[{low}, {high}] | {_number(result['lengths'][0]['nll'])} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    """A number of a table; a dash where it is not finite, which JSON keeps as null."""
+    return "-" if value is None else f"{value:{form}}"
 
 
 def write_summary(root: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> None:
     """ROOT/sweep.md, sweep.json and sweep.png of the runs that are evaluated."""
     files = [workdir / "eval" / f"{LENGTH_GENERALISATION}.json" for workdir in workdirs]
-    results = [read_json(file) for file in files if file.exists()]
+    results = [read_result(file, OF_A_RUN) for file in files if file.exists()]
     if results:
         write_text_atomic(root / "sweep.md", markdown_table(results))
         write_json_atomic(root / "sweep.json", results)

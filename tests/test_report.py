@@ -16,6 +16,9 @@ from sympow_jax.models.model import resolve_implementation
 from tests.evals.toy import Bigram, make_store
 
 
+LAYER = {"layer": 0, "log_weight": [[0.0, -1.0]]}
+
+
 def make_run(folder, variant, *, scale=1.0, seed=0, evaluated=True, store=None):
     """A workdir with real evaluation files, of a scoring model whose losses are `scale` times those of another."""
     flags = [f"--config=configs/quickstart.py:{variant}", f"--config.seed={seed}", "--config.data.seq_len=64"]
@@ -94,25 +97,30 @@ def test_page_over_several_runs(tmp_path):
     assert "script" not in page.tags and "link" not in page.tags and "@import" not in output.read_text()
 
 
-def test_a_row_that_was_cut_off_is_left_out_with_a_note_and_other_damage_is_named(tmp_path, caplog, capsys):
+def test_a_line_that_is_no_row_is_left_out_and_named_and_a_row_without_numbers_refused(tmp_path, caplog, capsys):
     run = make_run(tmp_path / "a", "sympow", evaluated=False)
     metrics = tmp_path / "a" / "metrics.jsonl"
     whole = metrics.read_bytes()
     losses = report.gather([run])["runs"][0]["training"]["loss"]
-    for torn in (
-        whole + b'{"step": 400, "lo',
-        whole + b'{"st\n',
-        whole.replace(b"\n", b'\n{"step": 15, "loss": 4.\n', 1),
+    for damage in (
+        b'{"st\n',
+        b'{"step": 15, "loss": 4.\n',
+        b"rubbish\n",
+        b'{"step": "ten"}\n',
+        b"[1]\n",
+        b"\0" * 9 + b"\n",
     ):
-        metrics.write_bytes(torn)
+        metrics.write_bytes(whole.replace(b"\n", b"\n" + damage, 1))
         caplog.clear()
         assert report.gather([run])["runs"][0]["training"]["loss"] == losses
-        assert f"{metrics}, line " in caplog.text and "is left out" in caplog.text
-    for damage in (b"rubbish\n", b'{"step": "ten"}\n', b"[1]\n", b'{"step": 15, "loss": 4.}\n'):
-        metrics.write_bytes(whole.replace(b"\n", b"\n" + damage, 2))
-        assert one_line_errors(report.run, [run]) == 1
-        error = capsys.readouterr().err
-        assert f"{metrics}, line 2" in error and error.count("\n") == 1
+        assert f"{metrics}, line 2: is left out: " in caplog.text
+    metrics.write_bytes(whole + b'{"step": 400, "lo')
+    assert report.gather([run])["runs"][0]["training"]["loss"] == losses
+    assert f"line {len(whole.splitlines()) + 1}: is left out: the row was not written to its end" in caplog.text
+    metrics.write_bytes(whole + b'{"step": 400, "tokens": 1, "loss": "low"}\n')
+    assert one_line_errors(report.run, [run]) == 1
+    error = capsys.readouterr().err
+    assert f"{metrics}: step 400: loss = 'low'" in error and error.count("\n") == 1
 
 
 def test_results_of_another_run_or_evaluation_are_not_shown_as_this_one_s(tmp_path, caplog):
@@ -120,7 +128,7 @@ def test_results_of_another_run_or_evaluation_are_not_shown_as_this_one_s(tmp_pa
     folder = tmp_path / "a" / "eval"
     result = json.loads((folder / "length_generalisation.json").read_text()) | {"inputs": {"step": 390}}
     write_json(folder / "length_generalisation.json", result)
-    curves = {"variant": "sympow", "query_position": 255, "distance": [0, 1], "layers": []}
+    curves = {"variant": "sympow", "query_position": 255, "distance": [0, 1], "layers": [LAYER]}
     write_json(folder / "position_bias.json", curves | {"inputs": inputs_digest({"step": 390})})
     assert len(report.gather([run])["biases"]) == 1 and not caplog.records
     write_json(folder / "position_bias.json", curves | {"inputs": inputs_digest({"step": 100})})

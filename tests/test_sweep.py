@@ -11,7 +11,7 @@ import pytest
 from sympow_jax import sweep
 from sympow_jax.config import ConfigError, parse_variants
 from sympow_jax.evaluation_request import inputs
-from sympow_jax.files import write_json_atomic
+from sympow_jax.files import FileError, write_json_atomic
 from sympow_jax.input_pipeline.opening import open_data
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
 from sympow_jax.training.run_files import load_config, resolve_for
@@ -25,9 +25,13 @@ def result_of(variant, seed, lengths):
     return {
         "step": 800, "variant": variant, "seed": seed, "train_length": 512, "same_target": rows, "num_targets": 8,
         "lengths": [{"length": row["context"], "nll": row["nll"], "ci95": [2.0, 3.0]} for row in rows],
-        "same_target_change": {"difference": [0.0] * len(rows), "ci95": [[0.0, 0.0]] * len(rows)},
+        "same_target_change": {
+            "context": lengths, "from_context": lengths[0],
+            "difference": [0.0] * len(rows), "ci95": [[0.0, 0.0]] * len(rows),
+        },
         "contextwise": {"position": [200.0, 900.0], "nll": [3.0, 2.0], "ci95": [[2.0, 3.0]] * 2},
-        "data": {"store": "toy", "digest": "toy"}, "num_documents": 2, "dtype": "float32", "position_overrides": {},
+        "data": {"store": "toy", "digest": "toy", "bos_rule": "first"}, "num_documents": 2,
+        "num_sources": 2, "dtype": "float32", "position_overrides": {},
     }  # fmt: skip
 
 
@@ -103,6 +107,23 @@ def test_a_stopped_sweep_goes_on_where_it_stopped(command, tmp_path, done):
     assert (root / "sweep.png").stat().st_size > 10_000
     with pytest.raises(ConfigError, match=r"optimizer\.learning_rate: differs from the run in"):
         sweep.run([*command, "--config.optimizer.learning_rate=1"])
+
+
+def test_a_foreign_result_is_one_error_and_a_loss_that_is_not_finite_a_dash(tmp_path):
+    file = tmp_path / "run" / "eval" / "length_generalisation.json"
+    file.parent.mkdir(parents=True)
+    result = result_of("sympow", 0, [512, 1024])
+    for key, value in (("same_target", None), ("variant", "[/a|b]"), ("seed", "x"), ("lengths", [])):
+        write_json_atomic(file, result | {key: value})
+        with pytest.raises(FileError, match=rf"length_generalisation\.json: {key}.* is not .*; evaluate again"):
+            sweep.write_summary(tmp_path, [tmp_path / "run"])
+    write_json_atomic(file, {"a": 1})
+    with pytest.raises(FileError, match="is not there; evaluate again"):
+        sweep.write_summary(tmp_path, [tmp_path / "run"])
+    result["same_target"][1] |= {"nll": None, "ci95": [None, None]}
+    change = {"difference": [0.0, None], "ci95": [[0.0, 0.0], [None, None]]}
+    table = sweep.markdown_table([result | {"same_target_change": result["same_target_change"] | change}])
+    assert table.splitlines()[-1] == "| sympow | 0 | 2.512 | - | - [-, -] | 2.512 |"
 
 
 def test_a_result_is_used_again_only_for_what_it_was_made_from(command, tmp_path, rng, done):

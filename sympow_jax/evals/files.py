@@ -11,7 +11,8 @@ import numpy as np
 
 from sympow_jax.files import FileError, json_sha256, one_line, open_regular, write_bytes_atomic, write_json_atomic
 
-MAX_NPZ_BYTES = 512 * 2**20  # of all arrays of a file, unpacked
+MAX_NPZ_BYTES = 512 * 2**20  # of all arrays of a file, unpacked, or
+MAX_NPZ_GROWTH = 16  # times the bytes of the file: numbers hardly shrink, and the state of a long text is gigabytes
 
 
 def plain(value: Any) -> Any:
@@ -47,8 +48,8 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The arrays of a file that `write_npz` wrote.
 
     Raises:
-      FileError: missing, damaged, a link, with objects (which are never unpickled), or larger than MAX_NPZ_BYTES
-        unpacked.
+      FileError: missing, damaged, a link, with objects (which are never unpickled), or unpacked larger than
+        both MAX_NPZ_BYTES and MAX_NPZ_GROWTH times the file.
     """
     with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
         try:
@@ -61,8 +62,9 @@ def _read_arrays(file: IO[bytes]) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        if sum(member.file_size for member in members) > MAX_NPZ_BYTES:
-            raise ValueError(f"its arrays take more than {MAX_NPZ_BYTES:,} bytes")
+        most = max(MAX_NPZ_BYTES, MAX_NPZ_GROWTH * os.fstat(file.fileno()).st_size)
+        if sum(member.file_size for member in members) > most:
+            raise ValueError(f"its arrays take more than {most:,} bytes")
         for member in members:
             with archive.open(member) as content:
                 header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

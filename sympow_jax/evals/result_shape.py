@@ -24,6 +24,7 @@ LENGTH_GENERALISATION: dict[str, Any] = {
     "data": {"store": _TEXT, "digest": _TEXT, "bos_rule": _TEXT},
 }
 _AXIS = {"name": _NAME, "values": [_VALUE]}
+OF_A_RUN = LENGTH_GENERALISATION | {"variant": _NAME, "seed": _COUNT}
 RETRIEVAL: dict[str, Any] = {
     "train_length": _COUNT,
     "task": _NAME,
@@ -40,18 +41,19 @@ BIASES: dict[str, Any] = {
 _SHAPES = {"same_target": LENGTH_GENERALISATION, "accuracy": RETRIEVAL, "query_position": BIASES}
 
 
-def read_result(path: str | os.PathLike) -> dict[str, Any]:
-    """The result in a JSON file of a workdir's eval/, of the shape that plots and tables read.
+def read_result(path: str | os.PathLike, shape: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The result in a JSON file of a workdir's eval/, of the shape that plots and tables read; by default its own.
 
     Raises:
       FileError: see files.read_json, or a key that is missing or holds something else.
     """
     result = read_json(path)
-    shape = next((shape for key, shape in _SHAPES.items() if key in result), {})
+    if shape is None:
+        shape = next((shape for key, shape in _SHAPES.items() if key in result), {})
     _check(result, shape, str(path), "")
     if result.get("variant") is not None:
         _check(result["variant"], _NAME, str(path), "variant")
-    if shape is LENGTH_GENERALISATION:
+    if "same_target" in shape:
         _check_lengths(result, str(path))
     return result
 

@@ -4,12 +4,14 @@ A sink that fails is reported once and never stops training. Only process 0 of a
 """
 
 import importlib.util
+import itertools
 import json
 import logging
 import math
 import os
 import pathlib
 import secrets
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
@@ -18,10 +20,21 @@ import jax
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sympow_jax.config import ConfigError
-from sympow_jax.files import entry, open_regular, read_json, write_json_atomic, write_text_atomic
+from sympow_jax.files import (
+    FileError,
+    entry,
+    open_regular,
+    parse_json,
+    read_json,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
 
 METRICS_NAME, WANDB_NAME = "metrics.jsonl", "wandb.json"
-_MAX_ROW_BYTES = 2**20
+_ROW_START, _MAX_ROW_BYTES = b'{"step": ', 2**20  # of the lines that are written here
+_MAX_BYTES = 2 * 2**30  # some five million rows
+_MAX_NAMED = 5  # lines in warnings
 
 log = logging.getLogger(__name__)
 
@@ -112,32 +125,37 @@ def check_wandb(project: str) -> None:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; lines that are none, torn by a kill or a full disk, are left out with a warning."""
-    rows, others = [], 0
-    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
-        while line := file.readline(_MAX_ROW_BYTES):
-            row = _parse(line)
-            if row is not None:
-                rows.append(row)
-            elif line.endswith(b"\n"):  # the last line of a run that writes may be unfinished
-                others += 1
-    if others:
-        log.warning("%s: left out %d lines that are no row of metrics", path, others)
+    """Rows of a metrics.jsonl; a line that is none, torn by a kill or damaged, is left out and named in a warning."""
+    rows, others = _read(path)
+    for number, why in list(others.items())[:_MAX_NAMED]:
+        log.warning("%s, line %d: is left out: %s", path, number, why or "the row was not written to its end")
+    if len(others) > _MAX_NAMED:
+        log.warning("%s: %d lines that are no rows are left out", path, len(others))
     return rows
 
 
 def last_logged_step(workdir: str | os.PathLike) -> int:
     """The highest step in a workdir's metrics.jsonl; 0 when there is none."""
     path = pathlib.Path(workdir) / METRICS_NAME
-    return max((row["step"] for row in read_metrics(path)), default=0) if path.exists() else 0
+    return max((row["step"] for row in _read(path)[0]), default=0) if path.exists() else 0
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and type(row.get("step")) is int and 0 <= row["step"] < 2**53 else None
+def _read(path: str | os.PathLike) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """The rows, and by their numbers from 1 the other lines: what is wrong, "" for the mere beginning of a row."""
+    rows, others = [], {}
+    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+        if (size := os.fstat(file.fileno()).st_size) > _MAX_BYTES:
+            raise FileError(f"{path}: has {size:,} bytes; at most {_MAX_BYTES:,} are read")
+        for number, line in enumerate(iter(lambda: file.readline(_MAX_ROW_BYTES), b""), start=1):
+            try:
+                row = parse_json(line, "no row of metrics")
+                entry(row, "step", int, "no row of metrics", least=0, most=2**53)
+                rows.append(row)
+            except FileError as error:
+                text = line.rstrip()
+                torn = text.startswith(_ROW_START[: len(text)]) and not text.endswith(b"}")
+                others[number] = "" if torn else str(error)
+    return rows, others
 
 
 def _plain(value: Any) -> Any:
@@ -153,6 +171,7 @@ class _Jsonl:
     def __init__(self, path: pathlib.Path, resume_step: int | None):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
+            _keep_aside(path)
             kept = [] if resume_step is None else [row for row in read_metrics(path) if row["step"] <= resume_step]
             write_text_atomic(path, "".join(_line(row) for row in kept))
         self._file = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -167,6 +186,16 @@ class _Jsonl:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def _keep_aside(path: pathlib.Path) -> None:
+    """Copies a file with lines that are no rows: it is about to be written again without them."""
+    if any(_read(path)[1].values()):
+        names = (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
+        copy = next(name for name in names if not os.path.lexists(name))
+        with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+            write_bytes_atomic(copy, lambda out: shutil.copyfileobj(file, out))
+        log.warning("%s: as it was, with lines that are no rows, it is kept as %s", path, copy.name)
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -149,6 +149,25 @@ def test_every_line_is_strict_json(tmp_path):
         json.loads(line, parse_constant=lambda name: pytest.fail(name))
 
 
+def test_lines_that_are_no_rows_are_kept_aside_when_a_resume_writes_the_file_again(tmp_path, caplog):
+    write_rows(tmp_path, [1, 2])
+    path = tmp_path / METRICS_NAME
+    sound = path.read_bytes()
+    path.write_bytes(sound + b'{"step": 3, "lo')
+    write_rows(tmp_path, [3], resume_step=2)
+    assert not list(tmp_path.glob("*.damaged*")) and len(path.read_bytes().splitlines()) == 3
+    for number, damage in enumerate((b"a note\n", b'{"step": 1, "loss": NaN}\n', b"\0" * 9 + b"\n")):
+        path.write_bytes(damage + sound)
+        write_rows(tmp_path, [3], resume_step=2)
+        assert (tmp_path / f"{METRICS_NAME}.damaged{number or ''}").read_bytes() == damage + sound
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    assert "line 1: is left out: " in caplog.text and f"is kept as {METRICS_NAME}.damaged2" in caplog.text
+    with path.open("wb") as file:
+        file.truncate(2**42)
+    with pytest.raises(ValueError, match="at most 2,147,483,648 are read"):
+        read_metrics(path)
+
+
 def test_wandb_ids_are_kept_in_the_workdir_and_differ_between_folders_of_one_name(tmp_path):
     old, new = tmp_path / "a" / "fox-seed0", tmp_path / "b" / "fox-seed0"
     for folder in (old, new):
