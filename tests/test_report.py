@@ -15,7 +15,6 @@ from sympow_jax.evals.length_generalisation import length_generalisation
 from sympow_jax.models.model import resolve_implementation
 from tests.evals.toy import Bigram, make_store
 
-
 LAYER = {"layer": 0, "log_weight": [[0.0, -1.0]]}
 
 
