@@ -51,7 +51,7 @@ def one_line_errors(run: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
     except BrokenPipeError:
         raise
     except Exception as error:
-        message = (str(error) or type(error).__name__) if isinstance(error, USER_ERRORS) else _missing_platform()
+        message = (str(error) or type(error).__name__) if isinstance(error, USER_ERRORS) else _of_machine(error)
         if os.environ.get("SYMPOW_JAX_TRACEBACK") or not message:
             raise
         message = printable(" ".join(message.split()))
@@ -60,6 +60,17 @@ def one_line_errors(run: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
     gc.collect()  # what the failed parts have still to say comes before the line that counts
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 1
+
+
+def _of_machine(error: Exception) -> str:
+    """What this machine lacks for what was asked, memory or a platform; "" for an error of any other kind."""
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return (
+            f"out of memory ({str(error) or type(error).__name__}): lower data.batch_size, data.seq_len or the sizes "
+            "under model.* in training, or raise optimizer.accumulation_steps; --lengths, --num_documents, "
+            "--num_examples or evaluation.chunk_size in an evaluation; --batch or --max_new_tokens in generation"
+        )
+    return _missing_platform()
 
 
 def _missing_platform() -> str:
@@ -143,8 +154,9 @@ def split_flags(
         elif prefix and name.startswith(prefix):
             rest.append(flag)
         else:
-            needs = f"--{name} needs a value: --{name}=VALUE" if name in known else f"--{name}: no such flag"
-            raise ConfigError(needs + nearest(name, [*known, *switches]))
+            if name in known:
+                raise ConfigError(f"--{name} needs a value: --{name}=VALUE")
+            raise ConfigError(f"--{name}: no such flag{nearest(name, [*known, *switches])}")
     return values, rest
 
 

@@ -16,6 +16,7 @@ RETRIEVAL_TASKS = (*TASKS, "needle")
 NUM_EXAMPLES = {"mqar": 256, "copy": 64, "selective_copy": 64, "passkey": 32, "needle": 32}
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 POSITION_BIAS = "position_bias"
+MAX_TASK_LENGTH = 2**24  # a question is made as a whole, in some hundred bytes a token
 MEASUREMENT = 1  # counts up when the same inputs would give other numbers
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -64,6 +65,7 @@ class EvaluationRequest:
             self._check_window()
             return
         check_task(self.task)
+        check_numbers("--lengths", self.lengths, least=1, most=MAX_TASK_LENGTH)
         check_numbers("--num_examples", (self.num_examples,), least=1)
         if "pairs" in grid_axes(self.task):
             check_numbers("--pairs", self.pairs, least=1)

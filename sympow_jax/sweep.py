@@ -88,15 +88,15 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError(f"--{name} is missing; see python -m sympow_jax.sweep in README.md")
     seeds = flag_value(own, "seeds", (0,), least=0)
     runs = parse_variants(own["variants"], seeds)
-    base = config_lib.parse_flags(rest)
-    lengths = flag_value(own, "lengths", base.evaluation.lengths, least=1)
-    path = next(flag for flag in rest if flag.startswith("--config=")).partition(":")[0]
+    paths = [flag.partition(":")[0] for flag in rest if flag.startswith("--config=")]
     changes = [flag for flag in rest if not flag.startswith("--config=")]
+    configs = [
+        config_lib.parse_flags([*(f"{path}:{variant}" for path in paths), *changes, f"--config.seed={seed}"])
+        for variant, seed in runs
+    ]
+    lengths = flag_value(own, "lengths", configs[0].evaluation.lengths, least=1)
     root = pathlib.Path(own["root"])
     workdirs = [root / f"{variant}-seed{seed}" for variant, seed in runs]
-    configs = [
-        config_lib.parse_flags([f"{path}:{variant}", *changes, f"--config.seed={seed}"]) for variant, seed in runs
-    ]
     use_compilation_cache()
     for number, (config, workdir) in enumerate(zip(configs, workdirs, strict=True), start=1):
         print(f"sweep: run {number} of {len(runs)}, {workdir}", flush=True)

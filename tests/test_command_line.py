@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sympow_jax import command_line, inspect, plan, sweep, verify_resume
@@ -45,7 +47,7 @@ def test_numbers_of_flags_are_within_bounds_and_differ():
 def test_an_empty_value_is_no_value():
     assert split_flags(["--prompt="], ("prompt",), may_be_empty=("prompt",)) == ({"prompt": ""}, [])
     for flag in ("--workdir=", "--workdir"):
-        with pytest.raises(ConfigError, match="--workdir needs a value"):
+        with pytest.raises(ConfigError, match="--workdir needs a value: --workdir=VALUE$"):
             split_flags([flag], ("workdir",))
 
 
@@ -71,6 +73,25 @@ def test_wrong_flags_are_one_line_and_write_nothing(run, flags, message, tmp_pat
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert os.listdir() == ["config.json"] and pathlib.Path("config.json").read_text() == '{"seed": 0}'
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda: np.zeros(10**15), "Unable to allocate 7.11 PiB for an array"),
+        (lambda: jnp.zeros(10**15, jnp.int8), "RESOURCE_EXHAUSTED: Out of memory allocating 1000000000000000 bytes."),
+    ],
+)
+def test_more_memory_than_there_is_is_one_line_with_the_bytes_and_the_knobs(ask, said, capsys):
+    assert one_line_errors(lambda _: ask(), []) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"error: out of memory ({said}" in error
+    assert {"--max_new_tokens", "data.batch_size", "--lengths"} <= {*error.replace(",", " ").split()}
+
+
+def test_an_error_of_the_program_itself_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        one_line_errors(lambda _: 1 // 0, [])
 
 
 def test_without_a_cache_folder_programs_are_compiled_anew_and_a_warning_says_so(monkeypatch, tmp_path, caplog):

@@ -6,12 +6,15 @@ import pathlib
 import numpy as np
 import pytest
 
-from sympow_jax import evaluate
+from sympow_jax import eval as eval_command
+from sympow_jax import evaluate, sweep, train
+from sympow_jax.command_line import one_line_errors
 from sympow_jax.config import ConfigError, parse_flags
 from sympow_jax.evaluate import EvaluationRequest
 from sympow_jax.files import write_json_atomic
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer, IdTokenizer
 from tests.input_pipeline.stores import write_store
+from tests.models.small import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -41,3 +44,27 @@ def test_a_store_of_the_same_tokenizer_is_taken(workdir, tmp_path):
     store = write_store(tmp_path / "same.zarr", np.zeros((4, 16), "<u2"), chunks=(4, 16))
     ByteTokenizer().save(store / "tokenizer")
     evaluate._check_tokenizer(request(workdir, store, "needle"), evaluate.open_data(str(store), "heldout", seq_len=16))
+
+
+def test_scaling_that_does_nothing_is_refused_by_every_command(workdir, tmp_path, capsys):
+    """dynamic_ntk up to the trained length in an evaluation; a factor of 1 in new runs. Nothing is written."""
+    config = tiny_config("softmax_rope")
+    write_json_atomic(f"{workdir}/config.json", dataclasses.asdict(config))
+
+    def refused(run, *flags):
+        assert one_line_errors(run, flags) == 1
+        return capsys.readouterr().err
+
+    length = config.position.original_length
+    dynamic = (f"--workdir={workdir}", "--position.scaling=dynamic_ntk", "--position.factor=2")
+    said = f"has no effect up to position.original_length = {length}; ask for longer --lengths than {length}"
+    assert said in refused(eval_command.run, *dynamic, f"--lengths=8,{length}")
+    assert not (pathlib.Path(workdir) / "eval").exists()
+    assert "has no effect" not in refused(eval_command.run, *dynamic, f"--lengths=8,{length + 1}")
+    scaled = ("--config.position.scaling=yarn", "--config.position.factor=1")
+    quickstart = f"--config={ROOT}/configs/quickstart.py"
+    new = refused(train.run, f"{quickstart}:softmax_rope", f"--workdir={tmp_path}/new", *scaled)
+    swept = refused(sweep.run, quickstart, "--variants=softmax_rope", f"--root={tmp_path}/root", *scaled)
+    for error in (new, swept):
+        assert "position.factor = 1.0: position.scaling = 'yarn' changes nothing with it" in error
+    assert not (tmp_path / "new").exists() and not (tmp_path / "root").exists()

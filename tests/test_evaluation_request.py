@@ -50,6 +50,7 @@ def test_names_of_other_files_are_reserved():
         ({"stride": 8}, "--window = 0, --stride = 8: give both"),
         ({"window": 8, "stride": 9}, "--window = 8, --stride = 9"),
         ({"window": 49, "stride": 9}, "<= 48, the longest length"),
+        ({"task": "copy", "lengths": (24, 10**9)}, "--lengths = 1000000000: must be from 1 to 16,777,216"),
         ({"task": "mqar", "num_examples": 0}, "--num_examples = 0"),
         ({"task": "mqar", "pairs": (0,)}, "--pairs = 0"),
         ({"task": "passkey", "depths": (1.5,)}, "--depths = 1.5: must be from 0 to 1"),

@@ -168,3 +168,18 @@ def test_variants_are_named_with_their_seeds():
     assert len(parse_variants("all,fox:0+1", (0,))) == len(VARIANTS) + 1
     with pytest.raises(ConfigError, match="no variant 'foxx'; did you mean 'fox'"):
         parse_variants("foxx", (0,))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fox,sympow,fox", "fox,sympow,fox: fox is there twice; its seeds go as fox:0+1"),
+        ("fox:0,fox:1", "fox is there twice"),
+        ("fox:0+0", "seeds of fox = 0,0: 0 is there twice"),
+        ("fox:-1", "seeds of fox = -1: must be at least 0"),
+        ("fox:+", "seeds of fox = .*: empty"),
+    ],
+)
+def test_a_run_is_named_once(text, message):
+    with pytest.raises(ConfigError, match=message.replace("+", r"\+")):
+        parse_variants(text, (0,))

@@ -8,7 +8,7 @@ from sympow_jax.config.errors import ConfigError, nearest, require
 from sympow_jax.config.files import load_values
 from sympow_jax.config.resolve import resolve
 from sympow_jax.config.schema import Config
-from sympow_jax.config.values import flatten, parse_value
+from sympow_jax.config.values import check_numbers, flatten, parse_value
 
 
 def parse_flags(argv: Sequence[str]) -> Config:
@@ -38,12 +38,15 @@ def parse_flags(argv: Sequence[str]) -> Config:
 
 
 def parse_variants(text: str, seeds: tuple[int, ...]) -> list[tuple[str, int]]:
-    """[(variant, seed)] of "all" or "a,b:0+1", in the order given."""
+    """[(variant, seed)] of "all" or "a,b:0+1", in the order given; a variant named after "all" has seeds of its own."""
     runs: dict[str, tuple[int, ...]] = {}
-    for item in text.split(","):
-        name, _, own = item.strip().partition(":")
+    items = [item.strip().partition(":") for item in text.split(",")]
+    names = [name for name, _, _ in items]
+    for name, _, own in items:
         if name not in (*variants.VARIANTS, "all"):
             raise ConfigError(f"--variants: no variant {name!r}{nearest(name, list(variants.VARIANTS))}")
+        require(names.count(name) == 1, f"--variants = {text}: {name} is there twice; its seeds go as {name}:0+1")
         chosen = parse_value(own.replace("+", ","), (0,), "--variants") if own else seeds
+        check_numbers(f"--variants: seeds of {name}", chosen, least=0)
         runs |= {variant: chosen for variant in (variants.VARIANTS if name == "all" else [name])}
     return [(variant, seed) for variant, chosen in runs.items() for seed in chosen]

@@ -93,12 +93,17 @@ class StoreBatches:
         return float(max(passes))
 
     def first_pass(self, step: int) -> np.ndarray:
-        """Which sequences of this host's part of global batch `step` no earlier one repeats, [rows] bool."""
+        """Which sequences of this host's part of global batch `step` no other one repeats, [rows] bool.
+
+        Those of a store that an earlier one of the mixture equals are all repetitions.
+        """
         local = self.batch_size // self.process_count
         start = step * self.batch_size + self.process_index * local
         fresh = np.zeros(local, bool)
+        digests = [store.digest for store in self.stores]
         for share in self.mixture.split(start, start + local):
-            fresh[share.slots] = np.arange(share.start, share.stop) < self.grids[share.store].num_sequences
+            if digests.index(digests[share.store]) == share.store:
+                fresh[share.slots] = np.arange(share.start, share.stop) < self.grids[share.store].num_sequences
         return fresh
 
     def _columns(self, run: sampler.Run) -> slice:

@@ -7,13 +7,21 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from sympow_jax import config as config_lib
 from sympow_jax import plan as command
 from sympow_jax.models import flops
+from sympow_jax.models.model import Model, resolve_implementation
+from sympow_jax.planning import compile as compile_lib
 from sympow_jax.planning import hlo, report, targets, work
 from sympow_jax.planning.compile import PlanError, build, explain
+from sympow_jax.sharding import batch_sharding
+from sympow_jax.training.config_mesh import config_mesh
+from sympow_jax.training.step import make_train_step
+from sympow_jax.training.train_state import create_train_state
+from tests.models.small import VOCAB, tiny_config
 
 SMALL = [
     "--config=configs/quickstart.py", "--config.model.num_layers=2", "--config.model.embed_dim=128",
@@ -52,6 +60,25 @@ def test_flops_agree_with_xla_where_it_can_count(variant):
     assert counted == pytest.approx(xla, rel=0.05)
     attention, rest = flops.train_flops_per_token(unrolled, built.params, 256)
     assert 4 * 256 * (2 * attention + rest) == pytest.approx(xla, rel=0.05)
+
+
+def test_the_planned_step_is_the_one_that_is_trained(monkeypatch):
+    """The program of a real state and batch, letter for letter; z_loss and outlier_ratio change it."""
+    programs = []
+    monkeypatch.setattr(compile_lib, "_compile", lambda step, arguments, *_: programs.append((step, arguments)))
+    flags = ("optimizer.z_loss=0.1", "optimizer.outlier_ratio=3.0", "model.num_layers=1", "mesh.data=1")
+    for left_out in ((), ("z_loss",), ("outlier_ratio",)):
+        settings = tiny_config("softmax_rope", *(f for f in flags if not any(name in f for name in left_out)))
+        build(settings, VOCAB, targets.find("cpu:1"))
+    steps = programs[::2]  # each is followed by the program of held-out loss
+    planned, without_z_loss, without_outliers = (step.lower(*arguments).as_text() for step, arguments in steps)
+    settings = tiny_config("softmax_rope", *flags)
+    mesh = config_mesh(settings, jax.devices("cpu")[:1])
+    model = Model(resolve_implementation(settings), VOCAB, mesh)
+    tokens = jnp.zeros((settings.data.batch_size, settings.data.seq_len), jnp.int32, device=batch_sharding(mesh))
+    trained = make_train_step(model).lower(create_train_state(model, 0), {"inputs": tokens, "targets": tokens})
+    assert trained.as_text() == planned
+    assert len({planned, without_z_loss, without_outliers}) == 3
 
 
 @pytest.mark.slow

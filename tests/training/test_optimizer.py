@@ -48,7 +48,11 @@ RATES = {
     ("cosine", 4): (0.25, 0.5, 0.75, 1.0, *COSINE[4]),
     ("wsd", 4): (0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 0.7333333, 0.4666667, 0.2),
 }
-LONGER = (0.44, 0.36, 0.28, 0.2)  # steps 11 to 14 of the linear one with warm-up, when there are 14
+LONGER = {  # steps 11 to 14, when there are 14
+    ("linear", 4): (0.44, 0.36, 0.28, 0.2),
+    ("cosine", 4): (0.3648859, 0.2763932, 0.2195774, 0.2),
+    ("wsd", 0): (0.8, 0.6, 0.4, 0.2),
+}
 
 
 def rate_config(schedule: str, warmup: int, steps: int = 10):
@@ -71,12 +75,13 @@ def test_a_run_shorter_than_its_warmup_ends_within_it():
     assert [float(schedule(step)) for step in (1, 2, 3)] == [0.25, 0.5, 0.75]
 
 
-def test_the_rate_applied_is_the_rate_logged_also_after_skipped_steps_and_with_more_steps():
+@pytest.mark.parametrize(("schedule", "warmup"), LONGER)
+def test_the_rate_applied_is_the_rate_logged_also_after_skipped_steps_and_with_more_steps(schedule, warmup):
     """Adam's update under a constant gradient is the rate itself. Steps 3, 7 and 12 have no finite gradient."""
     logged, applied, state = [], [], None
     for first, last in ((1, 6), (7, 10), (11, 14)):  # a resume at 7, and one with more steps at 11
         model = Linear()
-        model.config = rate_config("linear", 4, max(last, 10))
+        model.config = rate_config(schedule, warmup, max(last, 10))
         optimizer, train_step = make_optimizer(model.config.optimizer, last), make_train_step(model)
         if state is None:
             params, zero = jax.tree.map(jnp.copy, PARAMS), jnp.int32(0)
@@ -88,11 +93,51 @@ def test_the_rate_applied_is_the_rate_logged_also_after_skipped_steps_and_with_m
             state, metrics = train_step(state, batch)
             logged.append(float(metrics["learning_rate"]))
             applied.append(before - float(state.params["a"]["kernel"]))
-    want = np.array([*RATES["linear", 4], *LONGER])
+    want = np.array([*RATES[schedule, warmup], *LONGER[schedule, warmup]])
     np.testing.assert_allclose(logged, want, atol=1e-6)
     want[[2, 6, 11]] = 0.0
     np.testing.assert_allclose(applied, want, atol=2e-6)
     assert int(state.step) == 14 and int(state.skipped) == 3
+
+
+class OneMatrix:
+    """Stands for a model: the gradient with respect to each entry of a matrix is 1e-10 times the mean input."""
+
+    mesh = None
+    config = rate_config("linear", 0)
+
+    def losses(self, params, inputs, targets, *, segment_ids=None, positions=None):
+        nll = inputs * (1e-10 * params["mlp"]["kernel"]).sum()
+        return nll, jnp.zeros_like(nll)
+
+
+def test_muon_applies_the_rate_logged_and_no_update_that_is_not_finite():
+    """Under one direction of gradients the update is the rate times a constant; here it ends beyond float32."""
+    model = OneMatrix()
+    model.config = dataclasses.replace(
+        model.config,
+        optimizer=dataclasses.replace(model.config.optimizer, name="muon", learning_rate=1e38, weight_decay=0.0),
+    )
+    params = {"mlp": {"kernel": jnp.full((2, 2), -3.1e38)}}
+    zero = jnp.int32(0)
+    opt_state = make_optimizer(model.config.optimizer, 10).init(params)
+    state = TrainState(zero, params, opt_state, zero + 0, zero + 0, jnp.float32(0))
+    train_step, applied, beyond = make_train_step(model), [], []
+    for number in range(1, 11):
+        before = np.asarray(state.params["mlp"]["kernel"], np.float64)
+        gradient = np.inf if number == 2 else 1e7
+        batch = {"inputs": np.full((2, 3), gradient, np.float32), "targets": np.zeros((2, 3), np.float32)}
+        state, metrics = train_step(state, batch)
+        after = np.asarray(state.params["mlp"]["kernel"], np.float64)
+        assert np.isfinite(after).all()
+        applied.append((before - after).mean() / 1e38 / RATES["linear", 0][number - 1])
+        beyond.append(int(metrics["bad_gradient"]) == -1 and int(metrics["bad_parameter"]) == 0)
+    last = beyond.index(True)
+    assert last > 2 and all(beyond[last:]) and int(state.skipped) == 1 + sum(beyond)
+    assert applied[1] == 0 and applied[last:] == [0] * (10 - last)
+    constant = 0.2 * 2**0.5 / 2  # of the orthogonalised direction, all halves, and the scale of a 2 x 2 matrix
+    np.testing.assert_allclose(np.array(applied[:last])[[0, *range(2, last)]] / applied[0], 1, rtol=1e-3)
+    assert 0.5 < applied[0] / constant < 1.3
 
 
 @pytest.mark.parametrize(
