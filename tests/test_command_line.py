@@ -47,7 +47,7 @@ def test_numbers_of_flags_are_within_bounds_and_differ():
 def test_an_empty_value_is_no_value():
     assert split_flags(["--prompt="], ("prompt",), may_be_empty=("prompt",)) == ({"prompt": ""}, [])
     for flag in ("--workdir=", "--workdir"):
-        with pytest.raises(ConfigError, match="--workdir needs a value: --workdir=VALUE$"):
+        with pytest.raises(ConfigError, match=r"--workdir needs a value: --workdir=VALUE$"):
             split_flags([flag], ("workdir",))
 
 
