@@ -213,7 +213,9 @@ BAD = {  # content, and the reason: refused wherever it lies, because it would h
     "broken.jsonl": (b'{"text": "a"}\n{\n', "line 2 is no JSON"),
     "deep.jsonl": (b"[" * 100_000, "line 1 is no JSON"),
     "body.jsonl": (b'{"n": 1, "body": "a"}\n', r"line 1 has no text field 'text', only \['body', 'n'\]; set --field"),
-    "words.jsonl": (b'"a"\n', "line 1 has no text field 'text', only str"),
+    "words.jsonl": (b'"a"\n', "line 1 is no object with a text field 'text', but str"),
+    "number.jsonl": (b'{"text": 3}\n', "line 1: 'text' is 3, which is no text"),
+    "cut.json": (b'[{"text": "a"}, {"te', "its content is no JSON"),
 }  # fmt: skip
 
 
@@ -227,6 +229,20 @@ def test_what_cannot_be_read_right_is_refused_with_its_place(name, tmp_path, cap
         with pytest.raises(SourceError, match=reason) as caught:
             read(inputs)
         assert f"{name}'" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_settings_of_programs_in_a_folder_are_left_out_by_name_and_refused_when_named(tmp_path, caplog):
+    settings = {"package": '{"name": "x"}', "tsconfig": '{\n  // "no" JSON\n}', "list": "[1, 2]", "nothing": ""}
+    for name, content in settings.items():
+        (tmp_path / f"{name}.json").write_text(content)
+    (tmp_path / "data.json").write_text('[{"text": "a"}, {"text": "b"}]')
+    (tmp_path / "main.py").write_text("print()")
+    assert list(read(tmp_path).values()) == ["a", "b", "print()"]
+    assert "4 left out, a .json without records that have a text field 'text': " in caplog.text
+    for name in settings:
+        assert f"{name}.json" in caplog.text
+        with pytest.raises(SourceError, match=f"{name}.json'"):
+            read(tmp_path / f"{name}.json")
 
 
 def test_a_missing_shard_of_a_saved_dataset_is_named(everything):

@@ -9,7 +9,8 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 from sympow_jax.input_pipeline.prepare.decompress import DamagedError, open_blocks
-from sympow_jax.input_pipeline.prepare.file_formats import HEAD, ForeignError, recognise
+from sympow_jax.input_pipeline.prepare.file_formats import HEAD, ForeignError, decode, recognise
+from sympow_jax.input_pipeline.prepare.records import has_records
 from sympow_jax.input_pipeline.prepare.sources import SourceError
 from sympow_jax.input_pipeline.prepare.tables import split_dataset_folder
 
@@ -31,12 +32,12 @@ class Found:
     left_out: dict[str, list[str]]
 
 
-def find_files(inputs: Iterable[str]) -> Found:
+def find_files(inputs: Iterable[str], field: str) -> Found:
     """The text files that files, folders and globs name, each once however often it is named.
 
     A file that is named itself must be text. What a folder or glob finds is left out where it is hidden, no regular
-    file or no text. Names depend on the set of files that are read alone: not on the order or the kind of the
-    inputs, nor on where the files lie.
+    file, no text, or a `.json` without records that have `field` (settings of a program, say). Names depend on the set
+    of files that are read alone: not on the order or the kind of the inputs, nor on where the files lie.
     """
     left_out: dict[str, list[str]] = {}
     named: dict[pathlib.Path, bool] = {}  # whether the file itself was named
@@ -51,7 +52,7 @@ def find_files(inputs: Iterable[str]) -> Found:
             continue
         seen.add(real)
         try:
-            kinds[path] = kind_of(path)
+            kinds[path] = kind_of(path, "" if named[path] else field)
         except ForeignError as error:
             if named[path]:
                 raise SourceError(f"text source {str(path)!r}: is {error}{error.place}, but text is needed") from None
@@ -71,10 +72,14 @@ def report(left_out: dict[str, list[str]], shown: int = 5) -> list[str]:
     return lines
 
 
-def kind_of(path: pathlib.Path) -> str:
-    """What `path` holds; see file_formats.recognise."""
+def kind_of(path: pathlib.Path, field: str = "") -> str:
+    """What `path` holds; see file_formats.recognise. With `field`, a `.json` without records of it is ForeignError."""
     with reading(path):
-        return recognise(path, read_head(open_blocks(path))[0])
+        head, blocks = read_head(open_blocks(path))
+        kind = recognise(path, head)
+        if kind == "json" and field and not has_records("".join(decode(blocks, head)), field):
+            raise ForeignError(f"a .json without records that have a text field {field!r}")
+    return kind
 
 
 def read_head(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:

@@ -8,6 +8,10 @@ from typing import Any
 from sympow_jax.input_pipeline.prepare.decompress import DamagedError
 
 
+class FieldError(DamagedError):
+    """A record without the text field."""
+
+
 def json_lines(text: Iterator[str], field: str) -> Iterator[tuple[int, str]]:
     """(line number from 1, text) of each line that is not blank. Raises DamagedError naming the line."""
     for number, line in enumerate(_lines(text), start=1):
@@ -31,11 +35,27 @@ def json_records(text: Iterator[str], field: str) -> Iterator[tuple[int, str]]:
         yield number, field_text(record, field, f"record {number}")
 
 
+def has_records(text: str, field: str) -> bool:
+    """Whether the text of a `.json` is meant to hold records with `field`.
+
+    Settings of programs, with comments or without, are no records; a damaged file that has the field somewhere counts.
+    """
+    try:
+        return next(json_records(iter([text]), field), None) is not None
+    except FieldError:
+        return False
+    except DamagedError:
+        return json.dumps(field) in text
+
+
 def field_text(record: Any, field: str, where: str) -> str:
-    """The text in `field` of one record. Raises DamagedError if there is none, or it is no Unicode."""
-    if not isinstance(record, dict) or not isinstance(record.get(field), str):
-        names = sorted(record)[:20] if isinstance(record, dict) else type(record).__name__
-        raise DamagedError(f"{where} has no text field {field!r}, only {names}; set --field")
+    """The text in `field` of one record. Raises FieldError if there is none, DamagedError if it is no Unicode."""
+    if not isinstance(record, dict):
+        raise FieldError(f"{where} is no object with a text field {field!r}, but {type(record).__name__}")
+    if field not in record:
+        raise FieldError(f"{where} has no text field {field!r}, only {sorted(record)[:20]}; set --field")
+    if not isinstance(record[field], str):
+        raise FieldError(f"{where}: {field!r} is {json.dumps(record[field])[:40]}, which is no text; set --field")
     text = record[field]
     try:
         text.encode()

@@ -34,7 +34,7 @@ class TextFiles:
     @functools.cached_property
     def found(self) -> Found:
         """What the inputs name, looked up once: documents must not change while they are read."""
-        found = find_files(self.inputs)
+        found = find_files(self.inputs, self.field)
         for line in report(found.left_out):
             _log.warning("text source: %s", line)
         return found
