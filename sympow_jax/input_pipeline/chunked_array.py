@@ -37,8 +37,8 @@ def open_array(address: str, *, cache_bytes: int) -> ts.TensorStore:
 class ChunkedArray:
     """A zarr array, checked as it is read: chunks present, decodable, of the recorded digest, in the vocabulary.
 
-    Digests and decoded sizes are checked for local stores, before a chunk is first decoded; `data/prepare.py verify`
-    does it for any.
+    Decoded sizes are checked before a chunk is first decoded, and digests of local stores; those of any are checked by
+    `data/prepare.py verify`.
     """
 
     def __init__(self, address: str, *, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
@@ -53,7 +53,8 @@ class ChunkedArray:
         self.vocab_size = int(self.metadata.attributes["vocab_size"])
         self.manifest = self._read_manifest()
         self._digests: dict[str, str] = self.manifest.get("chunks", {})
-        self._unchecked = np.full(self.metadata.grid, not kv.is_remote(self.address))
+        self._remote = kv.is_remote(self.address)
+        self._unchecked = np.full(self.metadata.grid, not self._remote or self.metadata.compressor == "blosc")
 
     def _read_manifest(self) -> dict[str, Any]:
         try:
@@ -106,21 +107,25 @@ class ChunkedArray:
         counts = [s.stop - s.start for s in touched]
         return [tuple(a + b for a, b in zip(starts, index, strict=True)) for index in np.ndindex(*counts)]
 
-    def check_chunk(self, index: tuple[int, ...]) -> None:
-        """Raise StoreError unless chunk `index` has the digest on record, if any, and decodes to one chunk at most."""
+    def check_chunk(self, index: tuple[int, ...], *, digest: bool = True) -> None:
+        """Raise StoreError unless chunk `index` has the digest on record, if any, and decodes to one chunk at most.
+
+        Without `digest` its first bytes are enough.
+        """
         key, packer = self.metadata.key(*index), self.metadata.compressor
         name = f"store = {self.address!r}: chunk {key}"
-        head = None if self._digests else _BLOSC_HEADER
+        recorded = self._digests if digest else {}
+        head = None if recorded else _BLOSC_HEADER
         try:
             content = kv.read_key(self.kvstore, key, max_bytes=2 * self.metadata.chunk_bytes + 2**20, head=head)
         except FileError as error:
             raise StoreError(f"{name} cannot be read ({error}); fetch or prepare it again") from None
         if content is None:
             raise StoreError(f"{name} is missing; fetch or prepare it again")
-        if self._digests:
-            digest, recorded = sha256(content), str(self._digests.get(key, "nothing"))
-            if digest != recorded:
-                both = f"sha256 {digest[:12]}, the manifest says {recorded[:12]}"
+        if recorded:
+            found, wanted = sha256(content), str(recorded.get(key, "nothing"))
+            if found != wanted:
+                both = f"sha256 {found[:12]}, the manifest says {wanted[:12]}"
                 raise StoreError(f"{name} is damaged: {both}; fetch or prepare it again")
         decoded = int.from_bytes(content[4:8], "little")
         if packer == "blosc" and decoded > self.metadata.chunk_bytes:  # other decoders stop at the size of a chunk
@@ -130,7 +135,7 @@ class ChunkedArray:
     def _check_chunks(self, touched: tuple[slice, ...]) -> None:
         for index in self._indices(touched):
             if self._unchecked[index]:
-                self.check_chunk(index)
+                self.check_chunk(index, digest=not self._remote)
                 self._unchecked[index] = False
 
     def _name_unreadable(self, touched: tuple[slice, ...]) -> None:

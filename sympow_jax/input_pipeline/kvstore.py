@@ -49,7 +49,7 @@ def open_kvstore(address: str) -> ts.KvStore:
 
 
 def read_key(kvstore: ts.KvStore, key: str, *, max_bytes: int, head: int | None = None) -> bytes | None:
-    """Content of `key`, None when it is absent; of a local file its first `head` bytes, where that is given.
+    """Content of `key`, None when it is absent; where `head` is given at least its first `head` bytes, if it has them.
 
     Raises:
       FileError: more than `max_bytes`, or a local file that is none; links are followed, as caches of downloads are
@@ -57,7 +57,10 @@ def read_key(kvstore: ts.KvStore, key: str, *, max_bytes: int, head: int | None 
     """
     if kvstore.spec().to_json()["driver"] == "file":
         return _read_local(pathlib.Path(kvstore.path) / key, max_bytes, head)
-    result = kvstore.read(key).result()
+    try:
+        result = kvstore.read(key, byte_range=None if head is None else slice(0, head)).result()
+    except ValueError:  # shorter than that, or on a server that gives no parts
+        result = kvstore.read(key).result()
     content = result.value if result.state == "value" else None
     if content is not None and len(content) > max_bytes:
         raise FileError(f"{key}: has {len(content):,} bytes; at most {max_bytes:,} are read")

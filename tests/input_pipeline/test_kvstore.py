@@ -105,3 +105,32 @@ def test_a_store_in_a_bucket(tmp_path, rng, monkeypatch):
         store = open_store("gs://bucket/a.zarr", missing_chunks="exclude")
         np.testing.assert_array_equal(store.read(slice(0, 6), slice(0, 40)), np.delete(tokens, range(4, 8), axis=0))
         assert store.tokenizer.vocab_size == 257
+
+
+class Ranges(Quiet):
+    """A server that gives parts, as buckets do."""
+
+    def do_GET(self):
+        path = pathlib.Path(self.translate_path(self.path))
+        if "Range" not in self.headers or not path.is_file():
+            return super().do_GET()
+        content, (first, last) = path.read_bytes(), self.headers["Range"].removeprefix("bytes=").split("-")
+        part = content[int(first) : int(last) + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+
+@pytest.mark.parametrize("kind", [Quiet, Ranges])
+def test_a_chunk_over_http_that_claims_to_unpack_to_gigabytes_is_refused(tmp_path, rng, kind):
+    tokens = random_tokens(rng, (4, 32))
+    path = write_store(tmp_path / "a.zarr", tokens, chunks=(4, 16))
+    content = (path / "0.1").read_bytes()
+    (path / "0.1").write_bytes(content[:4] + (2**32 - 17).to_bytes(4, "little") + content[8:])
+    with serve(tmp_path, kind) as url:
+        store = open_store(f"{url}/a.zarr")
+        np.testing.assert_array_equal(store.read(slice(0, 4), slice(0, 16)), tokens[:, :16])
+        with pytest.raises(StoreError, match=r"chunk 0\.1 cannot be decoded \(it has 4,294,967,279 bytes"):
+            store.read(slice(0, 1), slice(16, 17))
