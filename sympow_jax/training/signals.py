@@ -1,5 +1,7 @@
 """Stopping a run on SIGTERM or SIGINT: finish the step, save, exit with a documented code.
 
+The codes of train.py (a sweep stops with that of the first run which does not end with 0):
+
 | exit code | meaning |
 |---|---|
 | 0 | the run is finished, or was finished already |
@@ -8,6 +10,10 @@
 | 130 | stopped by SIGINT (Ctrl-C), checkpoint saved |
 | 143 | stopped by SIGTERM (preemption, scheduler), checkpoint saved |
 | 137 | a second signal: left at once, as kill -9 would; nothing saved beyond the last checkpoint |
+
+The other commands end with 0, with 1 after an error or a check that failed (generate --check, verify_resume,
+prepare.py verify), with 130 after Ctrl-C and with 141 when the reader of their output has gone; further, with 2: plan
+when nothing fits, and prepare.py after an error.
 """
 
 import os

@@ -12,8 +12,10 @@ import pytest
 from sympow_jax import sharding
 from sympow_jax.models.model import Model
 from sympow_jax.training.config_mesh import config_mesh
+from sympow_jax.training.metrics import METRICS_NAME, read_metrics
 from sympow_jax.training.step import make_train_step
 from sympow_jax.training.train_state import create_train_state
+from tests.input_pipeline.stores import random_tokens, write_store
 from tests.models.small import ROOT, VOCAB, tiny_config
 from tests.training.test_processes import finish, free_port
 
@@ -110,12 +112,16 @@ def flags_of(count: int) -> list[list[str]]:
         ("softmax_fire", 4, 1, ("mesh.fsdp=2", "mesh.seq=2", "mesh.data=1")),
     ],
 )
-def test_processes_have_the_loss_curve_of_one(tmp_path, variant, count, devices, mesh):
+def test_processes_have_the_loss_curve_of_one(tmp_path, variant, count, devices, mesh, rng):
+    """The held-out loss too, of 15 sequences that two batches of 8 hold with one of them repeated."""
+    heldout = write_store(tmp_path / "heldout", random_tokens(rng, (3, 160)), chunks=(3, 160))
+    mesh = (*mesh, f"data.heldout={heldout}")
     many = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     commands = [command(variant, tmp_path / "many", *mesh) + flags for flags in flags_of(count)]
     run_processes(commands, [many] * count)
-    run_processes([command(variant, tmp_path / "one", "mesh.data=1")], [{}])
+    run_processes([command(variant, tmp_path / "one", "mesh.data=1", mesh[-1])], [{}])
     got, want = losses_of(tmp_path / "many"), losses_of(tmp_path / "one")
+    assert [row["heldout_tokens"] for row in read_metrics(tmp_path / "many" / METRICS_NAME)[STEPS:]] == [15 * 32]
     assert sorted(got) == sorted(want) and len(got) == STEPS + 1
     np.testing.assert_allclose([got[step] for step in sorted(got)], [want[step] for step in sorted(want)], rtol=1e-5)
 
