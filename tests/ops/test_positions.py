@@ -70,8 +70,13 @@ def test_sandwich_matches_published_formula(num_heads):
     expected = GOLDEN[f"sandwich_D128_H{num_heads}"]
     distance = jnp.arange(512, dtype=jnp.int32)
     tolerance = 1e-5 * np.abs(expected).max()
-    np.testing.assert_allclose(positions.sandwich(distance, num_heads), expected, atol=tolerance)
-    bias = positions.sandwich_bias(num_heads)(distance + 70_000, jnp.array([70_000], jnp.int32))
+    bias, formula = jax.jit(
+        lambda d: (
+            positions.sandwich_bias(num_heads)(d + 70_000, jnp.array([70_000])),
+            positions.sandwich(d, num_heads),
+        )
+    )(distance)
+    np.testing.assert_allclose(formula, expected, atol=tolerance)
     np.testing.assert_allclose(bias[:, :, 0], expected, atol=tolerance)
 
 
@@ -237,15 +242,20 @@ def test_relu_mlp_is_the_mlp(low, high):
         hidden = jax.nn.relu(x[:, :, None] * kernel_in[None, None] + bias_in[None, None])
         return jnp.moveaxis(hidden @ kernel_out + bias_out[None, None], -1, 0)
 
-    (actual, pull), (expected, pull_expected) = (jax.vjp(f, x, *params.values()) for f in (relu_mlp, plain))
+    @jax.jit
+    def values_and_gradients(*arguments):
+        pulls = [jax.vjp(f, *arguments) for f in (relu_mlp, plain)]
+        return [(value, pull(cotangent)) for value, pull in pulls]
+
+    (actual, gradients), (expected, expected_gradients) = values_and_gradients(x, *params.values())
     np.testing.assert_allclose(actual, expected, atol=2e-6)
-    for a, e in zip(pull(cotangent), pull_expected(cotangent), strict=True):
+    for a, e in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(a, e, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["kerple_log", "kerple_power", "t5", "fire"])
 def test_learned_biases_start_in_the_published_range(kind):
-    params = positions.init_bias(kind, jax.random.key(0), 64)
+    params = jax.jit(lambda key: positions.init_bias(kind, key, 64))(jax.random.key(0))
     ranges = {
         "kerple_log": {"p": (0, 2), "a": (0, 1)},
         "kerple_power": {"p": (0, 2), "a": (0, 1)},
@@ -262,7 +272,8 @@ def test_learned_biases_start_in_the_published_range(kind):
         value = np.asarray(params[name])
         assert value.min() >= low and value.max() <= high
         assert value.size < 64 or value.max() - value.min() > 0.6 * (high - low)
-    bias = positions.learned_bias(kind, params)(jnp.arange(4, dtype=jnp.int32), jnp.arange(6, dtype=jnp.int32))
+    places = jnp.arange(4, dtype=jnp.int32), jnp.arange(6, dtype=jnp.int32)
+    bias = jax.jit(lambda params: positions.learned_bias(kind, params)(*places))(params)
     assert bias.shape == (64, 4, 6) and bias.dtype == jnp.float32 and np.isfinite(bias).all()
     with pytest.raises(ValueError, match="alibi"):
         positions.init_bias("alibi", jax.random.key(0), 4)
@@ -270,9 +281,14 @@ def test_learned_biases_start_in_the_published_range(kind):
 
 def test_fires_bias_is_its_mlp_of_the_distance_over_the_512th(rng):
     """psi(d) / psi(max(i, 512)) with psi(x) = ln(1 + 0.1 x) at first, through relu(x w + b) W + B."""
-    params = positions.init_bias("fire", jax.random.key(0), 2)
     q, k = np.array([100, 900]), np.array([3, 90])
-    found = positions.learned_bias("fire", params)(jnp.asarray(q, jnp.int32), jnp.asarray(k, jnp.int32))
+
+    @jax.jit
+    def bias(key):
+        params = positions.init_bias("fire", key, 2)
+        return params, positions.learned_bias("fire", params)(jnp.asarray(q, jnp.int32), jnp.asarray(k, jnp.int32))
+
+    params, found = bias(jax.random.key(0))
     w, b, W, B = (np.asarray(params[name]) for name in ("kernel_in", "bias_in", "kernel_out", "bias_out"))
     for i, reach in enumerate((512, 900)):
         x = np.log1p(0.1 * (q[i] - k)) / np.log1p(0.1 * reach)

@@ -244,12 +244,16 @@ def test_memory_is_linear_in_length():
 
 
 def tile_ranges(T, size, window=None, segments=None):
-    x = jnp.zeros((1, T, 1, 1))
-    index = jnp.arange(T, dtype=jnp.int32)
-    ids = None if segments is None else (segments, segments)
-    inputs = Inputs(x, x, x, None, None, index, index, index[None], index[None], ids)
-    rows = cut(inputs, size)[3:]
-    return tuple(np.stack(f(*rows, window), 1).tolist() for f in (ranges, transposed_ranges))
+    @jax.jit
+    def both():
+        x = jnp.zeros((1, T, 1, 1))
+        index = jnp.arange(T, dtype=jnp.int32)
+        ids = None if segments is None else (segments, segments)
+        inputs = Inputs(x, x, x, None, None, index, index, index[None], index[None], ids)
+        rows = cut(inputs, size)[3:]
+        return ranges(*rows, window), transposed_ranges(*rows, window)
+
+    return tuple(np.stack(found, 1).tolist() for found in both())
 
 
 def test_only_tiles_with_visible_pairs_are_visited():
