@@ -26,6 +26,7 @@ from sympow_jax.plots.length_generalisation import length_generalisation_figure
 from sympow_jax.plots.tables import accuracy_table, length_table, verdict
 from sympow_jax.training.checkpoint import list_steps
 from sympow_jax.training.run_files import load_config
+from sympow_jax.training.workdir import WorkdirLock
 from sympow_jax.typing import PyTree
 
 
@@ -42,6 +43,12 @@ def evaluate(request: EvaluationRequest) -> None:
     folder.mkdir(exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise OSError(f"--workdir={request.workdir}: {folder} cannot be written, and the results go there")
+    with WorkdirLock(folder, name=f".{request.name}.lock", what=f"--name={request.name}: {folder}/{request.name}.json"):
+        _measure(request, saved, config)
+    print(f"plot: {folder / request.name}.png")
+
+
+def _measure(request: EvaluationRequest, saved: Config, config: Config) -> None:
     store = _open(request, config)
     model, params, step = load_step(request.workdir, request.step, overrides=request.overrides)
     changes = diff(saved, config)
@@ -58,7 +65,6 @@ def evaluate(request: EvaluationRequest) -> None:
     else:
         assert store is not None  # _open gives one to this task
         _lengths(request, model, params, store, run, made_from)
-    print(f"plot: {folder / request.name}.png")
 
 
 def is_current(request: EvaluationRequest, config: Config) -> bool:

@@ -16,9 +16,9 @@ from sympow_jax.sharding.mesh import is_sharded as is_sharded
 from sympow_jax.sharding.mesh import make_mesh as make_mesh
 from sympow_jax.sharding.mesh import over_shards as over_shards
 from sympow_jax.sharding.mesh import use_mesh as use_mesh
+from sympow_jax.sharding.peers import HEARTBEAT_SECONDS as HEARTBEAT_SECONDS
+from sympow_jax.sharding.peers import watch as watch
 from sympow_jax.sharding.processes import join_processes as join_processes
 from sympow_jax.sharding.table import batch_sharding as batch_sharding
 from sympow_jax.sharding.table import tree_shardings as tree_shardings
 from sympow_jax.sharding.table import tree_specs as tree_specs
-from sympow_jax.sharding.watch import HEARTBEAT_SECONDS as HEARTBEAT_SECONDS
-from sympow_jax.sharding.watch import watch as watch

@@ -3,20 +3,23 @@
 No collective is involved: processes with different programs would wait in one for ever.
 """
 
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from sympow_jax.sharding.watch import coordination
+from sympow_jax.sharding.peers import coordination
 
 _PATIENCE = 7 * 24 * 3600 * 1000  # milliseconds: one may prepare data for hours; the watch ends the wait for the dead
+
+_calls = itertools.count()
 
 
 def agree(topic: str, facts: Mapping[str, Any], *, advice: str) -> None:
     """Raises ValueError, in every process, unless all called this with the same facts; nothing in a run of one process.
 
     Args:
-      topic: a name used once in a run.
+      topic: a name for the question.
       facts: JSON values by name.
       advice: what to do about a difference, the end of the line.
 
@@ -29,15 +32,18 @@ def agree(topic: str, facts: Mapping[str, Any], *, advice: str) -> None:
 
 
 def gather(topic: str, mine: Any) -> list[Any]:
-    """What each process gave, JSON values in order; [mine] in a run of one process."""
+    """What each process gave, JSON values in order; [mine] in a run of one process. All call it, in the same order."""
     client, index, count = coordination()
     if client is None:
         return [mine]
-    client.key_value_set(f"sympow_jax/{topic}/{index}", json.dumps(mine))
+    folder = f"sympow_jax/{topic}/{next(_calls)}"
+    client.key_value_set(f"{folder}/{index}", json.dumps(mine))
     if index == 0:
-        texts = [client.blocking_key_value_get(f"sympow_jax/{topic}/{i}", _PATIENCE) for i in range(count)]
-        client.key_value_set(f"sympow_jax/{topic}/all", f"[{','.join(texts)}]")
-    return json.loads(client.blocking_key_value_get(f"sympow_jax/{topic}/all", _PATIENCE))
+        texts = [client.blocking_key_value_get(f"{folder}/{i}", _PATIENCE) for i in range(count)]
+        client.key_value_set(f"{folder}/all", f"[{','.join(texts)}]")
+    values = json.loads(client.blocking_key_value_get(f"{folder}/all", _PATIENCE))
+    client.key_value_delete(f"{folder}/{index}")
+    return values
 
 
 def differences(values: list[dict[str, str]], *, most: int = 5) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
+from sympow_jax.sharding.peers import HEARTBEAT_SECONDS
 from sympow_jax.sharding.roll_call import roll_call
-from sympow_jax.sharding.watch import HEARTBEAT_SECONDS
 
 _QUIET, _LIMIT = 5.0, 300.0  # seconds without a word, and until the end
 _JAX_LIMIT = int(_LIMIT) + 60  # later than ours: JAX aborts

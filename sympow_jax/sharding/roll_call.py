@@ -6,6 +6,7 @@ process that comes twice, or that nobody meets, with a C++ stack or in silence.
 
 import json
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 
 _QUIET = 5.0  # seconds without a word about who is waited for
 _LATE = 5.0  # seconds that an answer stays for those who come late
+_PAUSE = 0.5  # seconds between attempts to reach process 0
 _SLACK = 10.0  # seconds that the others wait longer than process 0, which can say for whom
 
 Hello = dict[str, Any]
@@ -32,6 +34,7 @@ def roll_call(address: str, count: int, index: int, seconds: float) -> None:
       ValueError: in one line, in every process that was met: an id given twice, counts that differ, or who is missing.
     """
     me = {"id": index, "count": count, "host": socket.gethostname(), "pid": os.getpid()}
+    me["nonce"] = secrets.token_hex(8)  # in containers, hosts and pids repeat
     host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
         raise ValueError(f"--coordinator_address = {address!r}: must be HOST:PORT, with a port from 1 to 65535")
@@ -64,10 +67,10 @@ def _call(where: tuple[str, int], me: Hello, seconds: float) -> None:
         if wrong:
             until = time.monotonic() + _LATE
             while time.monotonic() < until:
-                _reply(here, wrong)
+                _reply(here, me, wrong)
                 here = _hear(server, 0.2)
             raise ValueError(wrong)
-        _reply(here, "")
+        _reply(here, me, "")
 
 
 def _listen(server: socket.socket, me: Hello, seconds: float) -> tuple[list[tuple[socket.socket, Hello]], str]:
@@ -104,7 +107,7 @@ def _wrong(present: dict[int, Hello], hello: Hello) -> str:
             "process the same"
         )
     other = present.get(hello["id"])
-    if other and (other["host"], other["pid"]) != (hello["host"], hello["pid"]):
+    if other and other["nonce"] != hello["nonce"]:
         return (
             f"--process_id = {hello['id']}: given to two processes, host {other['host']}, pid {other['pid']} and host "
             f"{hello['host']}, pid {hello['pid']}; each needs its own, from 0 to {first['count'] - 1}"
@@ -120,16 +123,18 @@ def _hear(server: socket.socket, seconds: float) -> list[tuple[socket.socket, He
     except OSError:
         return []
     hello = _read(peer, 2.0)
-    if all(type(hello.get(name)) is int for name in ("id", "count", "pid")) and isinstance(hello.get("host"), str):
+    numbers, texts = ("id", "count", "pid"), ("host", "nonce")
+    if all(type(hello.get(n)) is int for n in numbers) and all(isinstance(hello.get(n), str) for n in texts):
         return [(peer, hello)]
     peer.close()
     return []
 
 
-def _reply(everyone: list[tuple[socket.socket, Hello]], wrong: str) -> None:
+def _reply(everyone: list[tuple[socket.socket, Hello]], me: Hello, wrong: str) -> None:
+    answer = json.dumps({"wrong": wrong, "from": me["nonce"]}) + "\n"
     for peer, _ in everyone:
         try:
-            peer.sendall((json.dumps({"wrong": wrong}) + "\n").encode())
+            peer.sendall(answer.encode())
             peer.close()
         except OSError:
             continue  # it has gone, which JAX or the watch will notice
@@ -149,7 +154,7 @@ def _answer(where: tuple[str, int], me: Hello, seconds: float) -> None:
                 raise ValueError(str(reply["wrong"]))
             return
         strangers += reply is not None
-        time.sleep(0.5)
+        time.sleep(_PAUSE)
     why = "something else listens there, or that run has all its processes already" if strangers else reason
     raise ValueError(
         f"--coordinator_address = '{where[0]}:{where[1]}': process {me['id']} found no process 0 waiting ({why}); "
@@ -179,6 +184,6 @@ def _meet_oneself(where: tuple[str, int], me: Hello) -> None:
         reply = _ask(where, me, 3600.0)
     except OSError:
         return  # not every network leads back; the others say what they cannot reach
-    if reply.get("wrong") and str(me["pid"]) in reply["wrong"] and "--process_id = 0" in reply["wrong"]:
+    if reply.get("wrong") and reply.get("from") != me["nonce"]:
         print(f"error: {reply['wrong']}", file=sys.stderr, flush=True)
         os._exit(1)

@@ -30,6 +30,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from sympow_jax.files import refuse_link
+from sympow_jax.sharding.agreement import gather
 from sympow_jax.training.digests import digest_arrays
 from sympow_jax.training.manifest import (
     CheckpointError,
@@ -47,6 +48,10 @@ _ORBAX_MARKS = ("/orbax/", _TEMPORARY, "OCDBT")  # its code, its folders, its fo
 _RETRY_SECONDS = (1.0, 2.0, 4.0)
 
 log = logging.getLogger(__name__)
+
+
+class NotWritableError(OSError):
+    """A folder of checkpoints that cannot be written, which all processes know."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +148,9 @@ class Checkpointer:
 
         `tree` is a nested dict with string keys and arrays; `metadata` is JSON. A save that fails leaves older steps
         untouched and is reported when it is known: at the next `save` or `wait`, as a warning, or as a
-        CheckpointError after `max_failures` in a row. With `force` (the last save of a run) the step is on
-        disk when this returns, after up to three retries; otherwise it raises CheckpointError.
+        CheckpointError after `max_failures` in a row, or at once where one of several processes failed alone. With
+        `force` (the last save of a run) the step is on disk when this returns, after up to three retries; otherwise it
+        raises CheckpointError.
         """
         if self._read_only:
             raise CheckpointError(f"{self.directory} was opened with read_only=True; open it for writing to save")
@@ -194,10 +200,21 @@ class Checkpointer:
             self._note_failure(error)
 
     def _check_writable(self, step: int) -> None:
-        """Raises OSError where Orbax would too, but with threads that hold up the end of the process for 300 s."""
-        probe = self.directory / f"{step}.probe.{jax.process_index()}{_TEMPORARY}"
-        probe.mkdir()
-        probe.rmdir()
+        """Raises NotWritableError where Orbax would fail, with threads that hold up the end of the process for 300 s.
+
+        All processes raise what one of them meets: none begins a save, or goes on, without the others.
+        """
+        problem = ""
+        try:
+            probe = self.directory / f"{step}.probe.{jax.process_index()}{_TEMPORARY}"
+            probe.mkdir()
+            probe.rmdir()
+        except OSError as error:
+            problem = str(error)
+        problems = {index: text for index, text in enumerate(gather("writable", problem)) if text}
+        if problems:
+            index, text = next(iter(problems.items()))
+            raise NotWritableError(f"process {index}: {text}" if jax.process_count() > 1 else text)
 
     def _settle(self, *, raises: bool = True) -> None:
         try:
@@ -213,6 +230,8 @@ class Checkpointer:
         if step is not None:
             self.failed_steps.append(step)
         message = self._failure(step, error)
+        if _leaves_others_waiting(error):
+            raise CheckpointError(f"{message}; free space or fix the folder and start again") from error
         if raises and self._failures >= self._max_failures:
             raise CheckpointError(
                 f"{message}; {self._failures} saves failed in a row; free space or fix the folder"
@@ -238,7 +257,7 @@ class Checkpointer:
                 return
             except Exception as error:
                 message = self._failure(step, error)
-                if delay is None:
+                if delay is None or _leaves_others_waiting(error):
                     raise CheckpointError(f"{message}; free space or fix the folder and start again") from error
                 log.error("%s; trying again in %.0f s", message, delay)
                 time.sleep(delay)
@@ -375,6 +394,11 @@ class Checkpointer:
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
+
+
+def _leaves_others_waiting(error: Exception) -> bool:
+    """Whether the save failed in this process alone, so that it cannot go on; the others would wait for its part."""
+    return jax.process_count() > 1 and not isinstance(error, NotWritableError)
 
 
 def list_steps(directory: pathlib.Path) -> list[int]:

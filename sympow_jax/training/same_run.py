@@ -18,7 +18,7 @@ import jax
 import sympow_jax
 from sympow_jax.config import Config, flatten
 from sympow_jax.sharding.agreement import agree, gather
-from sympow_jax.sharding.watch import coordination
+from sympow_jax.sharding.peers import coordination
 from sympow_jax.training.data import RunData
 from sympow_jax.training.workdir import WorkdirError
 

@@ -43,11 +43,13 @@ class WorkdirLock:
     ends, so a killed run leaves nothing to clean. The file says who holds it (host, pid, start time). Where a
     network file system does not carry record locks between hosts, a heartbeat decides: the holder touches the
     file every `heartbeat` seconds, and a run on another host takes over once three of them have been missed.
-    Only process 0 of a multi-process run takes the lock.
+    Only process 0 of a multi-process run takes the lock. `name` and `what` are for a part of the folder: the file that
+    is locked, and what messages call it.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, heartbeat: float = 10.0):
-        self.path = pathlib.Path(workdir).resolve() / LOCK_NAME
+    def __init__(self, workdir: str | os.PathLike, *, name: str = LOCK_NAME, what: str = "", heartbeat: float = 10.0):
+        self.path = pathlib.Path(workdir).resolve() / name
+        self._what = what or f"--workdir={self.path.parent}"
         self._heartbeat = heartbeat
         self._file: int | None = None
         self._released = threading.Event()
@@ -57,12 +59,12 @@ class WorkdirLock:
     def acquire(self) -> "WorkdirLock":
         """Takes the lock or raises WorkdirError."""
         if self.path in self._held_here:
-            raise WorkdirError(f"{self.path.parent} is already in use by this process")
+            raise WorkdirError(f"{self._what} is already in use by this process")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = open_regular(self.path, os.O_RDWR | os.O_CREAT)
         except (OSError, FileError) as error:
-            raise WorkdirError(f"--workdir={self.path.parent} cannot be written ({one_line(error)})") from None
+            raise WorkdirError(f"{self._what} cannot be written ({one_line(error)})") from None
         try:
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,8 +104,8 @@ class WorkdirLock:
     def _refuse(self, holder: Mapping[str, Any]) -> None:
         known = {"host": "unknown", "pid": "unknown", "started": "unknown"} | dict(holder)
         raise WorkdirError(
-            f"--workdir={self.path.parent} is in use by another run (host {known['host']}, pid {known['pid']},"
-            f" since {known['started']}); wait for it, stop it, or choose another folder"
+            f"{self._what} is in use by another run (host {known['host']}, pid {known['pid']},"
+            f" since {known['started']}); wait for it, stop it, or choose another"
         )
 
     def _is_beating(self, descriptor: int) -> bool:

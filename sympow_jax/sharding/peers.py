@@ -81,7 +81,7 @@ class Watcher:
         self._client, self._index, self._count, self._seconds = client, index, count, seconds
         self._me = f"process {index} (host {socket.gethostname()}, pid {os.getpid()})"
         self._names = {0: "process 0"}
-        self._silent = dict.fromkeys(range(count) if index == 0 else [0], 0.0)
+        self._silent = dict.fromkeys(range(1, count) if index == 0 else [0], 0.0)
         self._beats: dict[int, str] = {}
         self._words = LastWords()
         self._ended = threading.Event()
@@ -150,7 +150,8 @@ class Watcher:
             self._heard(beats)
 
     def _heard(self, beats: dict[str, str]) -> None:
-        self._silent[0] = 0.0
+        if self._index:
+            self._silent[0] = 0.0  # it answered
         for key, value in beats.items():
             index = int(key.rpartition("/")[2])
             if value == "done" or self._beats.get(index) != value:

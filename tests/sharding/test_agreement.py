@@ -1,0 +1,235 @@
+"""Processes that disagree, come twice or not at all: one line, from small pieces in threads."""
+
+import pathlib
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import pytest
+
+from sympow_jax.sharding import agreement, last_words, peers, roll_call
+from sympow_jax.sharding.agreement import agree, differences, gather
+from tests.training.test_processes import free_port
+
+
+class Store:
+    """The key-value store of the coordinator, in one process."""
+
+    def __init__(self):
+        self.values, self.changed = {}, threading.Condition()
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        with self.changed:
+            assert allow_overwrite or key not in self.values
+            self.values[key] = value
+            self.changed.notify_all()
+
+    def blocking_key_value_get(self, key, timeout_in_ms):
+        with self.changed:
+            assert self.changed.wait_for(lambda: key in self.values, 10)
+            return self.values[key]
+
+    def key_value_delete(self, key):
+        del self.values[key]
+
+    def key_value_dir_get(self, folder):
+        return [(key, value) for key, value in self.values.items() if key.startswith(folder)]
+
+
+def in_processes(count, monkeypatch, body):
+    """What `body(index)` returned or raised in each of `count` threads that take themselves for processes."""
+    store, here = Store(), threading.local()
+    monkeypatch.setattr(agreement, "coordination", lambda: (store, here.index, count))
+    monkeypatch.setattr(agreement, "_calls", iter(lambda: 0, 1))
+
+    def run(index):
+        here.index = index
+        try:
+            return body(index)
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count))), store
+
+
+def test_a_difference_names_field_values_and_processes():
+    assert differences([{"a": "1", "b": "2"}] * 3) == ""
+    assert differences([{"a": "1"}, {"a": "2"}, {"a": "1"}, {}]) == (
+        "a: 1 in processes 0, 2, 2 in process 1, absent in process 3"
+    )
+    many = differences([{str(i): "x" for i in range(9)}, {}], most=2)
+    assert many == "0: x in process 0, absent in process 1; 1: x in process 0, absent in process 1; and 7 more"
+
+
+def test_all_processes_raise_the_same_line_and_agreement_is_silent(monkeypatch):
+    rates = [0.003, 0.003, 0.001]
+    got, _ = in_processes(3, monkeypatch, lambda i: agree("settings", {"rate": rates[i], "seed": 0}, advice="mend it"))
+    assert got == ["rate: 0.003 in processes 0, 1, 0.001 in process 2; mend it"] * 3
+    got, store = in_processes(3, monkeypatch, lambda _: agree("settings", {"rate": 1.0}, advice="mend it"))
+    assert got == [None] * 3 and all(key.endswith("/all") for key in store.values)
+
+
+def test_gather_is_in_the_order_of_the_processes(monkeypatch):
+    assert in_processes(3, monkeypatch, lambda i: gather("names", [i, "x"]))[0] == [[[0, "x"], [1, "x"], [2, "x"]]] * 3
+    monkeypatch.undo()
+    assert gather("alone", 7) == [7]
+
+
+def call(monkeypatch, *hellos, seconds=5.0):
+    """What roll calls with these (count, index) raised, "" for nothing."""
+    monkeypatch.setattr(roll_call, "_LATE", 0.3)
+    monkeypatch.setattr(roll_call, "_PAUSE", 0.05)
+    address = f"127.0.0.1:{free_port()}"
+
+    def run(hello):
+        try:
+            roll_call.roll_call(address, *hello, seconds)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(len(hellos)) as pool:
+        return list(pool.map(run, hellos))
+
+
+def test_the_roll_is_complete(monkeypatch):
+    assert call(monkeypatch, (3, 2), (3, 0), (3, 1)) == [""] * 3
+
+
+def test_an_id_given_twice_is_named_in_all(monkeypatch):
+    said = call(monkeypatch, (3, 0), (3, 1), (3, 1))
+    assert len({*said}) == 1 and said[0].startswith("--process_id = 1: given to two processes, host ")
+
+
+def test_counts_that_differ_are_named_in_all(monkeypatch):
+    said = call(monkeypatch, (2, 0), (3, 1))
+    assert said[0] == said[1] and "--num_processes: 2 in process 0 (host " in said[0] and ", 3 in process 1" in said[0]
+
+
+def test_who_does_not_come_is_named_in_all(monkeypatch, capsys):
+    monkeypatch.setattr(roll_call, "_QUIET", 0.1)
+    said = call(monkeypatch, (4, 0), (4, 2), seconds=0.5)
+    assert said[0] == said[1] and said[0].startswith("waited 0.5 s in vain for processes 1, 3 of --num_processes = 4")
+    assert capsys.readouterr().err.startswith("waiting up to 0.5 s for processes 1, 3 of --num_processes = 4\n")
+
+
+def test_two_processes_0_and_a_stranger_at_the_port(monkeypatch):
+    said = sorted(call(monkeypatch, (2, 0), (2, 0), seconds=0.5))
+    assert said[0].startswith("--coordinator_address: port ") and "--process_id=0" in said[0]
+    assert said[1].startswith("waited 0.5 s in vain for process 1")
+    monkeypatch.setattr(roll_call, "_ask", lambda *_: {})  # what anything else that listens amounts to
+    said = call(monkeypatch, (2, 1))[0]
+    assert "found no process 0 waiting (something else listens there, or that run has all its processes" in said
+    assert call(monkeypatch, (2, 1), seconds=-9.9)[0].endswith("that each --process_id is given once")
+    with pytest.raises(ValueError, match=r"--coordinator_address = 'host': must be HOST:PORT"):
+        roll_call.roll_call("host", 2, 1, 1.0)
+
+
+class Words:
+    """Standard error that is not touched."""
+
+    def __init__(self):
+        self.aborting, self.said = threading.Event(), []
+        self.say, self.close = self.said.append, lambda: None
+
+
+class Left(BaseException):
+    pass
+
+
+@pytest.fixture
+def watchers(monkeypatch):
+    """Two watchers on one store, whose threads do not run; `os._exit` raises Left."""
+
+    def leave(code):
+        raise Left(code)
+
+    monkeypatch.setattr(peers, "LastWords", Words)
+    monkeypatch.setattr(peers, "_INTERVAL", 0.02)
+    monkeypatch.setattr(peers, "_LINGER", 0.01)
+    monkeypatch.setattr(peers.os, "_exit", leave)
+    monkeypatch.setattr(peers.threading.Thread, "start", lambda self: self.run() if "publish" in self.name else None)
+    monkeypatch.setattr(peers.threading.Thread, "join", lambda self, timeout=None: None)
+    store = Store()
+    pair = [peers.Watcher(store, index, 2, 0.1) for index in range(2)]
+    for each in pair:
+        each.start()
+    return store, pair
+
+
+def test_the_last_words_of_a_process_end_the_other_with_them(watchers):
+    _, (first, second) = watchers
+    first.fail(OSError("no space\nleft"))
+    with pytest.raises(Left):
+        second._talk()
+    assert len(second._words.said) == 1
+    assert second._words.said[0].startswith("error: process 0 (host ")
+    assert second._words.said[0].endswith(") ended: no space left")
+
+
+def test_a_process_without_a_beat_is_named_to_all_and_one_that_is_done_is_not(watchers):
+    store, (first, second) = watchers
+    first._names[1] = "process 1 (host b, pid 2)"
+    with pytest.raises(Left):
+        first._look()
+    line = "error: process 1 (host b, pid 2) has not been heard of for 0.1 s (--heartbeat_seconds); "
+    assert first._words.said[0].startswith(line)
+    with pytest.raises(Left):
+        second._talk()
+    assert second._words.said == first._words.said
+    beats = {"sympow_jax/beat/0": "1", "sympow_jax/beat/1": "7"}
+    first._heard(beats)
+    first._silent[1] = 9.0
+    first._heard(beats)
+    assert first._silent == {1: 9.0}  # an old beat is none
+    second.stop()
+    first._heard(dict(store.key_value_dir_get("sympow_jax/beat/")))
+    assert first._silent[1] == 0.0
+
+
+def test_a_coordinator_that_aborts_or_cannot_be_reached_is_process_0(watchers):
+    store, (_, second) = watchers
+
+    def broken(*_, **__):
+        raise jax.errors.JaxRuntimeError("UNAVAILABLE")
+
+    second._words.aborting.set()
+    with pytest.raises(Left):
+        second._look()
+    assert second._words.said[0].startswith("error: process 0 has ended without a word; was it killed")
+    third = peers.Watcher(store, 1, 2, 0.1)
+    store.key_value_set = broken
+    with pytest.raises(Left):
+        third._talk()
+    assert third._words.said == second._words.said
+
+
+@pytest.mark.parametrize(
+    ("written", "held", "want"),
+    [
+        (b"E1125 1 coordination_service_agent.cc:289] Polled an error\n", True, b"error: one\n"),
+        (
+            b"E1125 1 gpu.cc:1] of another part\nno end of line",
+            False,
+            b"E1125 1 gpu.cc:1] of another part\nno end of line",
+        ),
+    ],
+)
+def test_what_jax_says_before_it_aborts_is_held_back_and_nothing_else(written, held, want):
+    code = f"""
+import importlib.util, os
+spec = importlib.util.spec_from_file_location("last_words", {str(pathlib.Path(last_words.__file__))!r})
+module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+words = module.LastWords()
+os.write(2, {written!r})
+if {held}:
+    assert words.aborting.wait(10)
+    words.say("error: one")
+    os._exit(1)
+words.close()
+assert not words.aborting.is_set()
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).stderr == want
