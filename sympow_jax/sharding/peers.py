@@ -80,7 +80,7 @@ class Watcher:
     def __init__(self, client: Any, index: int, count: int, seconds: float):
         self._client, self._index, self._count, self._seconds = client, index, count, seconds
         self._me = f"process {index} (host {socket.gethostname()}, pid {os.getpid()})"
-        self._names = {0: "process 0"}
+        self._names: dict[int, str] = {}
         self._silent = dict.fromkeys(range(1, count) if index == 0 else [0], 0.0)
         self._beats: dict[int, str] = {}
         self._words = LastWords()
@@ -125,7 +125,8 @@ class Watcher:
             if self._ended.is_set():
                 return
             self._ended.set()
-            sys.stdout.flush()
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or never there
+                sys.stdout.flush()
             self._words.say(f"error: {printable(' '.join(text.split()))}")
             if self._index == 0:
                 self._publish(text)
@@ -154,14 +155,17 @@ class Watcher:
             self._silent[0] = 0.0  # it answered
         for key, value in beats.items():
             index = int(key.rpartition("/")[2])
-            if value == "done" or self._beats.get(index) != value:
+            if index in self._silent and (value == "done" or self._beats.get(index) != value):
                 self._silent[index] = 0.0
             self._beats[index] = value
+
+    def _name(self, index: int) -> str:
+        return self._names.get(index, f"process {index}")
 
     def _gone(self) -> None:
         """The connection to the coordinator broke."""
         if self._index:
-            self._end(f"{self._names[0]} has ended without a word; {_ADVICE}")
+            self._end(f"{self._name(0)} has ended without a word; {_ADVICE}")
 
     def _look(self) -> None:
         while not self._ended.wait(_INTERVAL / 2):
@@ -171,8 +175,8 @@ class Watcher:
                 self._silent[index] += _INTERVAL / 2  # ticks, not the clock: this one may have been stopped
             worst = max(self._silent, key=self._silent.__getitem__)
             if self._silent[worst] > self._seconds:
-                name = self._names.get(worst, f"process {worst}")
-                self._end(f"{name} has not been heard of for {self._seconds:g} s (--heartbeat_seconds); {_ADVICE}")
+                silence = f"has not been heard of for {self._seconds:g} s (--heartbeat_seconds)"
+                self._end(f"{self._name(worst)} {silence}; {_ADVICE}")
 
 
 _ADVICE = (

@@ -1,5 +1,6 @@
 """Several processes on this machine, joined by jax.distributed: stopping together, and one checkpoint for all."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -19,7 +20,8 @@ import os, sys, time
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax, numpy as np
 port, count, index, directory = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-jax.distributed.initialize(f"127.0.0.1:{port}", count, index, heartbeat_timeout_seconds=10)
+from sympow_jax.sharding import join_processes, watch
+join_processes(f"127.0.0.1:{port}", count, index, heartbeat_seconds=10.0)
 from jax.sharding import NamedSharding, PartitionSpec as P
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.signals import StopRequest
@@ -53,7 +55,7 @@ print("saved", flush=True)
 
 TRAIN = """
 step_fn = jax.jit(lambda x: x + 1 + x.sum() * 0, out_shardings=rows)
-with Checkpointer(directory) as checkpointer:
+with watch(5.0), Checkpointer(directory) as checkpointer:
     x, first = make(rows), 0
     if checkpointer.steps():
         like = {"sharded": x, "replicated": jax.ShapeDtypeStruct((8, 8), np.float32, sharding=everywhere)}
@@ -66,6 +68,21 @@ with Checkpointer(directory) as checkpointer:
             checkpointer.save(step, {"sharded": x, "replicated": make(everywhere, host + 1)}, metadata={"step": step})
             print("step", step, flush=True)
 print("done", first, flush=True)
+"""
+
+FULL_DISK = """
+import resource
+from sympow_jax.command_line import run_program
+
+def run(argv):
+    big = make(rows, np.random.default_rng(0).standard_normal((1 << 12, 16)).astype(np.float32))
+    if index == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, 1 << 14))
+    with watch(10.0), Checkpointer(directory) as checkpointer:
+        checkpointer.save(1, {"x": big}, metadata={})
+        checkpointer.wait()
+        return 0
+run_program(run)
 """
 
 RESTORE = """
@@ -140,16 +157,25 @@ def test_one_process_saves_and_two_read(tmp_path):
     assert finish(start(RESTORE, tmp_path)) == ["restored 1"] * 2
 
 
-@pytest.mark.parametrize(("number", "victim"), [(signal.SIGKILL, 1), (signal.SIGSTOP, 0)])
-def test_a_peer_that_dies_or_hangs_ends_the_others_and_leaves_sound_checkpoints(tmp_path, number, victim):
+@pytest.mark.parametrize(
+    ("number", "victim", "what"),
+    [
+        (signal.SIGKILL, 1, "has not been heard of for 5 s"),
+        (signal.SIGKILL, 0, "has ended without a word"),
+        (signal.SIGSTOP, 0, "has not been heard of for 5 s"),
+    ],
+)
+def test_a_peer_that_dies_or_hangs_ends_the_others_and_leaves_sound_checkpoints(tmp_path, number, victim, what):
     processes = start(TRAIN, tmp_path, 1_000_000)
     try:
         other = processes[1 - victim]
         assert other.stdout is not None
         assert any(line == "step 6\n" for line in iter(other.stdout.readline, ""))
         processes[victim].send_signal(number)
-        other.communicate(timeout=120)  # the heartbeat's limit is 10 s; on a loaded machine ending takes a while
-        assert other.returncode not in (0, None)
+        _, errors = other.communicate(timeout=120)
+        assert other.returncode == 1
+        assert re.search(rf"^error: process {victim} \(host \S+, pid {processes[victim].pid}\) {what}", errors, re.M)
+        assert "stack trace" not in errors and "Traceback" not in errors
     finally:
         for process in processes:
             process.kill()
@@ -161,3 +187,13 @@ def test_a_peer_that_dies_or_hangs_ends_the_others_and_leaves_sound_checkpoints(
     assert newest >= 3 and newest % 3 == 0
     assert np.array_equal(np.asarray(tree["sharded"]), np.arange(64, dtype=np.float32).reshape(8, 8) + newest)
     assert finish(start(TRAIN, tmp_path, 4)) == [f"done {newest}"] * 2
+
+
+def test_a_disk_that_refuses_one_process_ends_all_with_its_reason(tmp_path):
+    """The other one waits inside the save, where it would stay."""
+    processes = start(FULL_DISK, tmp_path)
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert re.search(r"^error: process 1 \(host \S+, pid \d+\) ended: saving step 1 in .*large", errors[0], re.M)
+    assert re.search(r"^error: saving step 1 in .* failed \(.*large", errors[1], re.M)
+    assert not any("Traceback" in each for each in errors) and not (tmp_path / "1").exists()

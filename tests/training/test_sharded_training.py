@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -134,3 +135,32 @@ def test_processes_find_each_other_through_their_launcher(tmp_path):
     run_processes([command("softmax_nope", tmp_path / "run", "num_train_steps=2")] * 2, ranks)
     run_processes([command("softmax_nope", tmp_path / "run", "num_train_steps=3", "mesh.data=1")], [{}])
     assert sorted(losses_of(tmp_path / "run")) == [-3, -2, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("folders", "flags", "want"),
+    [
+        (
+            ("run", "run"),
+            ("optimizer.learning_rate=0.001",),
+            r"optimizer\.learning_rate: 0\.003 in process 0, 0\.001 in ",
+        ),
+        (
+            ("run", "else"),
+            (),
+            r"--workdir=\S+: process 1 \(host \S+\) does not see what process 0 \(\S+\) writes there",
+        ),
+    ],
+)
+def test_processes_that_do_not_belong_together_say_so_and_write_nothing(tmp_path, folders, flags, want):
+    """Other flags in one of them, or a workdir that is not one folder."""
+    commands = [
+        command("softmax_nope", tmp_path / folder, *more) + places
+        for folder, more, places in zip(folders, ((), flags), flags_of(2), strict=True)
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    processes = [subprocess.Popen(command, **pipes) for command in commands]
+    errors = [process.communicate(timeout=120)[1].splitlines() for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert all(re.match("error: " + want, lines[-1]) and len(lines) == 1 for lines in errors), errors
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
