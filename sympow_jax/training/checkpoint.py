@@ -42,6 +42,7 @@ from sympow_jax.training.manifest import (
     read_manifest,
     unflatten,
 )
+from sympow_jax.training.stored_arrays import check_stored
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _ORBAX_MARKS = ("/orbax/", _TEMPORARY, "OCDBT")  # its code, its folders, its format
@@ -317,6 +318,7 @@ class Checkpointer:
             manifest = read_manifest(self.directory / str(step))
             saved = {name: e for name, e in manifest["arrays"].items() if name.split("/")[0] in like}
             check_fits(step, saved, wanted)
+            check_stored(self.directory / str(step) / "state", wanted)
             arrays = self._read_arrays(step, wanted)
             digests = digest_arrays(arrays)
             bad = [name for name in saved if digests[name] != saved[name]["digest"]]

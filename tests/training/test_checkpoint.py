@@ -5,7 +5,9 @@ import contextlib
 import gc
 import json
 import logging
+import os
 import pathlib
+import re
 import resource
 import shutil
 import sys
@@ -19,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore as ts
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -241,6 +244,34 @@ def test_a_flipped_byte_anywhere_is_seen_or_harmless(damaged, caplog, rng):
             by_digest += "differ from what was saved, first " in caplog.text
         path.write_bytes(original)
     assert len(names) > 8 and by_digest >= 1  # some damage is seen by nothing else
+
+
+BLOSC = {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1, "blocksize": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chunks": [2**15, 2**15]}, r"params/block.0/kernel: is in chunks of \[32768, 32768\] where"),
+        ({"chunks": [64]}, r"chunks of \[64\] where its shape is \[64, 32\]"),
+        ({"compressor": BLOSC}, "is compressed with {'id': 'blosc'"),
+        ("a huge file", "_METADATA: has 1,099,511,627,776 bytes; at most 67,108,864 are read"),
+        ("a pipe", "_sharding: is no regular file"),
+    ],
+)
+def test_what_would_take_more_memory_than_the_arrays_is_not_read(damaged, caplog, change, message):
+    state = damaged / "2" / "state"
+    if change == "a huge file":
+        os.truncate(state / "_METADATA", 2**40)
+    elif change == "a pipe":
+        (state / "_sharding").unlink()
+        os.mkfifo(state / "_sharding")
+    else:
+        kvstore = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{state}/"}).result()
+        zarray = json.loads(kvstore.read("params.block.0.kernel/.zarray").result().value)
+        kvstore.write("params.block.0.kernel/.zarray", json.dumps(zarray | change)).result()
+    assert damage_and_restore(damaged, caplog) == 1
+    assert re.search(message, caplog.text)
 
 
 @pytest.mark.parametrize(
