@@ -37,9 +37,7 @@ def _dnum(den: Array, dout: Array) -> Array:
     return (dout.astype(F32) * inverse(den)).astype(dout.dtype)
 
 
-def _queries_kernel(
-    q, k, v, decays, den, dout, s0, n0, dq, dden, state, moments, phi, rotated, *, kernel, features, tiles
-):
+def _queries_kernel(q, k, v, decays, den, dout, s0, n0, dq, dden, state, moments, *, kernel, features, tiles):
     dtype, sub = q.dtype, tiles.pairs
 
     @pl.when(pl.program_id(1) == 0)
@@ -58,10 +56,8 @@ def _queries_kernel(
             x, sums = q[0, g, :, at], {}
             normaliser = den[0, g, :, at]
             dnum = _dnum(normaliser, dout[0, g, :, at])
-            features.rotate(x.astype(F32), rotated.at[0])
             for block in features.blocks():
-                rows = slice(block[0], block[0] + block[1])
-                features.contract(block, dot(state[:, rows].astype(dtype), dnum, 0, 0), rotated.at[0], sums)
+                features.contract(block, dot(state[:, block.rows].astype(dtype), dnum, 0, 0), x.astype(F32), sums)
             value, linear = features.gradient(x.astype(F32), sums)
             _, quadratic = features.quadratic(x.astype(F32), moments, dtype)
             for i in range(0, tiles.chunk, sub):
@@ -81,24 +77,21 @@ def _queries_kernel(
                 dden[0, g, :, pl.ds(start + i, sub)] = offset
 
         each(q.shape[1], queries)
-        add_keys(features, keys, values, decay, state, moments, phi, rotated.at[1])
+        add_keys(features, keys, values, decay, state, moments)
 
     each(tiles.block // tiles.chunk, chunk)
 
 
 def state_gradients(
-    features: Features, k: Array, v: Array, decays: Decays, dstate: Ref, dmoments: Ref, phi: Ref, rotated: Ref
+    features: Features, k: Array, v: Array, decays: Decays, dstate: Ref, dmoments: Ref
 ) -> tuple[Array, Array, Array]:
     """From the cotangent of the state after a chunk: the gradients of its k and v, and what their decay multiplies."""
     dtype, x, to_state = k.dtype, k.astype(F32), decays["to_state"]
-    features.rotate(x, rotated)
     sums, dv = {}, jnp.zeros((), F32)
     for block in features.blocks():
-        rows = slice(block[0], block[0] + block[1])
-        features.expand(block, rotated, phi)
-        part = dstate[:, rows].astype(dtype)
-        dv += dot(part, phi[rows], 1, 0)
-        features.contract(block, dot(part, v, 0, 0), rotated, sums)
+        part = dstate[:, block.rows].astype(dtype)
+        dv += dot(part, features.expand(block, x, dtype), 1, 0)
+        features.contract(block, dot(part, v, 0, 0), x, sums)
     augmented = features.augment(x)
     product = dot(dmoments[...].astype(dtype), augmented.astype(dtype), 1, 0)
     value, dk = features.gradient(x, sums)
@@ -108,21 +101,18 @@ def state_gradients(
 
 
 def _add_queries(
-    features: Features, x: Array, dnum: Array, dden: Array, decays: Decays, dstate: Ref, dmoments: Ref, phi, rotated
+    features: Features, x: Array, dnum: Array, dden: Array, decays: Decays, dstate: Ref, dmoments: Ref
 ) -> None:
     """Adds what the queries of a chunk read of the state before it to the cotangent of that state."""
     dtype, from_state = dnum.dtype, decays["from_state"]
-    features.rotate(x, rotated)
     for block in features.blocks():
-        rows = slice(block[0], block[0] + block[1])
-        features.expand(block, rotated, phi, from_state)
-        dstate[:, rows] += dot(dnum, phi[rows], 1, 1)
+        dstate[:, block.rows] += dot(dnum, features.expand(block, x, dtype, from_state), 1, 1)
     dmoments[...] += features.moments_cotangent(x, dden * from_state, dtype)
 
 
 def _keys_kernel(
     q, k, v, decays, den, dout, dden, dsf, dnf,
-    dk, dv, dgate, ds0, dn0, dstate, dmoments, phi_q, phi_k, rotated, dkeys, dvalues, dlog, *, kernel, features, tiles,
+    dk, dv, dgate, ds0, dn0, dstate, dmoments, dkeys, dvalues, dlog, *, kernel, features, tiles,
 ):  # fmt: skip
     dtype, t, sub = k.dtype, pl.program_id(1), tiles.pairs
 
@@ -137,9 +127,7 @@ def _keys_kernel(
         decay = Decays(decays[0, :, at])
         keys, values = k[0, :, at], v[0, :, at]
         transposed, keys_t, values_t = decay.rows.T, keys.T, values.T
-        dkeys[...], dvalues[...], dlog[...] = state_gradients(
-            features, keys, values, decay, dstate, dmoments, phi_k, rotated.at[1]
-        )
+        dkeys[...], dvalues[...], dlog[...] = state_gradients(features, keys, values, decay, dstate, dmoments)
         dstate[...] = decay.carry * dstate[...]
         dmoments[...] = decay.carry * dmoments[...]
 
@@ -160,7 +148,7 @@ def _keys_kernel(
                     dkeys[:, at_j] += dot(x[:, at_i], dscores.astype(dtype), 1, 1)
                     dlog_j += jnp.sum(weights * dweights, axis=1, keepdims=True)
                 dlog[:, at_j] += jnp.broadcast_to(dlog_j, (sub, sub)).T[:1]
-            _add_queries(features, x.astype(F32), dnum, offset, decay, dstate, dmoments, phi_q, rotated.at[0])
+            _add_queries(features, x.astype(F32), dnum, offset, decay, dstate, dmoments)
 
         each(q.shape[1], queries)
         dk[0, :, at] = dkeys[...].astype(dtype)
@@ -191,8 +179,6 @@ def queries_backward(kernel: Kernel, features: Features, tiles: Tiles, tokens, d
         scratch_shapes=[
             pltpu.VMEM((Dv, P), F32),
             pltpu.VMEM((M, M), F32),
-            pltpu.VMEM((P, tiles.chunk), q.dtype),
-            pltpu.VMEM((2, SUBLANES, D, tiles.chunk), F32),
         ],
         **call_options("backward_queries"),
     )(*tokens, decays, den, dout, *before)
@@ -226,9 +212,6 @@ def keys_backward(kernel: Kernel, features: Features, tiles: Tiles, tokens, deca
         scratch_shapes=[
             pltpu.VMEM((Dv, P), F32),
             pltpu.VMEM((M, M), F32),
-            pltpu.VMEM((P, tiles.chunk), q.dtype),
-            pltpu.VMEM((P, tiles.chunk), q.dtype),
-            pltpu.VMEM((2, SUBLANES, D, tiles.chunk), F32),
             pltpu.VMEM((D, tiles.chunk), F32),
             pltpu.VMEM((Dv, tiles.chunk), F32),
             pltpu.VMEM((1, tiles.chunk), F32),

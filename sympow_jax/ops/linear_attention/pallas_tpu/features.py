@@ -17,7 +17,15 @@ from sympow_jax.ops.linear_attention.pallas_tpu.tiles import SUBLANES, dot_in_tw
 from sympow_jax.typing import Array
 
 Ref = Any
-BLOCK = 256  # rows of features that one product takes
+ROWS_OF_A_BLOCK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """The features that one product takes: their rows, and the offsets of all but the last block."""
+
+    rows: slice
+    offsets: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,45 +60,38 @@ class Features:
         """The offsets r < D / 2 in the kernel's order."""
         return sorted(range(self.head_dim // 2), key=lambda r: (r % SUBLANES, r))
 
-    def blocks(self) -> list[tuple[int, int, list[int]]]:
-        """(first row, rows, offsets) of each product; the last has the half offset and what Taylor's kernel adds."""
+    def blocks(self) -> list[Block]:
+        """What one product takes each; the last has the half offset and what Taylor's kernel adds."""
         D = self.head_dim
-        step = math.lcm(BLOCK, D) // D
+        step = math.lcm(ROWS_OF_A_BLOCK, D) // D
         found = [self.offsets[start : start + step] for start in range(0, D // 2, step)]
-        blocks = [(step * n * D, len(offsets) * D, offsets) for n, offsets in enumerate(found)]
-        return [*blocks, (D * D // 2, self.rows - D * D // 2, [])]
+        blocks = [Block(slice(step * n * D, (step * n + len(r)) * D), tuple(r)) for n, r in enumerate(found)]
+        return [*blocks, Block(slice(D * D // 2, self.rows), ())]
 
-    def rotate(self, x: Array, rotated: Ref) -> None:
-        """The rotations that `expand` and `contract` read: rotated[b] = x up by b rows."""
-        for b in range(SUBLANES):
-            rotated[b] = jnp.concatenate([x[b:], x[:b]], axis=0) if b else x
-
-    def expand(self, block: tuple[int, int, list[int]], rotated: Ref, out: Ref, weights: Array | None = None) -> None:
-        """Writes the rows of `block` of phi(x) to out [P, c], times weights [1, c] of the tokens."""
-        start, _, offsets = block
-        D, x = self.head_dim, rotated[0]
+    def expand(self, block: Block, x: Array, dtype, weights: Array | None = None) -> Array:
+        """The rows of `block` of phi(x), times weights [1, c] of the tokens."""
+        D, pair = self.head_dim, 1.0 if self.taylor else SQRT2
         weighted = x if weights is None else x * weights
-        pair = 1.0 if self.taylor else SQRT2
-        for r in offsets:
-            scaled = weighted * (pair / SQRT2 if r == 0 else pair)
-            out[start : start + D] = (scaled * _up(rotated[r % SUBLANES], r - r % SUBLANES)).astype(out.dtype)
-            start += D
-        if not offsets:
-            out[start : start + D // 2] = (pair * weighted[: D // 2] * x[D // 2 :]).astype(out.dtype)
-            if self.taylor:
-                ones = self.augment(x)
-                out[self.squares : self.rows] = (ones if weights is None else ones * weights).astype(out.dtype)
+        if block.offsets:
+            scaled = [weighted * (pair if r else pair / SQRT2) for r in block.offsets]
+            rows = [a * b for a, b in zip(scaled, _rotations(x, block.offsets), strict=True)]
+        else:
+            rows = [pair * weighted[: D // 2] * x[D // 2 :]]
+        if self.taylor and not block.offsets:
+            augmented = self.augment(x)
+            rows.append(augmented if weights is None else augmented * weights)
+        return jnp.concatenate([row.astype(dtype) for row in rows], axis=0)
 
-    def contract(self, block: tuple[int, int, list[int]], dphi: Array, rotated: Ref, sums: dict[str, Array]) -> None:
+    def contract(self, block: Block, dphi: Array, x: Array, sums: dict[str, Array]) -> None:
         """Adds what dphi [rows of the block, c] gives to the sums that `gradient` ends with."""
-        D, x = self.head_dim, rotated[0]
-        for n, r in enumerate(offsets := block[2]):
+        D = self.head_dim
+        for n, (r, rotated) in enumerate(zip(block.offsets, _rotations(x, block.offsets), strict=True)):
             row = dphi[n * D : (n + 1) * D]
-            b = r % SUBLANES
-            _add(sums, "pairs" if r else "square", row * _up(rotated[b], r - b))
+            _add(sums, "pairs" if r else "square", row * rotated)
             if r:
+                b = r % SUBLANES
                 _add(sums, f"from {b}", _up(row * x, b - r))
-        if not offsets:
+        if not block.offsets:
             half = dphi[: D // 2]
             _add(sums, "pairs", jnp.concatenate([half * x[D // 2 :], half * x[: D // 2]], axis=0))
             if self.taylor:
@@ -139,6 +140,12 @@ class Features:
         row, column = (jax.lax.broadcasted_iota(jnp.int32, total.shape, axis) for axis in (0, 1))
         one = (row == self.head_dim) & (column == self.head_dim)
         return total + jnp.where(one, jnp.sum(coefficient, axis=1, keepdims=True), 0.0)
+
+
+def _rotations(x: Array, offsets: tuple[int, ...]) -> list[Array]:
+    """x rotated up by each offset; those that are equal mod 8 share the rotation inside tiles."""
+    inside = {b: jnp.concatenate([x[b:], x[:b]], axis=0) if b else x for b in {r % SUBLANES for r in offsets}}
+    return [_up(inside[r % SUBLANES], r - r % SUBLANES) for r in offsets]
 
 
 def _up(x: Array, rows: int) -> Array:

@@ -24,31 +24,26 @@ from sympow_jax.typing import Array
 F32 = jnp.float32
 
 
-def add_keys(features: Features, k: Array, v: Array, decays: Decays, state: Ref, moments: Ref, phi: Ref, rotated: Ref):
+def add_keys(features: Features, k: Array, v: Array, decays: Decays, state: Ref, moments: Ref) -> None:
     """The state and the second moments after a chunk: those before it, decayed, plus the chunk's keys."""
     x, to_state, carry = k.astype(F32), decays["to_state"], decays.carry
-    features.rotate(x, rotated)
     for block in features.blocks():
-        rows = slice(block[0], block[0] + block[1])
-        features.expand(block, rotated, phi, to_state)
-        state[:, rows] = carry * state[:, rows] + dot(v, phi[rows], 1, 1)
+        phi = features.expand(block, x, k.dtype, to_state)
+        state[:, block.rows] = carry * state[:, block.rows] + dot(v, phi, 1, 1)
     augmented = features.augment(x)
     left, right = (augmented * to_state).astype(k.dtype), augmented.astype(k.dtype)
     moments[...] = carry * moments[...] + dot(left, right, 1, 1)
 
 
-def read_state(features: Features, x: Array, dtype, state: Ref, moments: Ref, phi: Ref, rotated: Ref):
+def read_state(features: Features, x: Array, dtype, state: Ref, moments: Ref) -> tuple[Array, Array]:
     """phi(x) . state and the same of the normaliser: [Dv, c], [1, c]."""
-    features.rotate(x, rotated)
     num = jnp.zeros((), F32)
     for block in features.blocks():
-        rows = slice(block[0], block[0] + block[1])
-        features.expand(block, rotated, phi)
-        num += dot(state[:, rows].astype(dtype), phi[rows], 1, 0)
+        num += dot(state[:, block.rows].astype(dtype), features.expand(block, x, dtype), 1, 0)
     return num, features.quadratic(x, moments, dtype)[0]
 
 
-def _kernel(q, k, v, decays, s0, n0, out, den, s, n, state, moments, phi_q, phi_k, rotated, *, kernel, features, tiles):
+def _kernel(q, k, v, decays, s0, n0, out, den, s, n, state, moments, *, kernel, features, tiles):
     dtype, t, sub = q.dtype, pl.program_id(1), tiles.pairs
 
     @pl.when(t == 0)
@@ -65,7 +60,7 @@ def _kernel(q, k, v, decays, s0, n0, out, den, s, n, state, moments, phi_q, phi_
 
         def queries(g):
             x = q[0, g, :, at]
-            read, read_den = read_state(features, x.astype(F32), dtype, state, moments, phi_q, rotated.at[0])
+            read, read_den = read_state(features, x.astype(F32), dtype, state, moments)
             read, read_den = read * decay["from_state"], read_den * decay["from_state"]
             for i in range(0, tiles.chunk, sub):
                 num, total = read[:, i : i + sub], read_den[:, i : i + sub]
@@ -78,7 +73,7 @@ def _kernel(q, k, v, decays, s0, n0, out, den, s, n, state, moments, phi_q, phi_
                 den[0, g, :, pl.ds(start + i, sub)] = total
 
         each(q.shape[1], queries)
-        add_keys(features, k[0, :, at], values, decay, state, moments, phi_k, rotated.at[1])
+        add_keys(features, k[0, :, at], values, decay, state, moments)
 
     each(tiles.block // tiles.chunk, chunk)
 
@@ -114,12 +109,6 @@ def forward(kernel: Kernel, features: Features, tiles: Tiles, tokens, decays: Ar
             jax.ShapeDtypeStruct((R, Dv, P), F32),
             jax.ShapeDtypeStruct((R, M, M), F32),
         ],
-        scratch_shapes=[
-            pltpu.VMEM((Dv, P), F32),
-            pltpu.VMEM((M, M), F32),
-            pltpu.VMEM((P, tiles.chunk), q.dtype),
-            pltpu.VMEM((P, tiles.chunk), q.dtype),
-            pltpu.VMEM((2, SUBLANES, D, tiles.chunk), F32),
-        ],
+        scratch_shapes=[pltpu.VMEM((Dv, P), F32), pltpu.VMEM((M, M), F32)],
         **call_options("forward"),
     )(*tokens, decays, *before)

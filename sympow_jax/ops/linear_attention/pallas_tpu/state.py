@@ -15,7 +15,7 @@ from sympow_jax.ops.linear_attention.pallas_tpu.tiles import SUBLANES, Decays, S
 F32 = jnp.float32
 
 
-def _kernel(k, v, decays, s, n, state, moments, phi, rotated, *, features, tiles):
+def _kernel(k, v, decays, s, n, state, moments, *, features, tiles):
     @pl.when(pl.program_id(1) == 0)
     def _():
         state[...] = jnp.zeros_like(state)
@@ -23,7 +23,7 @@ def _kernel(k, v, decays, s, n, state, moments, phi, rotated, *, features, tiles
 
     def chunk(index):
         at = pl.ds(index * tiles.chunk, tiles.chunk)
-        add_keys(features, k[0, :, at], v[0, :, at], Decays(decays[0, :, at]), state, moments, phi, rotated)
+        add_keys(features, k[0, :, at], v[0, :, at], Decays(decays[0, :, at]), state, moments)
 
     each(tiles.block // tiles.chunk, chunk)
 
@@ -33,7 +33,7 @@ def _kernel(k, v, decays, s, n, state, moments, phi, rotated, *, features, tiles
         n[0] = moments[...]
 
 
-def _backward_kernel(k, v, decays, dsf, dnf, dk, dv, dgate, dstate, dmoments, phi, rotated, *, features, tiles):
+def _backward_kernel(k, v, decays, dsf, dnf, dk, dv, dgate, dstate, dmoments, *, features, tiles):
     @pl.when(pl.program_id(1) == 0)
     def _():
         dstate[...] = dsf[0]
@@ -42,7 +42,7 @@ def _backward_kernel(k, v, decays, dsf, dnf, dk, dv, dgate, dstate, dmoments, ph
     def chunk(index):
         at = pl.ds(tiles.block - (index + 1) * tiles.chunk, tiles.chunk)
         decay = Decays(decays[0, :, at])
-        gradients = state_gradients(features, k[0, :, at], v[0, :, at], decay, dstate, dmoments, phi, rotated)
+        gradients = state_gradients(features, k[0, :, at], v[0, :, at], decay, dstate, dmoments)
         dk[0, :, at] = gradients[0].astype(dk.dtype)
         dv[0, :, at] = gradients[1].astype(dv.dtype)
         dgate[0, :, at] = -gradients[2]
@@ -64,12 +64,7 @@ def final_state(features: Features, tiles: Tiles, tokens, decays):
         in_specs=[block(D), block(Dv), block(SUBLANES)],
         out_specs=states,
         out_shape=[jax.ShapeDtypeStruct((R, *shape), F32) for shape in ((Dv, P), (M, M))],
-        scratch_shapes=[
-            pltpu.VMEM((Dv, P), F32),
-            pltpu.VMEM((M, M), F32),
-            pltpu.VMEM((P, tiles.chunk), k.dtype),
-            pltpu.VMEM((SUBLANES, D, tiles.chunk), F32),
-        ],
+        scratch_shapes=[pltpu.VMEM((Dv, P), F32), pltpu.VMEM((M, M), F32)],
         **call_options("state"),
     )(*tokens, decays)
 
@@ -90,11 +85,6 @@ def final_state_backward(features: Features, tiles: Tiles, tokens, decays, dafte
             jax.ShapeDtypeStruct((R, Dv, T), v.dtype),
             jax.ShapeDtypeStruct((R, 1, T), F32),
         ],
-        scratch_shapes=[
-            pltpu.VMEM((Dv, P), F32),
-            pltpu.VMEM((M, M), F32),
-            pltpu.VMEM((P, tiles.chunk), k.dtype),
-            pltpu.VMEM((SUBLANES, D, tiles.chunk), F32),
-        ],
+        scratch_shapes=[pltpu.VMEM((Dv, P), F32), pltpu.VMEM((M, M), F32)],
         **call_options("state_backward"),
     )(*tokens, decays, *dafter)
