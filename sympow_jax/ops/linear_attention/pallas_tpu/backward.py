@@ -24,7 +24,7 @@ from sympow_jax.ops.linear_attention.pallas_tpu.tiles import (
     Tiles,
     call_options,
     dot,
-    each,
+    each_query,
     inverse,
 )
 from sympow_jax.typing import Array
@@ -38,48 +38,36 @@ def _dnum(den: Array, dout: Array) -> Array:
 
 
 def _queries_kernel(q, k, v, decays, den, dout, s0, n0, dq, dden, state, moments, *, kernel, features, tiles):
-    dtype, sub = q.dtype, tiles.pairs
+    dtype = q.dtype
 
     @pl.when(pl.program_id(1) == 0)
     def _():
         state[...] = s0[0]
         moments[...] = n0[0]
 
-    def chunk(index):
-        start = index * tiles.chunk
-        at = pl.ds(start, tiles.chunk)
+    for start in range(0, tiles.block, tiles.chunk):
+        at = slice(start, start + tiles.chunk)
         decay = Decays(decays[0, :, at])
-        keys, values = k[0, :, at], v[0, :, at]
-        transposed, keys_t, values_t = decay.rows.T, keys.T, values.T
+        keys, values, pairs = k[0, :, at], v[0, :, at], decay.pairs()
 
-        def queries(g):
-            x, sums = q[0, g, :, at], {}
-            normaliser = den[0, g, :, at]
+        def queries(g, at=at, decay=decay, keys=keys, values=values, pairs=pairs):
+            low, normaliser = q[0, g, :, at], den[0, g, :, at]
+            x, sums = low.astype(F32), {}
             dnum = _dnum(normaliser, dout[0, g, :, at])
             for block in features.blocks():
-                features.contract(block, dot(state[:, block.rows].astype(dtype), dnum, 0, 0), x.astype(F32), sums)
-            value, linear = features.gradient(x.astype(F32), sums)
-            _, quadratic = features.quadratic(x.astype(F32), moments, dtype)
-            for i in range(0, tiles.chunk, sub):
-                at_i, found = slice(i, i + sub), []
-                total = value[:, at_i] * decay["from_state"][:, at_i]
-                for j in range(0, i + sub, sub):
-                    scores = dot(keys_t[j : j + sub], x[:, at_i], 1, 0)
-                    dweights = dot(values_t[j : j + sub], dnum[:, at_i], 1, 0)
-                    pairs = decay.pairs(transposed, i, j, sub)
-                    total += jnp.sum(kernel.weight(scores) * pairs * dweights, axis=0, keepdims=True)
-                    found.append((keys[:, j : j + sub], dweights, pairs * kernel.derivative(scores)))
-                offset = -total * inverse(normaliser[:, at_i])
-                part = (linear[:, at_i] + offset * quadratic[:, at_i]) * decay["from_state"][:, at_i]
-                for keys_j, dweights, slope in found:
-                    part += dot(keys_j, ((dweights + offset) * slope).astype(dtype), 1, 0)
-                dq[0, g, :, pl.ds(start + i, sub)] = part.astype(dtype)
-                dden[0, g, :, pl.ds(start + i, sub)] = offset
+                features.contract(block, dot(state[:, block.rows].astype(dtype), dnum, 0, 0), x, sums)
+            value, linear = features.gradient(x, sums)
+            scores, dweights = dot(keys.T, low, 1, 0), dot(values.T, dnum, 1, 0)
+            weights = kernel.weight(scores) * pairs
+            total = value * decay["from_state"] + jnp.sum(weights * dweights, axis=0, keepdims=True)
+            offset = -total * inverse(normaliser)
+            read = (linear + offset * features.quadratic(x, moments, dtype)[1]) * decay["from_state"]
+            dscores = (dweights + offset) * pairs * kernel.derivative(scores)
+            dq[0, g, :, at] = (read + dot(keys, dscores.astype(dtype), 1, 0)).astype(dtype)
+            dden[0, g, :, at] = offset
 
-        each(q.shape[1], queries)
+        each_query(q.shape[1], queries)
         add_keys(features, keys, values, decay, state, moments)
-
-    each(tiles.block // tiles.chunk, chunk)
 
 
 def state_gradients(
@@ -114,48 +102,38 @@ def _keys_kernel(
     q, k, v, decays, den, dout, dden, dsf, dnf,
     dk, dv, dgate, ds0, dn0, dstate, dmoments, dkeys, dvalues, dlog, *, kernel, features, tiles,
 ):  # fmt: skip
-    dtype, t, sub = k.dtype, pl.program_id(1), tiles.pairs
+    dtype, t = k.dtype, pl.program_id(1)
 
     @pl.when(t == 0)
     def _():
         dstate[...] = dsf[0]
         dmoments[...] = dnf[0]
 
-    def chunk(index):
-        start = tiles.block - (index + 1) * tiles.chunk
-        at = pl.ds(start, tiles.chunk)
+    for start in reversed(range(0, tiles.block, tiles.chunk)):
+        at = slice(start, start + tiles.chunk)
         decay = Decays(decays[0, :, at])
-        keys, values = k[0, :, at], v[0, :, at]
-        transposed, keys_t, values_t = decay.rows.T, keys.T, values.T
+        keys, values, pairs = k[0, :, at], v[0, :, at], decay.pairs()
         dkeys[...], dvalues[...], dlog[...] = state_gradients(features, keys, values, decay, dstate, dmoments)
         dstate[...] = decay.carry * dstate[...]
         dmoments[...] = decay.carry * dmoments[...]
 
-        def queries(g):
+        def queries(g, at=at, decay=decay, keys=keys, values=values, pairs=pairs):
             x, offset = q[0, g, :, at], dden[0, g, :, at]
             dnum = _dnum(den[0, g, :, at], dout[0, g, :, at])
-            for j in range(0, tiles.chunk, sub):
-                at_j = slice(j, j + sub)
-                dlog_j = jnp.zeros((sub, 1), F32)
-                for i in range(j, tiles.chunk, sub):
-                    at_i = slice(i, i + sub)
-                    scores = dot(keys_t[at_j], x[:, at_i], 1, 0)
-                    pairs = decay.pairs(transposed, i, j, sub)
-                    weights = kernel.weight(scores) * pairs
-                    dweights = dot(values_t[at_j], dnum[:, at_i], 1, 0) + offset[:, at_i]
-                    dscores = dweights * pairs * kernel.derivative(scores)
-                    dvalues[:, at_j] += dot(dnum[:, at_i], weights.astype(dtype), 1, 1)
-                    dkeys[:, at_j] += dot(x[:, at_i], dscores.astype(dtype), 1, 1)
-                    dlog_j += jnp.sum(weights * dweights, axis=1, keepdims=True)
-                dlog[:, at_j] += jnp.broadcast_to(dlog_j, (sub, sub)).T[:1]
+            scores = dot(keys.T, x, 1, 0)
+            weights = kernel.weight(scores) * pairs
+            dweights = dot(values.T, dnum, 1, 0) + offset
+            dscores = dweights * pairs * kernel.derivative(scores)
+            dvalues[...] += dot(dnum, weights.astype(dtype), 1, 1)
+            dkeys[...] += dot(x, dscores.astype(dtype), 1, 1)
+            row = jnp.sum(weights * dweights, axis=1, keepdims=True)
+            dlog[...] += jnp.broadcast_to(row, weights.shape).T[:1]
             _add_queries(features, x.astype(F32), dnum, offset, decay, dstate, dmoments)
 
-        each(q.shape[1], queries)
+        each_query(q.shape[1], queries)
         dk[0, :, at] = dkeys[...].astype(dtype)
         dv[0, :, at] = dvalues[...].astype(dtype)
         dgate[0, :, at] = -dlog[...]
-
-    each(tiles.block // tiles.chunk, chunk)
 
     @pl.when(t == pl.num_programs(1) - 1)
     def _():

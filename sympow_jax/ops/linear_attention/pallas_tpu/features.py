@@ -17,7 +17,7 @@ from sympow_jax.ops.linear_attention.pallas_tpu.tiles import SUBLANES, dot_in_tw
 from sympow_jax.typing import Array
 
 Ref = Any
-ROWS_OF_A_BLOCK = 256
+ROWS_OF_A_BLOCK = 128  # a tile of the matrix unit
 
 
 @dataclasses.dataclass(frozen=True)

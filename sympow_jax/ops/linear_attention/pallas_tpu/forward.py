@@ -16,7 +16,7 @@ from sympow_jax.ops.linear_attention.pallas_tpu.tiles import (
     Tiles,
     call_options,
     dot,
-    each,
+    each_query,
     inverse,
 )
 from sympow_jax.typing import Array
@@ -44,38 +44,29 @@ def read_state(features: Features, x: Array, dtype, state: Ref, moments: Ref) ->
 
 
 def _kernel(q, k, v, decays, s0, n0, out, den, s, n, state, moments, *, kernel, features, tiles):
-    dtype, t, sub = q.dtype, pl.program_id(1), tiles.pairs
+    dtype, t = q.dtype, pl.program_id(1)
 
     @pl.when(t == 0)
     def _():
         state[...] = s0[0]
         moments[...] = n0[0]
 
-    def chunk(index):
-        start = index * tiles.chunk
-        at = pl.ds(start, tiles.chunk)
+    for start in range(0, tiles.block, tiles.chunk):
+        at = slice(start, start + tiles.chunk)
         decay = Decays(decays[0, :, at])
-        transposed, keys = decay.rows.T, k[0, :, at].T
-        values = v[0, :, at]
+        keys, values, pairs = k[0, :, at], v[0, :, at], decay.pairs()
 
-        def queries(g):
+        def queries(g, at=at, decay=decay, keys=keys, values=values, pairs=pairs):
             x = q[0, g, :, at]
-            read, read_den = read_state(features, x.astype(F32), dtype, state, moments)
-            read, read_den = read * decay["from_state"], read_den * decay["from_state"]
-            for i in range(0, tiles.chunk, sub):
-                num, total = read[:, i : i + sub], read_den[:, i : i + sub]
-                for j in range(0, i + sub, sub):
-                    scores = dot(keys[j : j + sub], x[:, i : i + sub], 1, 0)
-                    weights = kernel.weight(scores) * decay.pairs(transposed, i, j, sub)
-                    num += dot(values[:, j : j + sub], weights.astype(dtype), 1, 0)
-                    total += jnp.sum(weights, axis=0, keepdims=True)
-                out[0, g, :, pl.ds(start + i, sub)] = (num * inverse(total)).astype(out.dtype)
-                den[0, g, :, pl.ds(start + i, sub)] = total
+            read, total = read_state(features, x.astype(F32), dtype, state, moments)
+            weights = kernel.weight(dot(keys.T, x, 1, 0)) * pairs
+            num = read * decay["from_state"] + dot(values, weights.astype(dtype), 1, 0)
+            total = total * decay["from_state"] + jnp.sum(weights, axis=0, keepdims=True)
+            out[0, g, :, at] = (num * inverse(total)).astype(out.dtype)
+            den[0, g, :, at] = total
 
-        each(q.shape[1], queries)
-        add_keys(features, k[0, :, at], values, decay, state, moments)
-
-    each(tiles.block // tiles.chunk, chunk)
+        each_query(q.shape[1], queries)
+        add_keys(features, keys, values, decay, state, moments)
 
     @pl.when(t == pl.num_programs(1) - 1)
     def _():

@@ -31,6 +31,12 @@ class Call:
     features: Features
     tiles: Tiles
 
+    @classmethod
+    def of(cls, kernel: Kernel, head_dim: int, chunk_size: int, seq_len: int) -> "Call":
+        """For inputs of these sizes."""
+        features = layouts.features_of(kernel, head_dim)
+        return cls(kernel, features, Tiles.of(chunk_size, seq_len, features.rows))
+
 
 def fused(
     kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"], chunk_size: int
@@ -38,7 +44,7 @@ def fused(
     """`chunked` on the kernels: num / den of every row, in the dtype of v, and the final state."""
     B, T, _, _, D = inputs.q.shape
     Dv = inputs.v.shape[-1]
-    call = Call(kernel, layouts.features_of(kernel, D), Tiles.of(chunk_size, T))
+    call = Call.of(kernel, D, chunk_size, T)
     inputs = pad_time(inputs, call.tiles.block)
     tokens = tuple(layouts.rows_of_tokens(x) for x in (inputs.q, inputs.k, inputs.v))
     before = layouts.split_state(call.features, state.reshape(-1, *state.shape[2:]), D)
@@ -52,7 +58,7 @@ def fused_state(kernel: Kernel, inputs: LinearInputs, chunk_size: int) -> Float[
     """`write_state` on the kernels: the state that the tokens leave behind, from nothing."""
     B, T, K, D = inputs.k.shape
     Dv = inputs.v.shape[-1]
-    call = Call(kernel, layouts.features_of(kernel, D), Tiles.of(chunk_size, T))
+    call = Call.of(kernel, D, chunk_size, T)
     inputs = pad_time(inputs, call.tiles.block)
     tokens = tuple(layouts.rows_of_tokens(x) for x in (inputs.k, inputs.v))
     leave: Any = _state

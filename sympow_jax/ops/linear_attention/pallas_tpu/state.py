@@ -10,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 from sympow_jax.ops.linear_attention.pallas_tpu.backward import state_gradients
 from sympow_jax.ops.linear_attention.pallas_tpu.features import Features
 from sympow_jax.ops.linear_attention.pallas_tpu.forward import add_keys
-from sympow_jax.ops.linear_attention.pallas_tpu.tiles import SUBLANES, Decays, Steps, Tiles, call_options, each
+from sympow_jax.ops.linear_attention.pallas_tpu.tiles import SUBLANES, Decays, Steps, Tiles, call_options
 
 F32 = jnp.float32
 
@@ -21,11 +21,9 @@ def _kernel(k, v, decays, s, n, state, moments, *, features, tiles):
         state[...] = jnp.zeros_like(state)
         moments[...] = jnp.zeros_like(moments)
 
-    def chunk(index):
-        at = pl.ds(index * tiles.chunk, tiles.chunk)
+    for start in range(0, tiles.block, tiles.chunk):
+        at = slice(start, start + tiles.chunk)
         add_keys(features, k[0, :, at], v[0, :, at], Decays(decays[0, :, at]), state, moments)
-
-    each(tiles.block // tiles.chunk, chunk)
 
     @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
     def _():
@@ -39,8 +37,8 @@ def _backward_kernel(k, v, decays, dsf, dnf, dk, dv, dgate, dstate, dmoments, *,
         dstate[...] = dsf[0]
         dmoments[...] = dnf[0]
 
-    def chunk(index):
-        at = pl.ds(tiles.block - (index + 1) * tiles.chunk, tiles.chunk)
+    for start in reversed(range(0, tiles.block, tiles.chunk)):
+        at = slice(start, start + tiles.chunk)
         decay = Decays(decays[0, :, at])
         gradients = state_gradients(features, k[0, :, at], v[0, :, at], decay, dstate, dmoments)
         dk[0, :, at] = gradients[0].astype(dk.dtype)
@@ -48,8 +46,6 @@ def _backward_kernel(k, v, decays, dsf, dnf, dk, dv, dgate, dstate, dmoments, *,
         dgate[0, :, at] = -gradients[2]
         dstate[...] = decay.carry * dstate[...]
         dmoments[...] = decay.carry * dmoments[...]
-
-    each(tiles.block // tiles.chunk, chunk)
 
 
 def final_state(features: Features, tiles: Tiles, tokens, decays):
