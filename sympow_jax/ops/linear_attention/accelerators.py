@@ -20,7 +20,7 @@ def obstacle(kernel: Kernel, *, head_dim: int, value_dim: int, dtype: jnp.dtype)
         return f"q is {dtype}, not float32 or bfloat16"
     from sympow_jax.ops.linear_attention.pallas_tpu.tiles import VMEM_BYTES, vmem_bytes
 
-    needed = vmem_bytes(kernel.num_features(head_dim), value_dim, CHUNK, jnp.dtype(dtype).itemsize)
+    needed = vmem_bytes(kernel.num_features(head_dim), value_dim)
     if needed > VMEM_BYTES:
         sizes = f"head_dim={head_dim} with values of {value_dim}"
         return f"{sizes} takes {needed / 2**20:.0f} MiB of on-chip memory, more than {VMEM_BYTES // 2**20}"

@@ -9,10 +9,8 @@ cancel. The gate gradient is likewise summed up from v_j . dnum_i + dden_i, whic
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.ops.linear_attention.pallas_tpu.features import Features, Ref
@@ -22,7 +20,7 @@ from sympow_jax.ops.linear_attention.pallas_tpu.tiles import (
     Decays,
     Steps,
     Tiles,
-    call_options,
+    call,
     dot,
     each_query,
     inverse,
@@ -148,18 +146,16 @@ def queries_backward(kernel: Kernel, features: Features, tiles: Tiles, tokens, d
     Dv, P, M = v.shape[1], features.rows, features.moments
     steps = Steps(tiles.block, T // tiles.block)
     block, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
-    return pl.pallas_call(
+    return call(
+        "backward_queries",
         functools.partial(_queries_kernel, kernel=kernel, features=features, tiles=tiles),
-        grid=(R, steps.count),
-        in_specs=[block(G, D), block(D), block(Dv), block(SUBLANES), block(G, 1), block(G, Dv), *states],
-        out_specs=[block(G, D), block(G, 1)],
-        out_shape=[jax.ShapeDtypeStruct((R, G, D, T), q.dtype), jax.ShapeDtypeStruct((R, G, 1, T), F32)],
-        scratch_shapes=[
-            pltpu.VMEM((Dv, P), F32),
-            pltpu.VMEM((M, M), F32),
-        ],
-        **call_options("backward_queries"),
-    )(*tokens, decays, den, dout, *before)
+        steps,
+        (*tokens, decays, den, dout, *before),
+        blocks=[block(G, D), block(D), block(Dv), block(SUBLANES), block(G, 1), block(G, Dv), *states],
+        out=[((R, G, D, T), q.dtype, block(G, D)), ((R, G, 1, T), F32, block(G, 1))],
+        scratch=[(Dv, P), (M, M)],
+        macs=(G + 1) * (P * Dv + M * M) + G * tiles.chunk * (2 * D + Dv),
+    )
 
 
 def keys_backward(kernel: Kernel, features: Features, tiles: Tiles, tokens, decays, den, dout, dden, dafter):
@@ -172,27 +168,20 @@ def keys_backward(kernel: Kernel, features: Features, tiles: Tiles, tokens, deca
     Dv, P, M = v.shape[1], features.rows, features.moments
     steps = Steps(tiles.block, T // tiles.block, backwards=True)
     block, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
-    return pl.pallas_call(
+    inputs = [block(G, D), block(D), block(Dv), block(SUBLANES), block(G, 1), block(G, Dv), block(G, 1)]
+    return call(
+        "backward_keys",
         functools.partial(_keys_kernel, kernel=kernel, features=features, tiles=tiles),
-        grid=(R, steps.count),
-        in_specs=[
-            *(block(G, D), block(D), block(Dv), block(SUBLANES)),
-            *(block(G, 1), block(G, Dv), block(G, 1), *states),
+        steps,
+        (*tokens, decays, den, dout, dden, *dafter),
+        blocks=[*inputs, *states],
+        out=[
+            ((R, D, T), k.dtype, block(D)),
+            ((R, Dv, T), v.dtype, block(Dv)),
+            ((R, 1, T), F32, block(1)),
+            ((R, Dv, P), F32, states[0]),
+            ((R, M, M), F32, states[1]),
         ],
-        out_specs=[block(D), block(Dv), block(1), *states],
-        out_shape=[
-            jax.ShapeDtypeStruct((R, D, T), k.dtype),
-            jax.ShapeDtypeStruct((R, Dv, T), v.dtype),
-            jax.ShapeDtypeStruct((R, 1, T), F32),
-            jax.ShapeDtypeStruct((R, Dv, P), F32),
-            jax.ShapeDtypeStruct((R, M, M), F32),
-        ],
-        scratch_shapes=[
-            pltpu.VMEM((Dv, P), F32),
-            pltpu.VMEM((M, M), F32),
-            pltpu.VMEM((D, tiles.chunk), F32),
-            pltpu.VMEM((Dv, tiles.chunk), F32),
-            pltpu.VMEM((1, tiles.chunk), F32),
-        ],
-        **call_options("backward_keys"),
-    )(*tokens, decays, den, dout, dden, *dafter)
+        scratch=[(Dv, P), (M, M), (D, tiles.chunk), (Dv, tiles.chunk), (1, tiles.chunk)],
+        macs=(G + 2) * P * Dv + (G + 1) * M * M + 2 * G * tiles.chunk * (D + Dv),
+    )

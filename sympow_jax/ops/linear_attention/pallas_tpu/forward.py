@@ -2,10 +2,8 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.ops.linear_attention.pallas_tpu.features import Features, Ref
@@ -14,7 +12,7 @@ from sympow_jax.ops.linear_attention.pallas_tpu.tiles import (
     Decays,
     Steps,
     Tiles,
-    call_options,
+    call,
     dot,
     each_query,
     inverse,
@@ -89,17 +87,18 @@ def forward(kernel: Kernel, features: Features, tiles: Tiles, tokens, decays: Ar
     Dv, P, M = v.shape[1], features.rows, features.moments
     steps = Steps(tiles.block, T // tiles.block)
     block, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
-    return pl.pallas_call(
+    return call(
+        "forward",
         functools.partial(_kernel, kernel=kernel, features=features, tiles=tiles),
-        grid=(R, steps.count),
-        in_specs=[block(G, D), block(D), block(Dv), block(SUBLANES), *states],
-        out_specs=[block(G, Dv), block(G, 1), *states],
-        out_shape=[
-            jax.ShapeDtypeStruct((R, G, Dv, T), v.dtype),
-            jax.ShapeDtypeStruct((R, G, 1, T), F32),
-            jax.ShapeDtypeStruct((R, Dv, P), F32),
-            jax.ShapeDtypeStruct((R, M, M), F32),
+        steps,
+        (*tokens, decays, *before),
+        blocks=[block(G, D), block(D), block(Dv), block(SUBLANES), *states],
+        out=[
+            ((R, G, Dv, T), v.dtype, block(G, Dv)),
+            ((R, G, 1, T), F32, block(G, 1)),
+            ((R, Dv, P), F32, states[0]),
+            ((R, M, M), F32, states[1]),
         ],
-        scratch_shapes=[pltpu.VMEM((Dv, P), F32), pltpu.VMEM((M, M), F32)],
-        **call_options("forward"),
-    )(*tokens, decays, *before)
+        scratch=[(Dv, P), (M, M)],
+        macs=(G + 1) * (P * Dv + M * M) + G * tiles.chunk * (D + Dv),
+    )

@@ -2,15 +2,13 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from sympow_jax.ops.linear_attention.pallas_tpu.backward import state_gradients
 from sympow_jax.ops.linear_attention.pallas_tpu.features import Features
 from sympow_jax.ops.linear_attention.pallas_tpu.forward import add_keys
-from sympow_jax.ops.linear_attention.pallas_tpu.tiles import SUBLANES, Decays, Steps, Tiles, call_options
+from sympow_jax.ops.linear_attention.pallas_tpu.tiles import SUBLANES, Decays, Steps, Tiles, call
 
 F32 = jnp.float32
 
@@ -54,15 +52,16 @@ def final_state(features: Features, tiles: Tiles, tokens, decays):
     (R, D, T), Dv, P, M = k.shape, v.shape[1], features.rows, features.moments
     steps = Steps(tiles.block, T // tiles.block)
     block, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
-    return pl.pallas_call(
+    return call(
+        "state",
         functools.partial(_kernel, features=features, tiles=tiles),
-        grid=(R, steps.count),
-        in_specs=[block(D), block(Dv), block(SUBLANES)],
-        out_specs=states,
-        out_shape=[jax.ShapeDtypeStruct((R, *shape), F32) for shape in ((Dv, P), (M, M))],
-        scratch_shapes=[pltpu.VMEM((Dv, P), F32), pltpu.VMEM((M, M), F32)],
-        **call_options("state"),
-    )(*tokens, decays)
+        steps,
+        (*tokens, decays),
+        blocks=[block(D), block(Dv), block(SUBLANES)],
+        out=[((R, Dv, P), F32, states[0]), ((R, M, M), F32, states[1])],
+        scratch=[(Dv, P), (M, M)],
+        macs=P * Dv + M * M,
+    )
 
 
 def final_state_backward(features: Features, tiles: Tiles, tokens, decays, dafter):
@@ -71,16 +70,13 @@ def final_state_backward(features: Features, tiles: Tiles, tokens, decays, dafte
     (R, D, T), Dv, P, M = k.shape, v.shape[1], features.rows, features.moments
     steps = Steps(tiles.block, T // tiles.block, backwards=True)
     block, states = steps.of_tokens, [steps.of_states(Dv, P), steps.of_states(M, M)]
-    return pl.pallas_call(
+    return call(
+        "state_backward",
         functools.partial(_backward_kernel, features=features, tiles=tiles),
-        grid=(R, steps.count),
-        in_specs=[block(D), block(Dv), block(SUBLANES), *states],
-        out_specs=[block(D), block(Dv), block(1)],
-        out_shape=[
-            jax.ShapeDtypeStruct((R, D, T), k.dtype),
-            jax.ShapeDtypeStruct((R, Dv, T), v.dtype),
-            jax.ShapeDtypeStruct((R, 1, T), F32),
-        ],
-        scratch_shapes=[pltpu.VMEM((Dv, P), F32), pltpu.VMEM((M, M), F32)],
-        **call_options("state_backward"),
-    )(*tokens, decays, *dafter)
+        steps,
+        (*tokens, decays, *dafter),
+        blocks=[block(D), block(Dv), block(SUBLANES), *states],
+        out=[((R, D, T), k.dtype, block(D)), ((R, Dv, T), v.dtype, block(Dv)), ((R, 1, T), F32, block(1))],
+        scratch=[(Dv, P), (M, M)],
+        macs=2 * P * Dv + M * M,
+    )

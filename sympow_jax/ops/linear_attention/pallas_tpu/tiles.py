@@ -122,20 +122,39 @@ def inverse(den: Array) -> Array:
     return jnp.where(present, 1.0 / jnp.where(present, den, 1.0), 0.0)
 
 
-def vmem_bytes(num_features: int, value_dim: int, chunk: int, itemsize: int) -> int:
-    """About what a kernel takes: the state, with its two buffers each way, and the features of queries and keys."""
-    return 5 * 4 * num_features * value_dim + 2 * itemsize * num_features * chunk
+def vmem_bytes(num_features: int, value_dim: int) -> int:
+    """About what a kernel takes: the state, with its two buffers each way, and 8 MiB for tokens and registers."""
+    return 5 * 4 * num_features * value_dim + 8 * 2**20
 
 
-def call_options(name: str) -> dict[str, Any]:
-    """Arguments of every `pallas_call`: rows are independent, time is in order."""
-    return {
-        "compiler_params": compiler_params(),
-        "interpret": interpretation() or False,
-        "name": f"linear_attention_{name}",
-    }
+def call(
+    name: str, body: Callable[..., None], steps: Steps, arrays: Any, *, blocks: Any, out: Any, scratch: Any, macs: int
+) -> Any:
+    """`pallas_call` over (row, step): rows are independent, time is in order.
 
-
-def compiler_params() -> pltpu.CompilerParams:
-    """Rows are independent, time is in order."""
-    return pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES)
+    Args:
+      name: of the kernel, in profiles and compiled programs.
+      body: the kernel.
+      steps: its grid, for the rows of the first array.
+      arrays, blocks: the arguments and their BlockSpecs.
+      out: (shape, dtype, BlockSpec) of each result.
+      scratch: shapes of float32 in VMEM.
+      macs: multiply-adds of its products for a token of a row, which the planner is told.
+    """
+    R, T = arrays[0].shape[0], arrays[0].shape[-1]
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in out]
+    traffic = sum(x.size * x.dtype.itemsize for x in (*arrays, *shapes))
+    return pl.pallas_call(
+        body,
+        grid=(R, steps.count),
+        in_specs=blocks,
+        out_specs=[spec for _, _, spec in out],
+        out_shape=shapes,
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+        ),
+        cost_estimate=pl.CostEstimate(flops=2 * macs * R * T, transcendentals=0, bytes_accessed=traffic),
+        interpret=interpretation() or False,
+        name=f"linear_attention_{name}",
+    )(*arrays)
