@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Literal
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TARGETS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -91,6 +92,7 @@ def measure(kernel: str, target: str, size: str) -> dict:
     features = head_dim * (head_dim + 1) // 2
     useful = USEFUL[kernel] * 512 * 2 * features * (value_dim + 1) / MACS_A_BUNDLE[target]
     memory = program.memory_analysis()
+    assert memory is not None  # the compiler of TPUs gives one
     moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
     return {
         "kernel": kernel,
@@ -127,13 +129,15 @@ def times(head_dim: int, value_dim: int, tokens: int = 65536, heads: int = 12) -
     import jax.numpy as jnp
 
     from sympow_jax import ops
+    from sympow_jax.ops.linear_attention.dispatch import LinearForm
 
     keys = jax.random.split(jax.random.key(0), 3)
     dims = (head_dim, head_dim, value_dim)
     q, k, v = (jax.random.normal(key, (1, tokens, heads, d), jnp.bfloat16) for key, d in zip(keys, dims, strict=True))
     gates = jnp.full((1, tokens, heads), -1e-3)
     found = {}
-    for form in ("pallas", "chunked"):
+    forms: tuple[LinearForm | Literal["pallas"], ...] = ("pallas", "chunked")
+    for form in forms:
 
         def loss(q, k, v, gates, form=form):
             return ops.power_attention(q, k, v, log_gates=gates, implementation=form).astype(jnp.float32).sum()

@@ -187,7 +187,7 @@ def test_what_cannot_be_done_is_said_in_one_line():
     ]
     for x, options, text, interpreted in cases:
         with interpreting(interpreted or None), pytest.raises(ValueError, match=text) as error:
-            ops.power_attention(x, x, q.astype(x.dtype), implementation="pallas", **options)
+            ops.power_attention(x, x, x, implementation="pallas", **options)
         assert ("\n" not in str(error.value) and "use 'chunked'" in str(error.value)) or "bias" in options
 
 
