@@ -17,7 +17,6 @@ from sympow_jax.input_pipeline import open_store
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer, train_bpe
 from sympow_jax.loading import load_step
 from sympow_jax.training.metrics import last_logged_step, read_metrics
-from sympow_jax.training.run_files import load_config
 from tests.input_pipeline.stores import random_tokens, write_store
 from tests.test_generate import make_run
 
@@ -30,27 +29,32 @@ VALUES = [
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory):
-    """A run with a checkpoint, a store and a saved state, and what is right for each."""
+def files(tmp_path_factory):
+    """A store, a tokenizer and metrics of a run, and what is right for each."""
     root = tmp_path_factory.mktemp("mutations")
     tokens = random_tokens(np.random.default_rng(0), (8, 64))
     write_store(root / "whole" / "store", tokens, chunks=(8, 32), clusters=[0] * 8)
-    make_run(root / "whole" / "run", "sympow", "data.seq_len=16", "evaluation.lengths=16")
     tokenizer = train_bpe([TEXT] * 4, vocab_size=270)
     tokenizer.save(root / "whole" / "tokenizer")
     rows = [{"step": i, "tokens": 16 * i, "loss": 5.0 - 0.1 * i} for i in range(1, 9)]
-    (root / "whole" / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "whole" / "log").mkdir()
+    (root / "whole" / "log" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "outside").mkdir()
     (root / "outside" / "file").write_text('{"a": 1}')
-    model, params, _ = load_step(str(root / "whole" / "run"))
+    return types.SimpleNamespace(root=root, tokens=tokens, ids=tokenizer.encode(TEXT), rows=rows)
+
+
+@pytest.fixture(scope="module")
+def subject(files):
+    """With a checkpoint and a saved state."""
+    whole = files.root / "whole"
+    make_run(whole / "run", "sympow", "data.seq_len=16", "evaluation.lengths=16")
+    model, params, _ = load_step(str(whole / "run"))
     decoder = generation.Decoder(model, params)
     stream = decoder.start(1, 8)
     stream.tokens_read, stream.logits = 4, jax.numpy.zeros((1, model.vocab_size))
-    generation.save_state(root / "whole" / "state", decoder, stream, params)
-    return types.SimpleNamespace(
-        root=root, tokens=tokens, ids=tokenizer.encode(TEXT), rows=rows, decoder=decoder, params=params,
-        config=load_config(str(root / "whole" / "run")),
-    )  # fmt: skip
+    generation.save_state(whole / "state", decoder, stream, params)
+    return types.SimpleNamespace(**vars(files), decoder=decoder, params=params)
 
 
 def read_store(case, folder):
@@ -71,11 +75,11 @@ def read_tokenizer(case, folder):
 
 
 def read_rows(case, folder):
-    path = folder / "run" / "metrics.jsonl"
+    path = folder / "log" / "metrics.jsonl"
     rows = read_metrics(path)
     assert len(rows) <= len(case.rows) and all(type(row["step"]) is int for row in rows)
-    assert last_logged_step(folder / "run") == max((row["step"] for row in rows), default=0)
-    training = report._training(folder / "run")
+    assert last_logged_step(folder / "log") == max((row["step"] for row in rows), default=0)
+    training = report._training(folder / "log")
     assert all(isinstance(loss, int | float | None) for loss in training["loss"])
 
 
@@ -84,17 +88,22 @@ def read_state(case, folder):
     assert stream.tokens_read == 4 and not np.any(stream.logits)
 
 
-TARGETS = {
-    "run/config.json": read_run,
-    "run/data.json": read_run,
-    "run/checkpoints/1/manifest/metadata": read_run,
-    "run/metrics.jsonl": read_rows,
+FILES = {
+    "log/metrics.jsonl": read_rows,
     "store/.zarray": read_store,
     "store/.zattrs": read_store,
     "store/manifest.json": read_store,
     "store/0.1": read_store,
     "tokenizer/tokenizer.json": read_tokenizer,
     "tokenizer/spec.json": read_tokenizer,
+}
+TARGETS = {
+    "run/config.json": read_run,
+    "run/data.json": read_run,
+    "run/checkpoints/1/manifest/metadata": read_run,
+    "run/checkpoints/1/state/_METADATA": read_run,
+    "run/checkpoints/1/state/manifest.ocdbt": read_run,
+    **FILES,
     "state/state.json": read_state,
     "state/state.npz": read_state,
 }
@@ -151,20 +160,20 @@ def peak_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def check(case, tmp_path, numbers):
+def check(case, tmp_path, numbers, targets):
     reset = pathlib.Path("/proc/self/clear_refs")
     reset.write_text("5")  # the peak begins anew
     before = peak_bytes()
     outcomes = {"error": 0, "right": 0}
     for number in numbers:
         rng = random.Random(number)
-        target = list(TARGETS)[number % len(TARGETS)]
+        target = list(targets)[number % len(targets)]
         folder = tmp_path / "subject"
         shutil.copytree(case.root / "whole", folder)
         way = mutate(folder / target, rng, case.root / "outside")
         what = f"mutation {number}: {way} of {target}"
         try:
-            TARGETS[target](case, folder)
+            targets[target](case, folder)
             outcomes["right"] += 1
         except USER_ERRORS as error:
             assert target.startswith("run/checkpoints") or "\n" not in str(error), (what, error)
@@ -179,17 +188,18 @@ def check(case, tmp_path, numbers):
     return outcomes
 
 
-def test_a_dozen_mutations(subject, tmp_path):
-    outcomes = check(subject, tmp_path, range(12))
-    assert outcomes["error"] >= 6
+def test_two_dozen_mutations_of_stores_tokenizers_and_metrics(files, tmp_path):
+    outcomes = check(files, tmp_path, range(24), FILES)
+    assert outcomes["error"] >= 12, outcomes
 
 
 @pytest.mark.slow
 def test_two_hundred_mutations(subject, tmp_path):
-    outcomes = check(subject, tmp_path, range(12, 212))
+    outcomes = check(subject, tmp_path, range(24, 232), TARGETS)
     assert outcomes["error"] >= 120 and outcomes["right"] >= 10, outcomes
 
 
+@pytest.mark.slow
 def test_a_changed_number_in_a_saved_state_is_seen(subject, tmp_path):
     folder = shutil.copytree(subject.root / "whole" / "state", tmp_path / "state")
     about = json.loads((folder / "state.json").read_text())

@@ -318,7 +318,7 @@ class Checkpointer:
             manifest = read_manifest(self.directory / str(step))
             saved = {name: e for name, e in manifest["arrays"].items() if name.split("/")[0] in like}
             check_fits(step, saved, wanted)
-            check_stored(self.directory / str(step) / "state", wanted)
+            check_stored(self.directory / str(step), wanted)
             arrays = self._read_arrays(step, wanted)
             digests = digest_arrays(arrays)
             bad = [name for name in saved if digests[name] != saved[name]["digest"]]

@@ -14,19 +14,20 @@ _MAX_BYTES = 64 * 2**20  # of a file that is read whole; each array has some hun
 _DATA = "d"  # folders of OCDBT's data, which is read part by part
 
 
-def check_stored(state: pathlib.Path, wanted: Mapping[str, Any]) -> None:
-    """Raises FileError unless the arrays in the folder `state` can be read in the memory that `wanted` arrays take.
+def check_stored(step: pathlib.Path, wanted: Mapping[str, Any]) -> None:
+    """Raises FileError unless the arrays in the folder of a step can be read in the memory that `wanted` arrays take.
 
     All files are regular and those that are read whole are small; each array is in chunks no larger than itself, and
     not of a compression that believes a length in the data (zstd stops at the size of a chunk).
     """
-    for folder, folders, names in os.walk(state):
+    for folder, folders, names in os.walk(step):
         for path in (pathlib.Path(folder, name) for name in (*folders, *names)):
             status = path.lstat()
             if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
                 raise FileError(f"{path}: is no regular file")
             if stat.S_ISREG(status.st_mode) and status.st_size > _MAX_BYTES and path.parent.name != _DATA:
                 raise FileError(f"{path}: has {status.st_size:,} bytes; at most {_MAX_BYTES:,} are read")
+    state = step / "state"
     about = read_json(state / "_METADATA", max_bytes=_MAX_BYTES)
     if about.get("use_ocdbt") is not True or about.get("use_zarr3") is not False:
         raise FileError(f"{state / '_METADATA'}: its arrays are not kept as zarr v2 in OCDBT")

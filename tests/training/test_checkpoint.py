@@ -255,17 +255,18 @@ BLOSC = {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1, "blocksize": 
         ({"chunks": [2**15, 2**15]}, r"params/block.0/kernel: is in chunks of \[32768, 32768\] where"),
         ({"chunks": [64]}, r"chunks of \[64\] where its shape is \[64, 32\]"),
         ({"compressor": BLOSC}, "is compressed with {'id': 'blosc'"),
-        ("a huge file", "_METADATA: has 1,099,511,627,776 bytes; at most 67,108,864 are read"),
+        ("state/_METADATA", "_METADATA: has 1,099,511,627,776 bytes; at most 67,108,864 are read"),
+        ("_CHECKPOINT_METADATA", "_CHECKPOINT_METADATA: has 1,099"),
         ("a pipe", "_sharding: is no regular file"),
     ],
 )
 def test_what_would_take_more_memory_than_the_arrays_is_not_read(damaged, caplog, change, message):
     state = damaged / "2" / "state"
-    if change == "a huge file":
-        os.truncate(state / "_METADATA", 2**40)
-    elif change == "a pipe":
+    if change == "a pipe":
         (state / "_sharding").unlink()
         os.mkfifo(state / "_sharding")
+    elif isinstance(change, str):
+        os.truncate(damaged / "2" / change, 2**40)
     else:
         kvstore = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{state}/"}).result()
         zarray = json.loads(kvstore.read("params.block.0.kernel/.zarray").result().value)
