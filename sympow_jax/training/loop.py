@@ -25,7 +25,7 @@ from sympow_jax.training.screen import print_first_screen
 from sympow_jax.training.signals import EXIT_UNSAVED, StopRequest
 from sympow_jax.training.step import make_train_step
 from sympow_jax.training.step_reports import StepReports
-from sympow_jax.training.train_state import TrainState, create_train_state, from_tree, to_tree
+from sympow_jax.training.train_state import TrainState, check_host_memory, create_train_state, from_tree, to_tree
 from sympow_jax.training.workdir import WorkdirLock, refuse_links
 from sympow_jax.typing import PyTree
 
@@ -84,6 +84,7 @@ def train(
     data = open_run_data(config, mesh)
     same_run.check_same_data(config, data)
     model = Model(config, data.vocab_size, mesh)
+    check_host_memory(model)
     begun = bool(list_steps(pathlib.Path(workdir) / "checkpoints"))
     initial = plan_initial_weights(init_from, workdir, model, data.tokenizer.digest, has_checkpoints=begun)
     first = jax.process_index() == 0

@@ -68,7 +68,7 @@ class MetricsWriter:
         if tensorboard:
             makers["TensorBoard"] = lambda: _TensorBoard(workdir / "tensorboard", resume_step)
         if wandb_project:
-            makers["W&B"] = lambda: _Wandb(workdir, wandb_project, config or {}, begun=bool(resume_step))
+            makers["W&B"] = lambda: _Wandb(workdir, wandb_project, config or {})
         makers["the progress line"] = lambda: _ProgressLine(total_steps, stream or sys.stderr)
         if jax.process_index() > 0:
             makers = {}
@@ -219,7 +219,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    def __init__(self, workdir: pathlib.Path, project: str, config: Mapping[str, Any], *, begun: bool):
+    def __init__(self, workdir: pathlib.Path, project: str, config: Mapping[str, Any]):
         import wandb  # pyright: ignore[reportMissingImports]  (an optional extra)
 
         self._run = wandb.init(
@@ -227,7 +227,7 @@ class _Wandb:
             name=workdir.resolve().name,
             dir=str(workdir),
             config=dict(config),
-            id=_wandb_id(workdir, begun=begun),
+            id=_wandb_id(workdir),
             resume="allow",
         )
 
@@ -238,14 +238,15 @@ class _Wandb:
         self._run.finish()
 
 
-def _wandb_id(workdir: pathlib.Path, *, begun: bool) -> str:
+def _wandb_id(workdir: pathlib.Path) -> str:
     """The id of the workdir's run, drawn once: folders of one name must not share a run.
 
-    A run begun before ids were kept has the name of its folder.
+    A run that W&B knew before ids were kept, and so left its folder `wandb`, has the name of the workdir.
     """
     path = workdir / WANDB_NAME
     if not path.exists():
-        write_json_atomic(path, {"id": workdir.resolve().name if begun else secrets.token_hex(8)})
+        known = (workdir / "wandb").is_dir()
+        write_json_atomic(path, {"id": workdir.resolve().name if known else secrets.token_hex(8)})
     return entry(read_json(path), "id", str, str(path))
 
 

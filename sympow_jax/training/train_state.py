@@ -1,6 +1,8 @@
 """All that a training run carries from step to step, besides the step's place in the data."""
 
 import dataclasses
+import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 from flax import serialization
 
 from sympow_jax import sharding
+from sympow_jax.config import ConfigError
 from sympow_jax.models.model import Model
 from sympow_jax.training.optimizer import make_optimizer
 from sympow_jax.typing import Array, Float, Int, PyTree
@@ -51,6 +54,24 @@ def abstract_train_state(model: Model) -> TrainState:
         return state
     place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
     return jax.tree.map(place, state, sharding.tree_shardings(state, model.mesh))
+
+
+def check_host_memory(model: Model) -> None:
+    """Raises ConfigError when the train state is larger than this machine's memory, where it is to be kept there.
+
+    Accelerators refuse what they cannot hold; on a CPU the run would wait for ever, or be killed.
+    """
+    if jax.default_backend() != "cpu":
+        return
+    state = jax.eval_shape(_creator(model, 0))
+    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / jax.process_count()
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise ConfigError(
+            f"out of memory: parameters and optimizer state take {needed / 2**30:,.1f} GiB, and this machine has "
+            f"{there / 2**30:,.1f} GiB; lower model.num_layers, model.embed_dim or model.mlp_dim, or spread the run "
+            "over more machines"
+        )
 
 
 def _creator(model: Model, seed: int) -> Callable[[], TrainState]:

@@ -172,13 +172,15 @@ def test_wandb_ids_are_kept_in_the_workdir_and_differ_between_folders_of_one_nam
     old, new = tmp_path / "a" / "fox-seed0", tmp_path / "b" / "fox-seed0"
     for folder in (old, new):
         folder.mkdir(parents=True)
-    first = metrics._wandb_id(new, begun=False)
-    assert first != metrics._wandb_id(old, begun=True) == "fox-seed0"  # begun before ids were kept
-    assert [metrics._wandb_id(new, begun=begun) for begun in (True, False)] == [first, first]
+    (old / "wandb").mkdir()  # W&B's own, from before ids were kept
+    first = metrics._wandb_id(new)
+    assert first != metrics._wandb_id(old) == "fox-seed0"
+    (new / "wandb").mkdir()
+    assert metrics._wandb_id(new) == first
     assert len(first) == 16 and json.loads((new / "wandb.json").read_text()) == {"id": first}
     (new / "wandb.json").write_text('{"id": 3}')
     with pytest.raises(ValueError, match=r"wandb.json: id = '3' where text is needed"):
-        metrics._wandb_id(new, begun=True)
+        metrics._wandb_id(new)
 
 
 def test_wandb_gets_the_rows_and_may_die(tmp_path, monkeypatch, caplog):
@@ -203,6 +205,6 @@ def test_wandb_gets_the_rows_and_may_die(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb)
     with caplog.at_level(logging.WARNING):
         write_rows(tmp_path, [1, 2, 4], wandb_project="p", config={"seed": 3})
-    assert seen == [("p", metrics._wandb_id(tmp_path, begun=True), {"seed": 3}), (1, 4.0), (4, 1.0), "finished"]
+    assert seen == [("p", metrics._wandb_id(tmp_path), {"seed": 3}), (1, 4.0), (4, 1.0), "finished"]
     assert caplog.text.count("W&B cannot be written (ConnectionError: gone)") == 1
     assert steps_in(tmp_path) == [1, 2, 4]

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from sympow_jax.config import ConfigError
 from sympow_jax.models.loss import token_nll
 from sympow_jax.models.model import Model, resolve_implementation
-from sympow_jax.training import checkpoint, heldout, loop
+from sympow_jax.training import checkpoint, heldout, loop, train_state
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.manifest import CheckpointError
 from sympow_jax.training.signals import EXIT_UNSAVED
@@ -63,6 +64,15 @@ def test_bfloat16_multiplies_in_bfloat16_keeps_float32_masters_and_donates_them(
     assert shapes[(48, 32), (32, 48)] == shapes[(48, 48), (48, 32)] == half  # up and down of the MLP
     donated = [info.donated for info in jax.tree.leaves(traced.lower().args_info)]
     assert sum(donated) == len(jax.tree.leaves(state)) == len(donated) - 2  # all but inputs and targets
+
+
+def test_a_state_larger_than_the_machine_is_refused_before_it_is_made(monkeypatch):
+    """2 layers' 2 x 32 x 10^10 weights of the MLP, with Adam's two moments, in float32: 14,305.1 GiB."""
+    memory = {"SC_PHYS_PAGES": 10**6, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(train_state.os, "sysconf", memory.get)
+    train_state.check_host_memory(Model(tiny_config("softmax_rope"), VOCAB))
+    with pytest.raises(ConfigError, match=r"take 14,305\.1 GiB, and this machine has 3\.8 GiB; lower model\."):
+        train_state.check_host_memory(Model(tiny_config("softmax_rope", "model.mlp_dim=10_000_000_000"), VOCAB))
 
 
 @pytest.mark.slow
