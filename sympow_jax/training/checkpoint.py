@@ -424,7 +424,7 @@ def _quieten_orbax() -> None:
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_not_from_orbax)  # adding it again changes nothing
-    warnings.filterwarnings("ignore", r"coroutine '.*write_fragment' was never awaited", RuntimeWarning)
+    warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
     previous = sys.unraisablehook
     if getattr(previous, "drops_late_news", False):
         return

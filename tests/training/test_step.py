@@ -67,7 +67,7 @@ def test_bfloat16_multiplies_in_bfloat16_keeps_float32_masters_and_donates_them(
 
 
 def test_a_state_larger_than_the_machine_is_refused_before_it_is_made(monkeypatch):
-    """2 layers' MLP of 10^10 units, 2 x 32 weights and a bias each, with Adam's two moments in float32: 14,528.6 GiB."""
+    """2 layers' MLP of 10^10 units, 2 x 32 weights and a bias each, with Adam's moments in float32: 14,528.6 GiB."""
     memory = {"SC_PHYS_PAGES": 10**6, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(train_state.os, "sysconf", memory.get)
     train_state.check_host_memory(Model(tiny_config("softmax_rope"), VOCAB))
