@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -77,6 +78,8 @@ def _missing_platform() -> str:
     """What is wrong with JAX_PLATFORMS, which JAX reports in many ways; "" when it names something that is there."""
     import jax
 
+    if jax.distributed.is_initialized():  # there it waits for the devices of the other processes
+        return ""
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
@@ -103,6 +106,13 @@ def run_program(run: Callable[[Sequence[str]], int]) -> NoReturn:
         code = 130
     except BrokenPipeError:
         code, silent = 141, streams
+    except Exception:
+        import jax
+
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()  # a plain end would wait minutes for the other processes, which end too
+        code = 1
     if code == 1 and not os.environ.get("SYMPOW_JAX_TRACEBACK"):
         for stream in streams:
             with contextlib.suppress(OSError):

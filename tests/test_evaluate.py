@@ -13,6 +13,7 @@ from sympow_jax.config import ConfigError, parse_flags
 from sympow_jax.evaluate import EvaluationRequest
 from sympow_jax.files import write_json_atomic
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer, IdTokenizer
+from sympow_jax.training.workdir import WorkdirError, WorkdirLock
 from tests.input_pipeline.stores import write_store
 from tests.models.small import tiny_config
 
@@ -44,6 +45,20 @@ def test_a_store_of_the_same_tokenizer_is_taken(workdir, tmp_path):
     store = write_store(tmp_path / "same.zarr", np.zeros((4, 16), "<u2"), chunks=(4, 16))
     ByteTokenizer().save(store / "tokenizer")
     evaluate._check_tokenizer(request(workdir, store, "needle"), evaluate.open_data(str(store), "heldout", seq_len=16))
+
+
+def test_two_evaluations_never_write_the_same_result(workdir, tmp_path):
+    """Another name is another result."""
+    store = write_store(tmp_path / "other.zarr", np.zeros((4, 16), "<u2"), chunks=(4, 16))
+    IdTokenizer(257).save(store / "tokenizer")  # where an evaluation that may begin ends
+    pathlib.Path(workdir, "eval").mkdir()
+    with WorkdirLock(f"{workdir}/eval", name=".x.lock"):
+        with pytest.raises(WorkdirError, match=r"--name=x: \S+/eval/x\.json is already in use"):
+            evaluate.evaluate(request(workdir, store, "needle"))
+        with pytest.raises(ConfigError, match="its tokeniser"):
+            evaluate.evaluate(dataclasses.replace(request(workdir, store, "needle"), name="y"))
+    with pytest.raises(ConfigError, match="its tokeniser"):
+        evaluate.evaluate(request(workdir, store, "needle"))
 
 
 def test_scaling_that_does_nothing_is_refused_by_every_command(workdir, tmp_path, capsys):

@@ -32,11 +32,9 @@ def coordination() -> tuple[Any, int, int]:
     JAX has no public name for the client, and `jax.process_index` waits for the devices of all processes.
     """
     state = distributed.global_state
-    return (
-        (None, 0, 1)
-        if state.client is None or state.num_processes == 1
-        else (state.client, state.process_id, state.num_processes)
-    )
+    if state.client is None or state.num_processes == 1:
+        return None, 0, 1
+    return state.client, state.process_id, state.num_processes
 
 
 @contextlib.contextmanager
@@ -104,8 +102,8 @@ class Watcher:
         """Tells the others why this process ends; returns when they have had the time to read it."""
         with self._speaking:
             self._ended.set()
-        text = " ".join(f"{error or type(error).__name__}".split())
-        self._publish(f"{self._me} ended: {text}")
+        plain = str(error) and isinstance(error, (ValueError, RuntimeError, OSError))
+        self._publish(f"{self._me} ended: {error if plain else repr(error)}")
         self._words.close()
 
     def _publish(self, text: str) -> None:

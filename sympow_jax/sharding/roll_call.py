@@ -13,6 +13,8 @@ import threading
 import time
 from typing import Any
 
+from sympow_jax.files import printable
+
 _QUIET = 5.0  # seconds without a word about who is waited for
 _LATE = 5.0  # seconds that an answer stays for those who come late
 _PAUSE = 0.5  # seconds between attempts to reach process 0
@@ -106,6 +108,8 @@ def _wrong(present: dict[int, Hello], hello: Hello) -> str:
             f"--num_processes: {first['count']} in {person(first)}, {hello['count']} in {person(hello)}; give every "
             "process the same"
         )
+    if not 0 <= hello["id"] < first["count"]:
+        return f"--process_id = {hello['id']} of host {hello['host']}: must be from 0 to {first['count'] - 1}"
     other = present.get(hello["id"])
     if other and other["nonce"] != hello["nonce"]:
         return (
@@ -174,7 +178,7 @@ def _read(peer: socket.socket, seconds: float) -> dict[str, Any]:
     try:
         line = peer.makefile("rb").readline(1 << 16)
         value = json.loads(line)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -185,5 +189,5 @@ def _meet_oneself(where: tuple[str, int], me: Hello) -> None:
     except OSError:
         return  # not every network leads back; the others say what they cannot reach
     if reply.get("wrong") and reply.get("from") != me["nonce"]:
-        print(f"error: {reply['wrong']}", file=sys.stderr, flush=True)
+        print(f"error: {printable(str(reply['wrong']))}", file=sys.stderr, flush=True)
         os._exit(1)

@@ -3,6 +3,7 @@
 Otherwise they would train on, each its own way, or wait for each other for ever.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -93,7 +94,8 @@ def check_shared(workdir: str, *, seconds: float = _SEEN_WITHIN) -> None:
         seen = gather("shared file seen", [_appears(pathlib.Path(workdir) / name, seconds), platform.node()])
     finally:
         if first:
-            (pathlib.Path(workdir) / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where it could not be made
+                (pathlib.Path(workdir) / name).unlink()
     blind = [f"process {i} (host {host})" for i, (sees, host) in enumerate(seen) if not sees]
     if blind:
         raise WorkdirError(

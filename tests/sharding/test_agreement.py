@@ -48,7 +48,7 @@ def in_processes(count, monkeypatch, body):
         here.index = index
         try:
             return body(index)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             return str(error)
 
     with ThreadPoolExecutor(count) as pool:
