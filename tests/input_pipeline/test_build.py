@@ -188,6 +188,13 @@ def test_wrong_requests_are_one_line(folder, tmp_path, options, message):
         make(folder, tmp_path / "made", **options)
 
 
+def test_more_rows_than_readers_take_are_refused_before_they_are_written(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("sympow_jax.input_pipeline.prepare.build.MAX_ROWS", 3)
+    with pytest.raises(BuildError, match=r"train: \d+ rows, and a store has at most 3; use documents=packed"):
+        make(folder, tmp_path / "out", document_length=4)
+    assert make(folder, tmp_path / "packed", documents="packed", document_length=4).exists()
+
+
 def test_nanogpt_files_are_cut_at_end_of_text(tmp_path):
     np.array([5, 6, 50256, 50256, 7, 8, 9], "<u2").tofile(tmp_path / "a.bin")
     found = [document.content.tolist() for document in TokenFiles((str(tmp_path / "a.bin"),)).documents()]

@@ -313,6 +313,8 @@ def denied(path, *arguments, **options):
 
 
 def test_inputs_that_are_not_there(tmp_path):
+    with pytest.raises(SourceError, match=r"is no name; '\.' is the present folder"):
+        read("")  # as an unset variable of a shell gives
     (tmp_path / "empty").mkdir()
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nothing")
     for given, reason in [("*.md", "no such file, folder or glob"), ("empty", "no file to read"),

@@ -30,6 +30,7 @@ from sympow_jax.input_pipeline.tokenizers import Tokenizer, token_dtype
 VERSION = 1
 DOCUMENTS = ("truncate", "split", "concatenate", "packed")
 SPLITS = ("train", "heldout")
+MAX_ROWS = 5_000_000  # .zattrs keeps a number for each, of up to 12 bytes, and readers take 64 MiB of it
 _MOST = 2**40  # tokens, of which int64 arithmetic can count a few million times as many
 
 
@@ -150,6 +151,11 @@ def _write_split(
         return
     folder = made / f"{split}.zarr"
     packed = request.documents == "packed"
+    if not packed and layout.num_rows > MAX_ROWS:
+        raise BuildError(
+            f"{split}: {layout.num_rows:,} rows, and a store has at most {MAX_ROWS:,}; use documents=packed, a larger "
+            "document_length, or several outputs"
+        )
     if packed:
         total = layout.num_tokens
         # about 2 million tokens a chunk, and whole windows of every power of two

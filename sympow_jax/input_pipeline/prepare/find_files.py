@@ -103,6 +103,8 @@ def reading(path: pathlib.Path) -> Iterator[None]:
 
 def _candidates(given: str, left_out: dict[str, list[str]]) -> Iterator[tuple[pathlib.Path, bool]]:
     """(path, whether it was named itself) of every regular file that one input names."""
+    if not given:
+        raise SourceError("text source '': is no name; '.' is the present folder")
     root = pathlib.Path(given)
     if root.is_dir():
         yield from ((path, False) for path in _walk(root, left_out))
