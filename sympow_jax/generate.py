@@ -62,8 +62,10 @@ def _utf8(content: bytes, source: str) -> str:
 
 def _numbers(flags: Mapping[str, str]) -> dict[str, Any]:
     least = {"max_new_tokens": 0, "batch": 1}
+    most = {"max_new_tokens": 2**31 - 1, "batch": 2**31 - 1}  # positions are int32
     return {
-        name: flag_value(flags, name, default, least=least.get(name, -math.inf)) for name, default in _DEFAULTS.items()
+        name: flag_value(flags, name, default, least=least.get(name, -math.inf), most=most.get(name, math.inf))
+        for name, default in _DEFAULTS.items()
     }
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sympow_jax import command_line, inspect, plan, sweep, verify_resume
+from sympow_jax import command_line, generate, inspect, plan, sweep, verify_resume
 from sympow_jax.command_line import flag_value, one_line_errors, split_flags, step_flag, use_compilation_cache
 from sympow_jax.config import ConfigError
 from sympow_jax.input_pipeline.prepare import corpus
@@ -39,6 +39,7 @@ def test_numbers_of_flags_are_within_bounds_and_differ():
         ("100", 1, "--n = 100: must be from 1 to 99"),
         ("nan", 1.0, "--n = nan: must be from 1 to 99"),
         ("many", 1, "expected int"),
+        (str(2**63), 1, "--n = 9223372036854775808: is beyond 64 bits"),
     ]:
         with pytest.raises(ConfigError, match=message):
             flag_value({"n": text}, "n", default, least=1, most=99)
@@ -54,6 +55,12 @@ def test_an_empty_value_is_no_value():
 @pytest.mark.parametrize(
     ("run", "flags", "message"),
     [
+        (
+            generate.run,
+            ["--workdir=W", "--prompt=x", "--batch=9999999999"],
+            "--batch = 9999999999: must be from 1 to 2,147",
+        ),
+        (generate.run, ["--workdir=W", "--prompt=x", "--max_new_tokens=9999999999"], "must be from 0 to 2,147,483,647"),
         (inspect.run, ["--workdir=W", "--config.seed=1"], "--config.seed=1: the settings of --workdir=W"),
         (inspect.run, [QUICKSTART, "--batch=3"], "--batch: belongs to a run"),
         (plan.run, [QUICKSTART, "--topology=v5e:4x4", "--max_compiles=0"], "--max_compiles = 0: must be at least 1"),

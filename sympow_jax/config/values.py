@@ -65,6 +65,8 @@ def parse_value(text: str, like: Any, path: str) -> Any:
         require(text.lower() in legal, f"{path} = {text!r}: expected true or false")
         return legal[text.lower()]
     try:
-        return type(like)(text.strip(" '\""))
+        value = type(like)(text.strip(" '\""))
     except ValueError:
         raise ConfigError(f"{path} = {text!r}: expected {type(like).__name__}") from None
+    require(not isinstance(value, int) or -(2**63) <= value < 2**63, f"{path} = {text}: is beyond 64 bits")
+    return value
