@@ -24,8 +24,8 @@ from sympow_jax.plots.distance_curves import distance_figure
 from sympow_jax.plots.heatmap import accuracy_heatmap
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
 from sympow_jax.plots.tables import accuracy_table, length_table, verdict
-from sympow_jax.training.checkpoint import list_steps
 from sympow_jax.training.run_files import load_config
+from sympow_jax.training.step_folders import list_steps
 from sympow_jax.training.workdir import WorkdirLock
 from sympow_jax.typing import PyTree
 

@@ -16,11 +16,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-__all__ = ["Array", "Bool", "Float", "Int", "PRNGKeyArray", "PyTree", "accumulation_dtype"]
+__all__ = ["AnyArray", "Array", "Bool", "Float", "Int", "PRNGKeyArray", "PyTree", "accumulation_dtype"]
 
 PyTree = Any
+AnyArray = jax.Array | np.ndarray  # what jitted functions take: arrays of a device or of the host
 
 
 def accumulation_dtype(*arrays: jax.Array) -> jnp.dtype:

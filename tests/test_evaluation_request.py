@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from sympow_jax import eval as eval_command
@@ -96,7 +97,7 @@ def test_whatever_a_number_depends_on_is_among_its_inputs(tmp_path):
 
 
 def test_arrays_of_another_evaluation_than_the_numbers_are_refused(tmp_path):
-    path = write_result(tmp_path, "x", {"inputs": {"step": 1}}, {"sums": [1.0]})
+    path = write_result(tmp_path, "x", {"inputs": {"step": 1}}, {"sums": np.ones(1)})
     assert read_arrays(path, {"inputs": {"step": 1}})["sums"].tolist() == [1.0]
     with pytest.raises(ValueError, match=r"x\.json and its \.npz are of different evaluations"):
         read_arrays(path, {"inputs": {"step": 2}})

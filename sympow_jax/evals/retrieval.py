@@ -206,8 +206,8 @@ def copy_grid(
 ) -> Grid:
     """Copy accuracy over length, or selective-copy accuracy over length x number of tokens to remember."""
 
-    def make(length: int, count: int) -> Task | None:
-        if not num_content:
+    def make(length: int, count: int | str) -> Task | None:
+        if isinstance(count, str):
             return Copy(length, vocab_size=vocab_size)
         return SelectiveCopy(length, num_content=count, vocab_size=vocab_size) if 2 * count <= length else None
 

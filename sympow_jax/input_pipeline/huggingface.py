@@ -32,10 +32,11 @@ class HuggingFaceTokenizer(Tokenizer):
 
     What the file keeps for other uses is not applied: truncation, padding, templates that add special tokens, and
     sampling (BPE dropout). The name of a special token in a text is ordinary text. Without a known BOS token one id is
-    added after the largest. `vocab_size` is the largest id + 1: ids may have gaps.
+    added after the largest. `vocab_size` is the largest id + 1: ids may have gaps. `bos_id` and `eos_ids` may come
+    from a file: whatever is no id is refused.
     """
 
-    def __init__(self, content: bytes, *, bos_id: int | None = None, eos_ids: Sequence[int] = ()) -> None:
+    def __init__(self, content: bytes, *, bos_id: Any = None, eos_ids: Any = ()) -> None:
         self._content = bytes(content)
         self._tokenizer = _plain(self._content)
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -114,7 +115,7 @@ class HuggingFaceTokenizer(Tokenizer):
         with _panics_are_errors():
             return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, token_dtype(self.vocab_size))
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int | np.integer] | np.ndarray) -> str:
         """The text; special tokens are left out."""
         with _panics_are_errors():
             return self._tokenizer.decode([i for i in np.asarray(ids, np.int64).tolist() if i < self._size])

@@ -38,7 +38,7 @@ class Tokenizer(abc.ABC):
         """Ids of `text`, [num_tokens] uint16 or uint32, without BOS."""
 
     @abc.abstractmethod
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int | np.integer] | np.ndarray) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
 
     def special_id(self, name: str) -> int | None:

@@ -68,7 +68,7 @@ class ByteTokenizer(Tokenizer):
         """One id per byte."""
         return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.uint16)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int | np.integer] | np.ndarray) -> str:
         """The text; BOS is left out."""
         return bytes(i for i in np.asarray(ids, np.int64).tolist() if i < 256).decode("utf-8", "replace")
 
@@ -90,7 +90,7 @@ class IdTokenizer(Tokenizer):
                 raise TokenizerError(f"{word!r}: the text must be numbers of 0..{self.vocab_size - 1} and spaces")
         return np.asarray([int(word) for word in words], token_dtype(self.vocab_size))
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int | np.integer] | np.ndarray) -> str:
         """The ids as numbers."""
         return " ".join(str(int(i)) for i in np.asarray(ids, np.int64).tolist())
 
@@ -133,7 +133,7 @@ class GPT2Tokenizer(Tokenizer):
             text = json.dumps(text)[1:-1]
         return np.asarray(self._encoding.encode_ordinary(text), np.uint16)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int | np.integer] | np.ndarray) -> str:
         """The text; an escape that a cut broke stays as it is."""
         text = self._encoding.decode(np.asarray(ids, np.int64).tolist())
         return _ESCAPES.sub(_unescape, text) if self.json_escape else text

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from sympow_jax import sharding
-from sympow_jax.typing import Array, Float, Int
+from sympow_jax.typing import AnyArray, Array, Float, Int
 
 
 def token_nll(
-    hidden: Float[Array, "B T E"], kernel: Float[Array, "E V"], targets: Int[Array, "B T"], *, block: int
+    hidden: Float[Array, "B T E"], kernel: Float[Array, "E V"], targets: Int[AnyArray, "B T"], *, block: int
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """nll_t = log Z_t - l_t,target and log Z_t = log sum_v exp(l_tv), with l = hidden kernel, in nats.
 
@@ -31,7 +31,7 @@ def token_nll(
     return sharding.over_shards(local, (hidden, kernel, targets), (tokens, P(), tokens), tokens)
 
 
-def _local_nll(hidden: Array, kernel: Array, targets: Array, block: int) -> tuple[Array, Array]:
+def _local_nll(hidden: Array, kernel: Array, targets: AnyArray, block: int) -> tuple[Array, Array]:
     B, T, E = hidden.shape
 
     def block_nll(hidden_block, target_block):

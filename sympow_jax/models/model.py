@@ -16,7 +16,7 @@ from sympow_jax.models.flops import expansion
 from sympow_jax.models.loss import token_nll
 from sympow_jax.models.transformer import Transformer
 from sympow_jax.ops.linear_attention import accelerators, dispatch
-from sympow_jax.typing import Array, Float, Int, PyTree
+from sympow_jax.typing import AnyArray, Array, Float, Int, PyTree
 
 
 def resolve_implementation(config: Config) -> Config:
@@ -116,7 +116,7 @@ class Model:
     def logits(
         self,
         params: PyTree,
-        inputs: Int[Array, "B T"],
+        inputs: Int[AnyArray, "B T"],
         *,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
@@ -138,7 +138,7 @@ class Model:
         return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32), state
 
     def next_logits(
-        self, params: PyTree, inputs: Int[Array, "B T"], state: PyTree, *, length: int = 0
+        self, params: PyTree, inputs: Int[AnyArray, "B T"], state: PyTree, *, length: int = 0
     ) -> tuple[Float[Array, "B V"], PyTree]:
         """The logits after the last of `inputs`, float32, and the next state; other arguments as in `logits`."""
         hidden, kernel, state = self._hidden(params, inputs, None, None, state, length)
@@ -147,8 +147,8 @@ class Model:
     def nll(
         self,
         params: PyTree,
-        inputs: Int[Array, "B T"],
-        targets: Int[Array, "B T"],
+        inputs: Int[AnyArray, "B T"],
+        targets: Int[AnyArray, "B T"],
         *,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
@@ -163,8 +163,8 @@ class Model:
     def losses(
         self,
         params: PyTree,
-        inputs: Int[Array, "B T"],
-        targets: Int[Array, "B T"],
+        inputs: Int[AnyArray, "B T"],
+        targets: Int[AnyArray, "B T"],
         *,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,

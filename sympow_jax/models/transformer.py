@@ -15,7 +15,7 @@ from sympow_jax.layers.context import Context
 from sympow_jax.layers.norm import make_norm
 from sympow_jax.layers.position_bias import BiasParameters
 from sympow_jax.models.remat import BLOCK_INPUT, rematerialise
-from sympow_jax.typing import Array, Float, Int, PyTree
+from sympow_jax.typing import AnyArray, Array, Float, Int, PyTree
 
 UNROLLED_TOKENS = 16  # up to here a pass through a state is decoding: moving bytes costs more than compiling each layer
 
@@ -73,7 +73,7 @@ class Transformer(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "B T"],
+        tokens: Int[AnyArray, "B T"],
         *,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
@@ -92,7 +92,7 @@ class Transformer(nnx.Module):
         x = self.final_norm(x)
         return x, None if state is None else {"offset": offset + tokens.shape[1], **runs}
 
-    def begin(self, tokens: Int[Array, "B T"]) -> tuple[Float[Array, "B T E"], Context]:
+    def begin(self, tokens: Int[AnyArray, "B T"]) -> tuple[Float[Array, "B T E"], Context]:
         """The input of the first layer, and the context of a pass over whole sequences."""
         shared = self.shared_bias.bias() if hasattr(self, "shared_bias") else None
         context = Context(jnp.int32(0), None, None, shared, max(tokens.shape[1], self.config.position.original_length))
@@ -103,7 +103,7 @@ class Transformer(nnx.Module):
         for i, _ in enumerate(layer_runs(self.config)):
             yield from _unstack(getattr(self, f"blocks_{i}"))
 
-    def layer_inputs(self, tokens: Int[Array, "B T"]) -> Iterator[tuple[int, nnx.Module, Array, Context]]:
+    def layer_inputs(self, tokens: Int[AnyArray, "B T"]) -> Iterator[tuple[int, nnx.Module, Array, Context]]:
         """(layer number, mixer, the normed input that it sees, context) of each layer in turn, unrolled."""
         x, context = self.begin(tokens)
         for number, block in enumerate(self.layers()):
@@ -118,7 +118,7 @@ class Transformer(nnx.Module):
                 "a larger --config.position.max_length"
             )
 
-    def _embed(self, tokens: Array, context: Context) -> Array:
+    def _embed(self, tokens: AnyArray, context: Context) -> Array:
         x = _look_up(self.embedding, tokens)
         kind = self.config.attention.position
         if kind in ("learned_absolute", "sinusoidal"):
@@ -171,6 +171,6 @@ def _pick(stacked: PyTree, n: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[n], stacked)
 
 
-def _look_up(embed: nnx.Embed, index: Array) -> Array:
+def _look_up(embed: nnx.Embed, index: AnyArray) -> Array:
     """Rows of a table that is gathered first where it is sharded."""
     return jnp.take(sharding.constrain(embed.embedding[...]).astype(embed.dtype), index, axis=0)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from sympow_jax.training.data import RunData
+from sympow_jax.input_pipeline.batches import BatchSource
 from sympow_jax.training.metrics import MetricsWriter
 from sympow_jax.typing import PyTree
 
@@ -21,10 +21,10 @@ class BadSteps:
     not finite, and where this process's sequences of the batch came from.
     """
 
-    def __init__(self, params: PyTree, data: RunData, writer: MetricsWriter, *, max_in_a_row: int):
+    def __init__(self, params: PyTree, source: BatchSource, writer: MetricsWriter, *, max_in_a_row: int):
         paths = jax.tree_util.tree_leaves_with_path(params)
         self._names = ["/".join(str(key.key) for key in path) for path, _ in paths]
-        self._data, self._writer, self._limit = data, writer, max_in_a_row
+        self._source, self._writer, self._limit = source, writer, max_in_a_row
         self.seen = 0  # by this process
 
     def judge(self, step: int, values: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ class BadSteps:
             reason = f"the update of {tensor} is not finite, though loss and gradient are"
         else:
             tensor, reason = "", f"gradient norm {float(values['grad_norm']):.4g} beyond optimizer.outlier_ratio"
-        sequences = self._data.train.describe(step - 1)
+        sequences = self._source.describe(step - 1)
         return {
             "not_applied": reason,
             "tensor": tensor,

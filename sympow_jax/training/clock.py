@@ -3,8 +3,16 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
-from sympow_jax.input_pipeline.prefetch import Prefetch
+
+@runtime_checkable
+class Waiting(Protocol):
+    """What the clock asks of batches that are read ahead."""
+
+    def wait_fraction(self) -> float:
+        """Share of the time since the last call that was spent waiting."""
+        ...
 
 
 class Clock:
@@ -18,7 +26,7 @@ class Clock:
         self._seconds = {"restore": 0.0, "save": 0.0, "evaluation": 0.0}
         self._saves, self._worst_save = 0, 0.0
         self._once: dict[str, float] = {}  # for the next row only
-        self._batches: Prefetch | None = None  # until the steps begin
+        self._batches: Waiting | None = None  # until the steps begin
         self._saving = 0.0
 
     def restored(self, seconds: float, lost_steps: int) -> str:
@@ -30,7 +38,7 @@ class Clock:
     def begin(
         self,
         step: int,
-        batches: Prefetch,
+        batches: Waiting,
         *,
         tokens_per_step: int,
         flops_per_token: float,

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sympow_jax.typing import AnyArray
+
 _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio
 _ODD = 0x27D4EB2F
 
@@ -50,7 +52,7 @@ def _digest(x: jax.Array) -> jax.Array:
     return jnp.stack(lax.reduce(lanes, (zero, zero), add, tuple(range(words.ndim))))  # both in one pass: 4 times faster
 
 
-def digest_arrays(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
+def digest_arrays(arrays: Mapping[str, AnyArray]) -> dict[str, str]:
     """Digest of each array as 16 hexadecimal digits; 8- to 64-bit dtypes, any shape, any sharding.
 
     One pass over each array on the devices that hold it. Every process of a multi-process run must call this.

@@ -14,16 +14,17 @@ from sympow_jax.models import flops, remat
 from sympow_jax.models.model import Model
 from sympow_jax.training import peak, run_files, same_run
 from sympow_jax.training.bad_steps import BadSteps
-from sympow_jax.training.checkpoint import Checkpointer, CheckpointError, list_steps
+from sympow_jax.training.checkpoint import Checkpointer, CheckpointError
 from sympow_jax.training.clock import Clock
 from sympow_jax.training.config_mesh import config_mesh
 from sympow_jax.training.data import RunData, open_run_data
 from sympow_jax.training.heldout import Heldout
-from sympow_jax.training.initial_weights import plan_initial_weights
+from sympow_jax.training.initial_weights import InitialWeights, plan_initial_weights
 from sympow_jax.training.metrics import MetricsWriter, check_wandb, last_logged_step
 from sympow_jax.training.screen import print_first_screen
 from sympow_jax.training.signals import EXIT_UNSAVED, StopRequest
 from sympow_jax.training.step import make_train_step
+from sympow_jax.training.step_folders import list_steps
 from sympow_jax.training.step_reports import StepReports
 from sympow_jax.training.train_state import TrainState, check_host_memory, create_train_state, from_tree, to_tree
 from sympow_jax.training.workdir import WorkdirLock, refuse_links
@@ -91,17 +92,9 @@ def train(
     with WorkdirLock(workdir) if first else contextlib.nullcontext(), StopRequest() as stop:
         if first:
             run_files.save_run_files(config, workdir, data)
-        k = config.checkpoint
         heldout = Heldout(config, model, data, stop.poll)
-        state = create_train_state(model, config.seed)
-        with Checkpointer(
-            f"{workdir}/checkpoints", keep_last=k.keep_last, keep_every=k.keep_every, keep_best=k.keep_best
-        ) as checkpointer:
-            if initial is not None:
-                if first:
-                    initial.record(workdir)
-                _say(initial.describe())
-                state = dataclasses.replace(state, params=initial.apply(state.params))
+        with _open_checkpointer(config, workdir) as checkpointer:
+            state = _initial_state(model, initial, workdir)
             state, metadata = _restore(checkpointer, state, strict=strict)
             first_step = int(state.step)
             if first_step >= config.num_train_steps and metadata.get("evaluated_step") == first_step:
@@ -114,15 +107,8 @@ def train(
             if first_step:
                 lost = max(0, last_logged_step(workdir) - first_step)
                 _say(clock.restored(checkpointer.restore_seconds, lost))
-            with MetricsWriter(
-                workdir,
-                resume_step=first_step,
-                total_steps=config.num_train_steps,
-                tensorboard=config.logging.tensorboard,
-                wandb_project=config.logging.wandb_project,
-                config=dataclasses.asdict(config),
-            ) as writer:
-                bad_steps = BadSteps(state.params, data, writer, max_in_a_row=config.optimizer.max_skipped_steps)
+            with _open_writer(config, workdir, first_step) as writer:
+                bad_steps = BadSteps(state.params, data.train, writer, max_in_a_row=config.optimizer.max_skipped_steps)
                 reports = StepReports(config, bad_steps, writer, clock)
                 run = Run(
                     config, pathlib.Path(workdir), model, mesh, data, make_train_step(model), heldout, checkpointer,
@@ -133,6 +119,33 @@ def train(
                 code, last_step = _run_steps(run, state, first_step)
                 _say(clock.summary(last_step - first_step))
                 return code
+
+
+def _open_checkpointer(config: Config, workdir: str) -> Checkpointer:
+    k = config.checkpoint
+    return Checkpointer(f"{workdir}/checkpoints", keep_last=k.keep_last, keep_every=k.keep_every, keep_best=k.keep_best)
+
+
+def _initial_state(model: Model, initial: InitialWeights | None, workdir: str) -> TrainState:
+    """The state of a run that has no checkpoint yet."""
+    state = create_train_state(model, model.config.seed)
+    if initial is None:
+        return state
+    if jax.process_index() == 0:
+        initial.record(workdir)
+    _say(initial.describe())
+    return dataclasses.replace(state, params=initial.apply(state.params))
+
+
+def _open_writer(config: Config, workdir: str, first_step: int) -> MetricsWriter:
+    return MetricsWriter(
+        workdir,
+        resume_step=first_step,
+        total_steps=config.num_train_steps,
+        tensorboard=config.logging.tensorboard,
+        wandb_project=config.logging.wandb_project,
+        config=dataclasses.asdict(config),
+    )
 
 
 def _restore(checkpointer: Checkpointer, state: TrainState, *, strict: bool) -> tuple[TrainState, dict[str, Any]]:

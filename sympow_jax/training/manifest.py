@@ -39,7 +39,8 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
         shape = entry(array, "shape", list, name) if isinstance(array, dict) else None
         if shape is None or not all(type(size) is int and 0 < size < 2**40 for size in shape):
             raise FileError(f"the manifest: {name} has no shape of positive whole numbers")
-        jnp.dtype(entry(array, "dtype", str, name)), entry(array, "digest", str, name)
+        jnp.dtype(entry(array, "dtype", str, name))
+        entry(array, "digest", str, name)
     return manifest
 
 
@@ -123,3 +124,9 @@ def fill(like: Mapping[str, Any], arrays: Mapping[str, Any], prefix: str = "") -
         key: fill(value, arrays, f"{prefix}{key}/") if isinstance(value, Mapping) else arrays[prefix + key]
         for key, value in like.items()
     }
+
+
+def one_line(error: BaseException) -> str:
+    """Type and message; of a long one the beginning, which says what was tried, and the end, which says why not."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 400 else f"{text[:150]} ... {text[-240:]}"

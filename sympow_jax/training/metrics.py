@@ -4,6 +4,7 @@ A sink that fails is reported once and never stops training. Only process 0 of a
 """
 
 import importlib.util
+import io
 import itertools
 import json
 import logging
@@ -36,6 +37,8 @@ _ROW_START, _MAX_ROW_BYTES = b'{"step": ', 2**20  # of the lines that are writte
 _MAX_BYTES = 2 * 2**30  # some five million rows
 _MAX_NAMED = 5  # lines in warnings
 
+TextStream = TextIO | io.TextIOWrapper | io.StringIO
+
 log = logging.getLogger(__name__)
 
 
@@ -61,7 +64,7 @@ class MetricsWriter:
         tensorboard: bool = True,
         wandb_project: str = "",
         config: Mapping[str, Any] | None = None,
-        stream: TextIO | None = None,
+        stream: TextStream | None = None,
     ):
         workdir = pathlib.Path(workdir)
         makers: dict[str, Callable[[], Any]] = {"metrics.jsonl": lambda: _Jsonl(workdir / METRICS_NAME, resume_step)}
@@ -258,7 +261,7 @@ class _ProgressLine:
         "heldout_accuracy": "accuracy", "grad_norm": "grad",
     }  # fmt: skip
 
-    def __init__(self, total_steps: int, stream: TextIO):
+    def __init__(self, total_steps: int, stream: TextStream):
         self._total, self._stream, self._bar = total_steps, stream, None
         if stream.isatty():
             from rich.console import Console

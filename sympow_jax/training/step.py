@@ -44,29 +44,9 @@ def make_train_step(model: Model) -> Callable[[TrainState, PyTree], tuple[TrainS
     The state's buffers are donated.
     """
     o = model.config.optimizer
-    accumulation_steps, z_loss, outlier_ratio = o.accumulation_steps, o.z_loss, o.outlier_ratio
+    outlier_ratio, gradients = o.outlier_ratio, _make_gradients(model)
     optimizer = make_optimizer(o, model.config.num_train_steps)
     schedule = learning_rate_schedule(o, model.config.num_train_steps)
-
-    def objective(params: PyTree, batch: PyTree) -> tuple[Array, tuple[Array, Array]]:
-        total, log_z_squared, count = masked_sums(model, params, batch)
-        return total + z_loss * log_z_squared if z_loss else total, (total, count)
-
-    def gradients(params: PyTree, batch: PyTree) -> tuple[Array, PyTree]:
-        value_and_grad = jax.value_and_grad(objective, has_aux=True)
-        if accumulation_steps == 1:
-            (_, sums), grads = value_and_grad(params, batch)
-        else:
-            micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulation_steps, *x.shape[1:]), 1, 0), batch)
-
-            def accumulate(carry, microbatch):
-                (_, sums), grads = value_and_grad(params, microbatch)
-                return jax.tree.map(jnp.add, carry, (sums, grads)), None
-
-            zeros = (jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
-            (sums, grads), _ = jax.lax.scan(accumulate, zeros, micro)
-        total, count = sums[0], jnp.maximum(sums[1], 1.0)
-        return total / count, jax.tree.map(lambda g: g / count, grads)
 
     def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
         loss, grads = gradients(state.params, batch)
@@ -105,6 +85,33 @@ def make_train_step(model: Model) -> Callable[[TrainState, PyTree], tuple[TrainS
         return state, metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _make_gradients(model: Model) -> Callable[[PyTree, PyTree], tuple[Array, PyTree]]:
+    """(params, batch) -> the mean loss over the batch, and the gradient of what is minimised."""
+    accumulation_steps, z_loss = model.config.optimizer.accumulation_steps, model.config.optimizer.z_loss
+
+    def objective(params: PyTree, batch: PyTree) -> tuple[Array, tuple[Array, Array]]:
+        total, log_z_squared, count = masked_sums(model, params, batch)
+        return total + z_loss * log_z_squared if z_loss else total, (total, count)
+
+    def gradients(params: PyTree, batch: PyTree) -> tuple[Array, PyTree]:
+        value_and_grad = jax.value_and_grad(objective, has_aux=True)
+        if accumulation_steps == 1:
+            (_, sums), grads = value_and_grad(params, batch)
+        else:
+            micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulation_steps, *x.shape[1:]), 1, 0), batch)
+
+            def accumulate(carry, microbatch):
+                (_, sums), grads = value_and_grad(params, microbatch)
+                return jax.tree.map(jnp.add, carry, (sums, grads)), None
+
+            zeros = (jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
+            (sums, grads), _ = jax.lax.scan(accumulate, zeros, micro)
+        total, count = sums[0], jnp.maximum(sums[1], 1.0)
+        return total / count, jax.tree.map(lambda g: g / count, grads)
+
+    return gradients
 
 
 def _first(flags: Array) -> Array:

@@ -14,13 +14,15 @@ from sympow_jax import sharding
 from sympow_jax.config import ConfigError
 from sympow_jax.models.model import Model
 from sympow_jax.training.optimizer import make_optimizer
-from sympow_jax.typing import Array, Float, Int, PyTree
+from sympow_jax.typing import PyTree
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """Parameters, optimizer state and counters.
+
+    Scalars and leaves are arrays, or what stands for them: a ShapeDtypeStruct, a sharding.
 
     Attributes:
       step: steps taken, applied or not, int32; also the number of batches consumed. The learning rate follows it.
@@ -31,12 +33,12 @@ class TrainState:
       grad_norm_mean: running mean of the gradient norms of the steps applied, float32.
     """
 
-    step: Int[Array, ""]
+    step: PyTree
     params: PyTree
     opt_state: PyTree
-    skipped: Int[Array, ""]
-    skipped_in_a_row: Int[Array, ""]
-    grad_norm_mean: Float[Array, ""]
+    skipped: PyTree
+    skipped_in_a_row: PyTree
+    grad_norm_mean: PyTree
 
 
 def create_train_state(model: Model, seed: int) -> TrainState:

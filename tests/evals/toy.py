@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sympow_jax.input_pipeline.store import Store
+
 
 @dataclasses.dataclass(frozen=True)
-class ArrayStore:
-    """The part of a TokenStore that evaluations use, over an array of tokens [N, L]."""
+class ArrayStore(Store):
+    """An array of tokens [N, L] as a store."""
 
     tokens: np.ndarray
     clusters: np.ndarray
@@ -32,7 +34,7 @@ class ArrayStore:
     def vocab_size(self) -> int:
         return self.bos_id + 1
 
-    def read(self, rows: slice, columns: slice) -> np.ndarray:
+    def _read(self, rows: slice, columns: slice) -> np.ndarray:
         return self.tokens[rows, columns]
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sympow_jax.input_pipeline import StoreError, make_batches, open_batches, open_store, prefetch
+from sympow_jax.input_pipeline.batches import BatchSource
 from sympow_jax.input_pipeline.opening import open_data, parse_mixture
 from tests.input_pipeline.stores import random_tokens, write_store
 
@@ -113,7 +114,7 @@ def test_a_failed_read_surfaces_at_its_batch_and_leaves_no_threads(tmp_path, rng
     assert threading.active_count() <= before
 
 
-class Slow:
+class Slow(BatchSource):
     """A source that takes a while for each batch."""
 
     def __getitem__(self, step):

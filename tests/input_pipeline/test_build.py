@@ -15,6 +15,7 @@ from sympow_jax import prepare
 from sympow_jax.input_pipeline import default_corpus, open_packed_store, open_store
 from sympow_jax.input_pipeline.prepare import shards as shards_module
 from sympow_jax.input_pipeline.prepare.build import BuildError, Request, build, heldout
+from sympow_jax.input_pipeline.prepare.progress import Progress
 from sympow_jax.input_pipeline.prepare.sources import PythonStdlib
 from sympow_jax.input_pipeline.prepare.text_files import TextFiles
 from sympow_jax.input_pipeline.prepare.token_source import TokenFiles
@@ -128,7 +129,7 @@ def test_an_interrupted_build_continues_to_the_same_bytes(folder, tmp_path, monk
     class StoppedError(Exception):
         pass
 
-    class StopAfter:
+    class StopAfter(Progress):
         def __init__(self, count):
             self.count = count
 

@@ -81,10 +81,10 @@ def test_bandwidth_of_a_torus_and_of_hosts():
     pod = [Chip([x, y, 0], 0) for x in range(16) for y in range(4)]
     v5e = Target("v5e:16x4", DEVICES["v5e"], (16, 4), tuple(pod))
     ids = np.arange(64).reshape(16, 4)
-    assert bandwidth(tuple(ids[0]), v5e, pod) == 50e9  # a line of 4
-    assert bandwidth(tuple(ids[:, 0]), v5e, pod) == 2 * 50e9  # a ring of 16
-    assert bandwidth(tuple(ids.ravel()), v5e, pod) == 3 * 50e9
-    assert bandwidth(tuple(ids[:8, 0]), v5e, pod) == 50e9  # half a ring: the way back is not its own
+    assert bandwidth(tuple(ids[0].tolist()), v5e, pod) == 50e9  # a line of 4
+    assert bandwidth(tuple(ids[:, 0].tolist()), v5e, pod) == 2 * 50e9  # a ring of 16
+    assert bandwidth(tuple(ids.ravel().tolist()), v5e, pod) == 3 * 50e9
+    assert bandwidth(tuple(ids[:8, 0].tolist()), v5e, pod) == 50e9  # half a ring: the way back is not its own
     gpus = [Chip(None, i // 8) for i in range(16)]
     h100 = Target("h100:2x8", DEVICES["h100"], (2, 8), tuple(gpus))
     assert bandwidth(tuple(range(8)), h100, gpus) == 450e9

@@ -9,8 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+from sympow_jax.input_pipeline.batches import BatchSource
+from sympow_jax.models.model import Model
 from sympow_jax.training import step as step_module
 from sympow_jax.training.bad_steps import BadSteps, BadStepsError
+from sympow_jax.training.clock import Clock
 from sympow_jax.training.metrics import METRICS_NAME, MetricsWriter, read_metrics
 from sympow_jax.training.step_reports import StepReports
 from sympow_jax.training.train_state import TrainState
@@ -27,13 +30,8 @@ def standard_promotion():
 PARAMS = {"a": {"kernel": jnp.zeros(())}, "b": {"kernel": jnp.zeros(())}}
 
 
-class Linear:
+class Linear(Model):
     """Stands for a model: the gradients with respect to a and b are the mean inputs and the mean targets."""
-
-    mesh = None
-
-    def __init__(self, *flags):
-        self.config = tiny_config("sympow", *(f"optimizer.{flag}" for flag in flags))
 
     def losses(self, params, inputs, targets, *, segment_ids=None, positions=None):
         nll = params["a"]["kernel"] * inputs + params["b"]["kernel"] * targets
@@ -43,8 +41,9 @@ class Linear:
 def run(gradients, *flags, optimizer=None):
     """One step for each pair of gradients of a and b; the state and the metrics of each. SGD by default."""
     optimizer = optax.with_extra_args_support(optimizer or optax.sgd(1e-3))
+    model = Linear(tiny_config("sympow", *(f"optimizer.{flag}" for flag in flags)), vocab_size=1)
     with mock.patch.object(step_module, "make_optimizer", lambda *_: optimizer):
-        step, history = step_module.make_train_step(Linear(*flags)), []
+        step, history = step_module.make_train_step(model), []
     zero = jnp.int32(0)
     state = TrainState(zero, jax.tree.map(jnp.copy, PARAMS), optimizer.init(PARAMS), zero + 0, zero + 0, jnp.float32(0))
     for a, b in gradients:
@@ -100,20 +99,15 @@ def test_the_running_mean_is_over_the_steps_applied():
     assert float(later[-1][0].grad_norm_mean) == pytest.approx(1.02)
 
 
-class Data:
-    """Stands for the run's data."""
-
-    train: "Data"
-
-    def __init__(self):
-        self.train = self
+class Source(BatchSource):
+    """Stands for the run's batches."""
 
     def describe(self, step):
         return [{"store": "s", "row": 10 * step, "columns": [0, 3], "documents": [step], "text": "t"}]
 
 
-class Clock:
-    """Stands for the clock."""
+class Seconds(Clock):
+    """Stands for the clock: a second a step."""
 
     def row(self, step):
         return {"seconds": float(step)}
@@ -123,9 +117,9 @@ def test_steps_are_reported_one_step_late_and_bad_ones_stop_the_run_past_the_bou
     stream = io.StringIO()
     history = run([(1.0, 1.0), (1.0, np.nan), (1.0, 1.0), (np.inf, 1.0), (1.0, np.nan), (1.0, 1.0)])
     with MetricsWriter(tmp_path, resume_step=None, total_steps=9, tensorboard=False, stream=stream) as writer:
-        bad = BadSteps(PARAMS, Data(), writer, max_in_a_row=1)
+        bad = BadSteps(PARAMS, Source(), writer, max_in_a_row=1)
         config = tiny_config("sympow", "logging.every_steps=3", "data.batch_size=2", "data.seq_len=16")
-        reports = StepReports(config, bad, writer, Clock())
+        reports = StepReports(config, bad, writer, Seconds())
         for step in range(1, 6):
             reports.see(step, history[step - 1][1])
             assert all(row["step"] < step for row in read_metrics(tmp_path / METRICS_NAME))

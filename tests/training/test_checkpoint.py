@@ -209,7 +209,7 @@ def test_best_ignores_steps_without_a_finite_loss(tmp_path):
 def test_the_newest_of_equally_good_steps_is_the_best(tmp_path):
     save_steps(tmp_path, (1, 2, 3, 4), {1: 2.0, 2: 1.0, 3: 1.0, 4: 2.0}, keep_last=4)
     reader = Checkpointer(tmp_path, read_only=True)
-    assert reader.best_step() == 3 and reader._candidates("best") == [3, 2, 4, 1]
+    assert reader.best_step() == 3 and reader._folders.candidates("best") == [3, 2, 4, 1]
 
 
 # -- damage

@@ -6,17 +6,20 @@ import pytest
 
 from sympow_jax.config import ConfigError
 from sympow_jax.files import read_json, write_json_atomic
+from sympow_jax.models.model import Model
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.initial_weights import RECORD, plan_initial_weights
 from sympow_jax.training.manifest import CheckpointError
+from tests.models.small import tiny_config
 
 SAVED = {"embedding": jnp.ones((5, 3)), "block": {"kernel": jnp.full((3, 3), 2.0), "gate": jnp.ones(3)}}
 
 
-class Model:
+class Fixed(Model):
     """Stands for a model with these parameters."""
 
     def __init__(self, params):
+        super().__init__(tiny_config("sympow"), vocab_size=1)
         self.params = params
 
     def init(self, key):
@@ -37,7 +40,7 @@ def source(tmp_path_factory):
 
 
 def plan(source, workdir, params, tokenizer="bytes", *, begun=False):
-    return plan_initial_weights(str(source), str(workdir), Model(params), tokenizer, has_checkpoints=begun)
+    return plan_initial_weights(str(source), str(workdir), Fixed(params), tokenizer, has_checkpoints=begun)
 
 
 def test_what_fits_is_taken_and_the_rest_is_listed(source, tmp_path):

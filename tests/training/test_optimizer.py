@@ -80,8 +80,7 @@ def test_the_rate_applied_is_the_rate_logged_also_after_skipped_steps_and_with_m
     """Adam's update under a constant gradient is the rate itself. Steps 3, 7 and 12 have no finite gradient."""
     logged, applied, state = [], [], None
     for first, last in ((1, 6), (7, 10), (11, 14)):  # a resume at 7, and one with more steps at 11
-        model = Linear()
-        model.config = rate_config(schedule, warmup, max(last, 10))
+        model = Linear(rate_config(schedule, warmup, max(last, 10)), vocab_size=1)
         optimizer, train_step = make_optimizer(model.config.optimizer, last), make_train_step(model)
         if state is None:
             params, zero = jax.tree.map(jnp.copy, PARAMS), jnp.int32(0)
@@ -100,11 +99,8 @@ def test_the_rate_applied_is_the_rate_logged_also_after_skipped_steps_and_with_m
     assert int(state.step) == 14 and int(state.skipped) == 3
 
 
-class OneMatrix:
+class OneMatrix(Model):
     """Stands for a model: the gradient with respect to each entry of a matrix is 1e-10 times the mean input."""
-
-    mesh = None
-    config = rate_config("linear", 0)
 
     def losses(self, params, inputs, targets, *, segment_ids=None, positions=None):
         nll = inputs * (1e-10 * params["mlp"]["kernel"]).sum()
@@ -113,11 +109,9 @@ class OneMatrix:
 
 def test_muon_applies_the_rate_logged_and_no_update_that_is_not_finite():
     """Under one direction of gradients the update is the rate times a constant; here it ends beyond float32."""
-    model = OneMatrix()
-    model.config = dataclasses.replace(
-        model.config,
-        optimizer=dataclasses.replace(model.config.optimizer, name="muon", learning_rate=1e38, weight_decay=0.0),
-    )
+    config = rate_config("linear", 0)
+    optimizer = dataclasses.replace(config.optimizer, name="muon", learning_rate=1e38, weight_decay=0.0)
+    model = OneMatrix(dataclasses.replace(config, optimizer=optimizer), vocab_size=1)
     params = {"mlp": {"kernel": jnp.full((2, 2), -3.1e38)}}
     zero = jnp.int32(0)
     opt_state = make_optimizer(model.config.optimizer, 10).init(params)
@@ -249,10 +243,8 @@ def test_two_steps_of_adamw_by_hand(rng):
             np.testing.assert_allclose(start[name], params[name], rtol=2e-5, atol=1e-6)
 
 
-class OneLayer:
+class OneLayer(Model):
     """Stands for a model: logits are a table looked up by token, so that losses can be written down."""
-
-    mesh = None
 
     def losses(self, params, inputs, targets, *, segment_ids=None, positions=None):
         logits = params["table"][inputs]
@@ -264,9 +256,8 @@ def sgd_step(params, batch, **options):
     optimizer = optax.with_extra_args_support(optax.sgd(1.0))
     zero = jnp.int32(0)
     state = TrainState(zero, jax.tree.map(jnp.copy, params), optimizer.init(params), zero + 0, zero + 0, jnp.float32(0))
-    model = OneLayer()
     flags = (f"optimizer.{name}={value}" for name, value in options.items())
-    model.config = tiny_config("sympow", "data.batch_size=4", *flags)
+    model = OneLayer(tiny_config("sympow", "data.batch_size=4", *flags), VOCAB)
     with mock.patch.object(step, "make_optimizer", lambda *_: optimizer):
         return step.make_train_step(model)(state, batch)
 
@@ -280,7 +271,7 @@ def test_z_loss_and_accumulation_by_hand(rng):
     }
 
     def objective(table, weight):
-        nll, log_z = OneLayer().losses({"table": table}, batch["inputs"], batch["targets"])
+        nll, log_z = OneLayer(tiny_config("sympow"), VOCAB).losses({"table": table}, batch["inputs"], batch["targets"])
         return jnp.sum((nll + weight * log_z**2) * batch["loss_mask"]) / batch["loss_mask"].sum()
 
     for weight, numbers in ((0.0, (4,)), (0.3, (1, 2, 4))):
