@@ -2,9 +2,10 @@
 
 import dataclasses
 import threading
-import types
+from unittest import mock
 
 from sympow_jax.training import same_run
+from sympow_jax.training.data import RunData
 from tests.models.small import tiny_config
 from tests.sharding.test_agreement import in_processes
 
@@ -38,7 +39,7 @@ def test_stores_that_differ_are_named(monkeypatch):
     digests = [{"train_digest": "a", "tokenizer_digest": "t"}, {"train_digest": "b", "tokenizer_digest": "t"}]
 
     def check(index, data):
-        same_run.check_same_data(config, types.SimpleNamespace(describe=lambda: data))
+        same_run.check_same_data(config, mock.Mock(spec=RunData, describe=lambda: data))
 
     got, _ = in_processes(2, monkeypatch, lambda i: check(i, digests[i]))
     assert got[0] == got[1] and got[0].startswith(
