@@ -1,7 +1,8 @@
 """Log gates: the four ways to make them, and their cumulative sums in two floats.
 
 A gate multiplies a weight for every token that passes between key j and query i, exp(sum of log_gates over
-(j, i]). The `*_log_gates` functions return float32 values <= 0 (float64 from float64), [B, T, K] as attention takes them.
+(j, i]). The `*_log_gates` functions return float32 values <= 0 (float64 from float64) in the shape attention takes,
+[B, T, K].
 """
 
 import jax
