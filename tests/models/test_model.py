@@ -124,7 +124,7 @@ def test_blocked_loss_equals_log_softmax(rng):
     logp = jax.nn.log_softmax(hidden @ kernel)
     want = -np.take_along_axis(np.asarray(logp), targets[..., None], -1)[..., 0]
     for block in (4, 18, 100):
-        nll, log_z = token_nll(hidden, kernel, targets, block=block)
+        nll, log_z = token_nll(jnp.asarray(hidden), jnp.asarray(kernel), targets, block=block)
         np.testing.assert_allclose(nll, want, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(log_z, np.log(np.exp(hidden @ kernel).sum(-1)), rtol=1e-5, atol=1e-6)
 
