@@ -7,6 +7,7 @@ process 0 and at the last words. A collective that waits for a process that has 
 
 import contextlib
 import os
+import re
 import socket
 import sys
 import threading
@@ -23,6 +24,7 @@ from sympow_jax.sharding.last_words import LastWords
 HEARTBEAT_SECONDS = 40.0
 _INTERVAL = 1.0  # seconds between beats
 _LINGER = 4.0  # seconds that process 0 stays, so that the others can read why it ends
+_NETWORK = re.compile(r"gloo|nccl|UNAVAILABLE|DEADLINE_EXCEEDED|connection (reset|closed)", re.IGNORECASE)
 _WHO, _BEAT, _FAILED = "sympow_jax/who/", "sympow_jax/beat/", "sympow_jax/failed/"
 
 
@@ -67,6 +69,8 @@ def _is_collective(error: BaseException | None) -> bool:
     """Whether a collective or the coordinator failed, as when another process has gone."""
     while error is not None:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            return True
+        if _NETWORK.search(str(error)):  # some reach Python as a ValueError
             return True
         error = error.__cause__ or error.__context__
     return False

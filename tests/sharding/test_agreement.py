@@ -186,8 +186,10 @@ def test_a_process_without_a_beat_is_named_to_all_and_one_that_is_done_is_not(wa
     first._heard(beats)
     assert first._silent == {1: 9.0}  # an old beat is none
     second.stop()
-    first._heard(dict(store.key_value_dir_get("sympow_jax/beat/")))
-    assert first._silent[1] == 0.0
+    for _ in range(2):
+        first._silent[1] = 9.0
+        first._heard(dict(store.key_value_dir_get("sympow_jax/beat/")))
+        assert first._silent[1] == 0.0
 
 
 def test_a_coordinator_that_aborts_or_cannot_be_reached_is_process_0(watchers):
@@ -207,6 +209,19 @@ def test_a_coordinator_that_aborts_or_cannot_be_reached_is_process_0(watchers):
     assert third._words.said == second._words.said
 
 
+def test_an_error_of_a_collective_is_another_process_s():
+    def checkpoint_error(cause):
+        error = RuntimeError("saving step 1 failed")
+        error.__cause__ = cause
+        return error
+
+    gloo = ValueError("UNKNOWN: Gloo AllGather failed: Read error: Connection reset by peer")
+    for cause in (gloo, jax.errors.JaxRuntimeError("INTERNAL: x")):
+        assert peers._is_collective(cause) and peers._is_collective(checkpoint_error(cause))
+    for cause in (OSError(28, "No space left on device"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")):
+        assert not peers._is_collective(cause) and not peers._is_collective(checkpoint_error(cause))
+
+
 @pytest.mark.parametrize(
     ("written", "held", "want"),
     [
@@ -220,13 +235,14 @@ def test_a_coordinator_that_aborts_or_cannot_be_reached_is_process_0(watchers):
 )
 def test_what_jax_says_before_it_aborts_is_held_back_and_nothing_else(written, held, want):
     code = f"""
-import importlib.util, os
+import importlib.util, os, time
 spec = importlib.util.spec_from_file_location("last_words", {str(pathlib.Path(last_words.__file__))!r})
 module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
 words = module.LastWords()
 os.write(2, {written!r})
 if {held}:
     assert words.aborting.wait(10)
+    time.sleep(0.2)
     words.say("error: one")
     os._exit(1)
 words.close()

@@ -25,6 +25,7 @@ import tensorstore as ts
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sympow_jax.training import checkpoint
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.digests import digest_arrays
 from sympow_jax.training.manifest import CheckpointError, CheckpointMismatchError, flatten, unflatten
@@ -516,3 +517,17 @@ def test_the_last_save_is_retried_until_it_is_on_disk(damaged, monkeypatch, capl
         assert caplog.text.count("trying again") == 2
         assert checkpointer.save(3, big_tree(), metadata={}, force=True)
         assert checkpointer.steps() == [1, 2, 3]
+
+
+def test_what_one_process_cannot_write_no_process_begins_to(tmp_path, monkeypatch):
+    """All of them meet it before Orbax does; what fails later in one alone ends the run."""
+    with Checkpointer(tmp_path) as checkpointer:
+        monkeypatch.setattr(checkpoint, "gather", lambda topic, mine: [mine, "[Errno 28] No space left on device"])
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(checkpoint.NotWritableError, match=r"^process 1: \[Errno 28\] No space left"):
+            checkpointer._check_writable(1)
+        assert not checkpoint._leaves_others_waiting(checkpoint.NotWritableError("x"))
+        with pytest.raises(CheckpointError, match=r"No space left.*; free space or fix the folder and start again"):
+            checkpointer._note_failure(OSError(28, "No space left on device"))
+        monkeypatch.undo()
+        checkpointer._check_writable(1)
