@@ -472,7 +472,7 @@ def test_writes_that_orbax_never_started_are_dropped_without_a_word(monkeypatch,
         last = [defined[name]()]
         eval("last.clear()", {"__builtins__": {}, "last": last})  # as in namedtuple's __new__: nothing can be imported
     assert "KeyError('__import__')" in heard if reports else not heard
-    assert bool(warned) == bool(reports)
+    assert not warned  # whose coroutine it was is not in a warning, and the package has none of its own
 
 
 def test_the_last_save_is_tried_whatever_failed_before_and_what_failed_is_named(tmp_path, monkeypatch):
