@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Literal
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TARGETS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -129,21 +128,22 @@ def times(head_dim: int, value_dim: int, tokens: int = 65536, heads: int = 12) -
     import jax.numpy as jnp
 
     from sympow_jax import ops
-    from sympow_jax.ops.linear_attention.dispatch import LinearForm
+    from sympow_jax.ops.linear_attention.dispatch import Implementation
 
     keys = jax.random.split(jax.random.key(0), 3)
     dims = (head_dim, head_dim, value_dim)
     q, k, v = (jax.random.normal(key, (1, tokens, heads, d), jnp.bfloat16) for key, d in zip(keys, dims, strict=True))
     gates = jnp.full((1, tokens, heads), -1e-3)
-    found = {}
-    forms: tuple[LinearForm | Literal["pallas"], ...] = ("pallas", "chunked")
-    for form in forms:
 
-        def loss(q, k, v, gates, form=form):
+    def gradients(form: Implementation):
+        def loss(q, k, v, gates):
             return ops.power_attention(q, k, v, log_gates=gates, implementation=form).astype(jnp.float32).sum()
 
-        step = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
-        jax.block_until_ready(step(q, k, v, gates))
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
+
+    steps, found = {"pallas": gradients("pallas"), "chunked": gradients("chunked")}, {}
+    for form, step in steps.items():
+        result = jax.block_until_ready(step(q, k, v, gates))
         start = time.perf_counter()
         for _ in range(5):
             result = step(q, k, v, gates)
