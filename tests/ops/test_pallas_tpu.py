@@ -22,7 +22,7 @@ from tests.ops.linear_attention_cases import evaluate
 from tests.tolerances import assert_bfloat16, relative_error
 
 # two blocks of the grid, documents, padding, a state before and after, two queries a key, head_dim padded
-QUICK = ArgSpec(gates="strong", T=20, D=8, Dv=8, H=2, K=1, segments=True, initial_state=True)
+QUICK = ArgSpec(gates="strong", T=20, D=24, Dv=8, H=2, K=1, segments=True, initial_state=True)
 LARGER = ArgSpec(gates="mild", T=250, D=32, Dv=16, H=2, K=1, segments=True, initial_state=True)
 SUITE = [spec for spec in (*POWER_SPECS, *TAYLOR_SPECS) if spec.degree in (0, 2)] + [
     dataclasses.replace(LARGER, degree=degree, T=T, gates=gates)
