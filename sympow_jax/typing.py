@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
-__all__ = ["AnyArray", "Array", "Bool", "Float", "Int", "PRNGKeyArray", "PyTree", "accumulation_dtype"]
+__all__ = ["AnyArray", "Array", "Bool", "Float", "Int", "Integer", "PRNGKeyArray", "PyTree", "accumulation_dtype"]
 
 PyTree = Any
 AnyArray = jax.Array | np.ndarray  # what jitted functions take: arrays of a device or of the host

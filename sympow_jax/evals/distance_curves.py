@@ -14,11 +14,11 @@ import numpy as np
 
 from sympow_jax.layers.attention import Attention
 from sympow_jax.models.model import Model
-from sympow_jax.typing import Array, Float, Int, PyTree
+from sympow_jax.typing import Array, Float, Integer, PyTree
 
 
 def distance_curves(
-    model: Model, params: PyTree, tokens: Int[np.ndarray, "B T"], *, query_position: int
+    model: Model, params: PyTree, tokens: Integer[np.ndarray, "B T"], *, query_position: int
 ) -> dict[str, Any]:
     """{"query_position", "distance": [...], "layers": [{"layer", "log_weight": [H, distance]}]}.
 
