@@ -114,7 +114,7 @@ def test_peak_memory_is_what_a_run_uses(flags):
 @pytest.mark.slow
 def test_the_command_writes_a_plan_and_a_matrix(tmp_path, capsys):
     flags = [*SMALL, "--config.data.seq_len=128", "--topology=cpu:1", "--variants=sympow,softmax_rope"]
-    assert command._plan([*flags, f"--output={tmp_path}/both"]) == 0
+    assert command.run([*flags, f"--output={tmp_path}/both"]) == 0
     plans = json.loads((tmp_path / "both.json").read_text())
     assert [p["variant"] for p in plans] == ["sympow", "softmax_rope"]
     assert all(p["status"] == "fits" and p["compiled_for"] == "cpu:1" for p in plans)
