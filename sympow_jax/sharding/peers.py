@@ -135,6 +135,10 @@ class Watcher:
             os._exit(1)
 
     def _talk(self) -> None:
+        for index in self._silent:  # whom this process may have to name, from the first step on
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                name = self._client.blocking_key_value_get(f"{_WHO}{index}", int(1000 * _INTERVAL))
+                self._names[index] = name
         beat = 0
         while not self._ended.wait(_INTERVAL):
             beat += 1

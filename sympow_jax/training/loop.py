@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -169,7 +170,7 @@ def _run_steps(run: Run, state: TrainState, first_step: int) -> tuple[int, int]:
         return _save_and_stop(run, state, first_step)
     batches = run.data.prefetch(first_step, last)
     _begin(run, batches, state.params, first_step)
-    for index, batch in batches:
+    for index, batch in _after_reports(batches, run.reports):
         step = index + 1
         state, metrics = _step(run, state, run.data.place(batch), step)
         run.reports.see(step, metrics)
@@ -181,6 +182,15 @@ def _run_steps(run: Run, state: TrainState, first_step: int) -> tuple[int, int]:
             return _save_and_stop(run, state, step)
     batches.close()
     return EXIT_UNSAVED if _say_unsaved(run) else 0, last
+
+
+def _after_reports(batches: Prefetch, reports: StepReports) -> Iterator[tuple[int, PyTree]]:
+    """The batches; where the data fail, the last step is reported first."""
+    try:
+        yield from batches
+    except Exception:
+        reports.flush()
+        raise
 
 
 def _step(run: Run, state: TrainState, batch: PyTree, step: int) -> tuple[TrainState, dict[str, Any]]:
