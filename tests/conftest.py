@@ -22,7 +22,8 @@ import tests.typechecker  # noqa: F401  (the hook finds it as an attribute of `t
 CACHE = pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax"
 CACHE.mkdir(parents=True, exist_ok=True, mode=0o700)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_traceback_in_locations_limit", 0)  # a tenth of the time of lowering
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # of what module-wide fixtures compile
@@ -37,8 +38,9 @@ def compilation(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_rescans() -> None:
-    """What earlier modules left in JAX's caches is not looked through again by every collection of garbage."""
+    """What earlier modules left in JAX's caches is not looked through again by collections of garbage."""
     gc.freeze()
+    gc.set_threshold(200_000, 20, 100)
 
 
 @pytest.fixture

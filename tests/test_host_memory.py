@@ -36,6 +36,7 @@ thread.join()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.slow
 def test_freed_memory_is_not_faulted_in_again():
     size = 2**28
     theirs = ("MALLOC_", "GLIBC_TUNABLES")

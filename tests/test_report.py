@@ -171,6 +171,7 @@ def test_other_store_is_named_and_does_not_stop_the_report(tmp_path):
     assert "used different stores" in text and "Published curves" in text and "sympow (seed 1)" in text
 
 
+@pytest.mark.slow
 def test_twenty_runs_stay_small(tmp_path):
     first = make_run(tmp_path / "0", "softmax_nope")
     runs = [first, *(shutil.copytree(first, tmp_path / str(i)) for i in range(1, 20))]

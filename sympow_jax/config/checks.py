@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sympow_jax import variants
-from sympow_jax.config.errors import nearest, require
+from sympow_jax.config.errors import require, require_known
 from sympow_jax.config.schema import TASKS, Config
 
 _CHOICES = {
@@ -48,8 +48,8 @@ def check_values(values: Mapping[str, Any]) -> None:
     for path, value in values.items():
         if path in _CHOICES:
             options = _CHOICES[path]
-            hint = nearest(str(value), [str(o) for o in options])
-            require(value in options, f"{path} = {value!r}: choose one of {', '.join(map(str, options))}{hint}")
+            legal = [str(o) for o in options]
+            require_known(f"{path} = {value!r}: choose one of {', '.join(legal)}", str(value), legal)
         elif path.startswith("mesh."):
             require(value == -1 or value > 0, f"{path} = {value!r}: must be positive, or -1 to be inferred")
         elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -81,8 +81,7 @@ def _check_attention(config: Config) -> None:
     )
     for kind in a.layer_pattern:
         legal = ", ".join(variants.LAYER_KINDS)
-        hint = nearest(kind, variants.LAYER_KINDS)
-        require(kind in variants.LAYER_KINDS, f"attention.layer_pattern has {kind!r}: choose from {legal}{hint}")
+        require_known(f"attention.layer_pattern has {kind!r}: choose from {legal}", kind, variants.LAYER_KINDS)
     require(
         not (a.is_linear and a.has_additive_bias and a.is_linear_form),
         f"attention.implementation = {a.implementation!r}: {a.position} is an additive bias, which a linear kernel "

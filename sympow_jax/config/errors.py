@@ -18,3 +18,9 @@ def require(condition: bool, message: str) -> None:
     """Raises ConfigError unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def require_known(message: str, word: str, options: Sequence[str]) -> None:
+    """Raises ConfigError, with the closest option, unless `word` is one of `options`."""
+    if word not in options:
+        raise ConfigError(f"{message}{nearest(word, options)}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sympow_jax import variants
-from sympow_jax.config.errors import ConfigError, nearest, require
+from sympow_jax.config.errors import ConfigError, nearest, require, require_known
 from sympow_jax.config.files import load_values
 from sympow_jax.config.resolve import resolve
 from sympow_jax.config.schema import Config
@@ -26,7 +26,7 @@ def parse_flags(argv: Sequence[str]) -> Config:
         if name != "config":
             require(name.startswith("config."), f"--{name}: no such flag{nearest(name, ['config', 'workdir'])}")
             key = name.removeprefix("config.")
-            require(key in known, f"--{name}: no such key{nearest(key, list(known))}")
+            require_known(f"--{name}: no such key", key, list(known))
             node: Any = values
             *parents, leaf = key.split(".")
             for parent in parents:

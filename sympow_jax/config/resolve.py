@@ -8,7 +8,7 @@ import ml_collections
 
 from sympow_jax import variants
 from sympow_jax.config.checks import check_combinations, check_values, longest
-from sympow_jax.config.errors import nearest, require
+from sympow_jax.config.errors import require_known
 from sympow_jax.config.schema import Config
 from sympow_jax.config.values import build, flatten, parse_value
 
@@ -55,7 +55,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     known = flatten(config)
     tree = dataclasses.asdict(config)
     for path, value in changes.items():
-        require(path in known, f"{path}: no such key{nearest(path, list(known))}")
+        require_known(f"{path}: no such key", path, list(known))
         *parents, leaf = path.split(".")
         node = tree
         for parent in parents:

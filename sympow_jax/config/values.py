@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
-from sympow_jax.config.errors import ConfigError, nearest, require
+from sympow_jax.config.errors import ConfigError, require, require_known
 
 
 def build(cls: type, values: Mapping[str, Any], path: str = "") -> Any:
@@ -13,7 +13,7 @@ def build(cls: type, values: Mapping[str, Any], path: str = "") -> Any:
     require(isinstance(values, Mapping), f"{path.rstrip('.') or 'config'} = {values!r}: expected a mapping")
     fields = {field.name: field.type for field in dataclasses.fields(cls)}
     for key in values:
-        require(key in fields, f"{path}{key}: no such key{nearest(key, list(fields))}")
+        require_known(f"{path}{key}: no such key", key, list(fields))
     missing = [name for name in fields if name not in values]
     require(not missing, f"{path}{missing[0] if missing else ''}: missing; configs/default.py lists every key")
     return cls(**{name: _convert(values[name], kind, path + name) for name, kind in fields.items()})

@@ -31,7 +31,7 @@ def assert_as_recorded(actual, expected, *, rtol, name):
         np.testing.assert_allclose(actual, expected, rtol=rtol, err_msg=name)
 
 
-SOON = ("softmax_fire", "conformal_sympow", "based")  # the others are in the slow suite
+SOON = ("conformal_sympow",)  # the others are in the slow suite
 
 
 @pytest.mark.parametrize(

@@ -105,14 +105,16 @@ def test_alibi_on_a_linear_kernel_is_a_gate(rng):
     [
         ("fox", (), [0.5, 0.5]),
         ("conformal_sympow", (), [0.999, 0.999]),
-        ("sympow", ("attention.gate=learned",), [0.999, 0.999]),
+        pytest.param("sympow", ("attention.gate=learned",), [0.999, 0.999], marks=pytest.mark.slow),
         (  # ALiBi is a gate more, exp(-slope), of slopes 1 / 16 and 1 / 256
             "sympow",
             ("attention.gate=learned", "attention.position=alibi"),
             [0.999 * np.exp(-1 / 16), 0.999 * np.exp(-1 / 256)],
         ),
         ("fox", ("attention.gate_init=timescales",), [np.exp(-1 / 16), np.exp(-1 / 4096)]),
-        ("softmax_nope", ("attention.gate=fixed",), [np.exp(-1 / 16), np.exp(-1 / 4096)]),
+        pytest.param(
+            "softmax_nope", ("attention.gate=fixed",), [np.exp(-1 / 16), np.exp(-1 / 4096)], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_gates_start_where_the_config_says(variant, flags, gate):

@@ -95,7 +95,10 @@ def loss_and_grads(config):
 
 @pytest.mark.parametrize(
     "switch",
-    ["model.remat=block", "model.scan_layers=false", pytest.param("model.loss_block=17", marks=pytest.mark.slow)],
+    [
+        "model.scan_layers=false",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("model.remat=block", "model.loss_block=17")),
+    ],
 )
 def test_switches_that_change_memory_do_not_change_results(switch):
     plain = tiny_config("conformal_sympow")

@@ -46,6 +46,8 @@ def test_policies_give_the_same_gradients_from_less_memory(variant):
     assert flops["none"] < flops["dots"] < flops["attention"] < flops["block"], flops
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_residuals_are_what_the_policy_names(capsys):
     """Attention outputs stay under `attention`, only the layers' inputs under `block`, host copies under `offload`."""
     saved = {}

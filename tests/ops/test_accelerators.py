@@ -42,7 +42,7 @@ def values_and_gradients(form, segment_ids):
         pytest.param(functools.partial(accelerators.cudnn, implementation="xla"), None, id="dot_product_attention"),
     ],
 )
-@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.slow), 100])
 def test_shipped_kernels_are_the_reference(form, segment_ids, window):
     ids = None if segment_ids is None else jnp.asarray(segment_ids)
     actual = values_and_gradients(functools.partial(form, window=window), ids)

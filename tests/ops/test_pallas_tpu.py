@@ -28,6 +28,7 @@ SUITE = [spec for spec in (*POWER_SPECS, *TAYLOR_SPECS) if spec.degree in (0, 2)
     dataclasses.replace(LARGER, degree=degree, T=T, gates=gates)
     for degree, T, gates in ((2, 96, "none"), (0, 96, "strong"), (2, 250, "mild"))
 ]
+MORE = (pytest.mark.slow, pytest.mark.quick)
 OUTPUTS = ("out", "final state", "final normalizer")
 
 
@@ -162,7 +163,7 @@ def test_bfloat16_is_as_good_as_bfloat16_products(log_gate, mean):
 
 
 @pytest.mark.parametrize("kernel", [PowerKernel(2), TaylorKernel()], ids=str)
-@pytest.mark.parametrize("head_dim", [7, 16, 48])
+@pytest.mark.parametrize("head_dim", [7, *(pytest.param(d, marks=MORE) for d in (16, 48))])
 def test_states_survive_the_order_of_features(kernel, head_dim):
     features = layouts.features_of(kernel, head_dim)
     state = jax.random.normal(jax.random.key(0), (3, kernel.num_features(head_dim), 6))
