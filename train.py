@@ -2,7 +2,8 @@
 
 The same command on the same workdir continues where the run stopped. Other flags:
   --list                          show the variants and the configs, and exit
-  --init_from=WORKDIR[:STEP]      start a new run from the parameters of another, as far as they fit
+  --init_from=WORKDIR[:STEP]      start a new run from the parameters of another, layer by layer
+  --init_from_allow=PATTERN,...   parameters that it may lack and that start anew: layers/*/mixer/gate/*
   --strict                        refuse to continue from anything but an undamaged newest checkpoint
   --allow_learning_rate_change    continue a run with other learning-rate settings
   --coordinator_address=HOST:PORT --num_processes=N --process_id=I

@@ -12,8 +12,9 @@ from sympow_jax.training.loop import train
 from sympow_jax.variants import VARIANTS
 
 _SWITCHES = ("strict", "allow_learning_rate_change")
+_INIT = ("init_from", "init_from_allow")
 _PROCESSES = {"coordinator_address": "", "num_processes": 0, "process_id": -1}
-_KNOWN = ("workdir", "init_from", "heartbeat_seconds", *_PROCESSES)
+_KNOWN = ("workdir", *_INIT, "heartbeat_seconds", *_PROCESSES)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -31,7 +32,8 @@ def run(argv: Sequence[str]) -> int:
     join_processes(**places, heartbeat_seconds=heartbeat)
     switches = {name: name in own for name in _SWITCHES}
     with watch(heartbeat):
-        return train(config, own["workdir"], init_from=own.get("init_from", ""), **switches)
+        init_from, allow = (own.get(name, "") for name in _INIT)
+        return train(config, own["workdir"], init_from=init_from, init_from_allow=allow, **switches)
 
 
 def _print_list() -> None:

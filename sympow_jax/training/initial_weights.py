@@ -1,24 +1,53 @@
-"""Starting a run from the parameters of another: --init_from=WORKDIR[:STEP], weights only, whatever fits.
+"""Starting a run from the parameters of another: --init_from=WORKDIR[:STEP], weights only, layer by layer.
 
-The other run may have had another context length, optimizer or variant: an array is taken when its name, shape and
-dtype are those of the new model, and keeps its fresh initial value otherwise. What was and was not taken is printed and
-recorded in init_from.json, from which a run killed before its first checkpoint starts again.
+The other run may have had another context length, optimizer, layer pattern or variant: a parameter of layer n is taken
+from layer n of the checkpoint when its name, shape and dtype are those of the new model. What is not in the checkpoint
+starts anew only if --init_from_allow names it. What was and was not taken is printed and recorded in init_from.json,
+from which a run killed before its first checkpoint starts again.
 """
 
 import dataclasses
+import fnmatch
+import itertools
 import pathlib
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from sympow_jax.config import ConfigError
+from sympow_jax.config import Config, ConfigError
 from sympow_jax.files import entry, read_json, write_json_atomic
 from sympow_jax.models.model import Model
+from sympow_jax.models.transformer import layer_runs
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.manifest import CheckpointError, fill, flatten, unflatten
+from sympow_jax.training.run_files import load_config
 from sympow_jax.typing import PyTree
 
 RECORD = "init_from.json"
+_RUN = re.compile(r"params/blocks_(\d+)/(.+)")  # the arrays of a run of equal layers, stacked along their first dim
+
+
+class Place(NamedTuple):
+    """Where a parameter is: the name of its array, and its index there where the array holds a run of layers."""
+
+    array: str
+    index: int | None
+
+
+def layer_places(arrays: Iterable[str], config: Config) -> dict[str, Place]:
+    """{"layers/3/mixer/query/kernel": Place, "embedding/embedding": Place} of the arrays below "params/"."""
+    first = [0, *itertools.accumulate(depth for _, depth in layer_runs(config))]
+    places = {}
+    for array in arrays:
+        if run := _RUN.fullmatch(array):
+            begin, end = first[int(run[1])], first[int(run[1]) + 1]
+            places |= {f"layers/{layer}/{run[2]}": Place(array, layer - begin) for layer in range(begin, end)}
+        else:
+            places[array.removeprefix("params/")] = Place(array, None)
+    return places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +57,12 @@ class InitialWeights:
     Attributes:
       workdir: absolute path of the other run.
       step: of its checkpoint.
-      taken: names of the arrays taken.
+      taken: names of the parameters taken, by layer.
       kept: those that stay as initialised, and why.
-      unused: arrays of the checkpoint that the model has no use for.
+      unused: parameters of the checkpoint that the model has no use for.
       tokenizer: "same" or "another": whether token ids mean the same.
+      allow: patterns of what may stay as initialised.
+      config: of the new model.
     """
 
     workdir: str
@@ -40,20 +71,30 @@ class InitialWeights:
     kept: dict[str, str]
     unused: list[str]
     tokenizer: str
+    allow: str
+    config: Config
 
     def apply(self, params: PyTree) -> PyTree:
-        """`params` with the arrays taken, verified, with the shardings of `params`."""
+        """`params` with the parameters taken, verified, with the shardings of `params`."""
         target = flatten({"params": params})
+        wanted = layer_places(target, self.config)
         with Checkpointer(pathlib.Path(self.workdir) / "checkpoints", read_only=True) as checkpointer:
-            specs, _ = checkpointer.describe(self.step)
-            like = {name: target[name] if name in self.taken else spec for name, spec in _params(specs).items()}
+            specs = _params(checkpointer.describe(self.step)[0])
+            have = layer_places(specs, load_config(self.workdir))
+            like = dict(specs)
+            for name in self.taken:
+                sharding = target[wanted[name].array].sharding  # layers are not sharded over each other
+                spec = specs[have[name].array]
+                like[have[name].array] = jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=sharding)
             saved = flatten(checkpointer.restore(self.step, like=unflatten(like)).tree)
-        return fill({"params": params}, target | {name: saved[name] for name in self.taken})["params"]
+        for array, names in _by_array(self.taken, wanted).items():
+            target[array] = _assemble(target[array], [(wanted[name], have[name]) for name in names], saved)
+        return fill({"params": params}, target)["params"]
 
     def describe(self) -> str:
-        """One line, and one for each array not taken."""
+        """One line, and one for each parameter not taken."""
         total = len(self.taken) + len(self.kept)
-        lines = [f"starts from {len(self.taken)} of {total} arrays of {self.workdir}, step {self.step}"]
+        lines = [f"starts from {len(self.taken)} of {total} parameters of {self.workdir}, step {self.step}"]
         lines += [f"  {name} keeps its initial value: {reason}" for name, reason in self.kept.items()]
         lines += [f"  {name} of the checkpoint is not used" for name in self.unused]
         if self.tokenizer != "same":
@@ -62,11 +103,38 @@ class InitialWeights:
 
     def record(self, workdir: str) -> None:
         """Writes init_from.json."""
-        write_json_atomic(pathlib.Path(workdir) / RECORD, dataclasses.asdict(self))
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "config"}
+        write_json_atomic(pathlib.Path(workdir) / RECORD, values)
+
+
+def _by_array(names: Iterable[str], places: Mapping[str, Place]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(places[name].array, []).append(name)
+    return groups
+
+
+def _assemble(fresh: jax.Array, pairs: Sequence[tuple[Place, Place]], saved: Mapping[str, jax.Array]) -> jax.Array:
+    """The array of `fresh` with what `pairs` (place here, place there) name in place of its own."""
+    whole = saved[pairs[0][1].array]
+    if pairs[0][0].index is None:
+        return whole
+    places = [(there.array, there.index) for _, there in pairs]
+    if whole.shape == fresh.shape and places == [(pairs[0][1].array, i) for i in range(fresh.shape[0])]:
+        return whole
+
+    def assemble(fresh: jax.Array, parts: list[jax.Array]) -> jax.Array:
+        layers = list(fresh)
+        for (here, there), part in zip(pairs, parts, strict=True):
+            layers[here.index or 0] = part[there.index or 0]
+        return jnp.stack(layers)
+
+    parts = [saved[there.array] for _, there in pairs]
+    return jax.block_until_ready(jax.jit(assemble, out_shardings=fresh.sharding)(fresh, parts))
 
 
 def plan_initial_weights(
-    source: str, workdir: str, model: Model, tokenizer_digest: str, *, has_checkpoints: bool
+    source: str, workdir: str, model: Model, tokenizer_digest: str, *, has_checkpoints: bool, allow: str = ""
 ) -> InitialWeights | None:
     """What a run in `workdir` starts from; reads manifests only. None: from scratch, or from its own checkpoints.
 
@@ -76,9 +144,10 @@ def plan_initial_weights(
       model: of the new run.
       tokenizer_digest: of the new run.
       has_checkpoints: the new run has begun already.
+      allow: comma-separated patterns (fnmatch) of parameters, "layers/*/mixer/gate/*", that may start anew.
 
     Raises:
-      ConfigError: the workdir's run started otherwise, or nothing fits.
+      ConfigError: the workdir's run started otherwise, or a parameter is not there and not allowed to start anew.
       CheckpointError: there is no such step.
     """
     path = pathlib.Path(workdir) / RECORD
@@ -95,11 +164,11 @@ def plan_initial_weights(
     if has_checkpoints or not (source or recorded):
         return None
     if recorded:
-        folder, step = recorded["workdir"], str(recorded["step"])
-    return _plan(folder, step, model, tokenizer_digest)
+        folder, step, allow = recorded["workdir"], str(recorded["step"]), allow or recorded.get("allow", "*")
+    return _plan(folder, step, model, tokenizer_digest, allow)
 
 
-def _plan(folder: str, step: str, model: Model, tokenizer_digest: str) -> InitialWeights:
+def _plan(folder: str, step: str, model: Model, tokenizer_digest: str, allow: str) -> InitialWeights:
     with Checkpointer(pathlib.Path(folder) / "checkpoints", read_only=True) as checkpointer:
         steps = checkpointer.steps()
         chosen = {"latest": max(steps, default=None), "best": checkpointer.best_step()}.get(step, step)
@@ -108,17 +177,33 @@ def _plan(folder: str, step: str, model: Model, tokenizer_digest: str) -> Initia
         specs, _ = checkpointer.describe(int(chosen))
     saved = _params(specs)
     wanted = flatten({"params": jax.eval_shape(model.init, jax.random.key(0))})
-    kept = {name: reason for name in wanted if (reason := _misfit(wanted[name], saved.get(name)))}
-    taken = [name for name in wanted if name not in kept]
-    if not taken:
-        first, reason = next(iter(kept.items()))
+    here, there = layer_places(wanted, model.config), layer_places(saved, load_config(folder))
+    kept = {}
+    for name, place in here.items():
+        if reason := _misfit(_shape(wanted, place), _shape(saved, there[name]) if name in there else None):
+            kept[name] = reason
+    refused = {name: why for name, why in kept.items() if not _matches(name, allow)}
+    if refused:
+        name, reason = next(iter(refused.items()))
         raise ConfigError(
-            f"--init_from={folder}:{chosen}: none of its {len(saved)} arrays fits this model ({first}: {reason}); "
-            "compare the two config.json, or leave --init_from out"
+            f"--init_from={folder}:{chosen}: {len(refused)} of {len(here)} parameters of this model are not in it, the "
+            f"first {name} ({reason}); use a config that fits, or name what may start anew, for example "
+            f"--init_from_allow='{re.sub(r'^layers/[0-9]+', 'layers/*', name)}'"
         )
-    unused = [name for name in saved if name not in wanted]
     digest = read_json(pathlib.Path(folder) / "data.json").get("tokenizer_digest")
-    return InitialWeights(folder, int(chosen), taken, kept, unused, "same" if digest == tokenizer_digest else "another")
+    tokenizer = "same" if digest == tokenizer_digest else "another"
+    taken, unused = [name for name in here if name not in kept], [name for name in there if name not in here]
+    return InitialWeights(folder, int(chosen), taken, kept, unused, tokenizer, allow, model.config)
+
+
+def _matches(name: str, patterns: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern.strip()) for pattern in patterns.split(","))
+
+
+def _shape(specs: Mapping[str, Any], place: Place) -> tuple[Any, list[int]]:
+    """dtype and shape of a parameter; of one layer, where the array holds a run of them."""
+    spec = specs[place.array]
+    return spec.dtype, list(spec.shape if place.index is None else spec.shape[1:])
 
 
 def _split(source: str) -> tuple[str, str]:
@@ -132,9 +217,7 @@ def _params(specs: dict[str, Any]) -> dict[str, Any]:
     return {name: spec for name, spec in specs.items() if name.startswith("params/")}
 
 
-def _misfit(wanted: Any, saved: Any) -> str:
+def _misfit(wanted: tuple[Any, list[int]], saved: tuple[Any, list[int]] | None) -> str:
     if saved is None:
         return "the checkpoint lacks it"
-    if saved.shape != wanted.shape or saved.dtype != wanted.dtype:
-        return f"{saved.dtype}{list(saved.shape)} there, {wanted.dtype}{list(wanted.shape)} here"
-    return ""
+    return "" if saved == wanted else f"{saved[0]}{saved[1]} there, {wanted[0]}{wanted[1]} here"

@@ -59,6 +59,7 @@ def train(
     strict: bool = False,
     allow_learning_rate_change: bool = False,
     init_from: str = "",
+    init_from_allow: str = "",
 ) -> int:
     """Trains to config.num_train_steps in `workdir`, continuing what is there; returns the exit code (see signals).
 
@@ -68,6 +69,7 @@ def train(
       strict: a damaged newest checkpoint is an error instead of a warning and a fall-back.
       allow_learning_rate_change: accept changed learning-rate fields on resume.
       init_from: WORKDIR[:STEP] of a run whose parameters a new run starts from (see initial_weights).
+      init_from_allow: patterns of parameters that may start anew.
 
     Raises:
       ConfigError, WorkdirError, CheckpointError, BadStepsError: one line each.
@@ -88,7 +90,9 @@ def train(
     model = Model(config, data.vocab_size, mesh)
     check_host_memory(model)
     begun = bool(list_steps(pathlib.Path(workdir) / "checkpoints"))
-    initial = plan_initial_weights(init_from, workdir, model, data.tokenizer.digest, has_checkpoints=begun)
+    initial = plan_initial_weights(
+        init_from, workdir, model, data.tokenizer.digest, has_checkpoints=begun, allow=init_from_allow
+    )
     first = jax.process_index() == 0
     with WorkdirLock(workdir) if first else contextlib.nullcontext(), StopRequest() as stop:
         if first:

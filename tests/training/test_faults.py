@@ -352,7 +352,7 @@ def test_weights_of_another_run_start_this_one_also_after_a_kill(straight, tmp_p
     changes = {"data.seq_len": 32, "attention.position": "rope", "num_train_steps": 3}
     first = train(workdir, f"--init_from={straight}:30", **changes)
     assert first.returncode == 0 and f"of {straight}, step 30" in first.stdout, first.stderr
-    assert "params/blocks_0/mixer/beta/kernel of the checkpoint is not used" in first.stdout
+    assert "layers/0/mixer/beta/kernel of the checkpoint is not used" in first.stdout
     losses = [row["loss"] for row in read_metrics(workdir / METRICS_NAME) if "loss" in row]
     trained = [row["loss"] for row in read_metrics(straight / METRICS_NAME) if "loss" in row]
     assert losses[0] < trained[10]
