@@ -5,6 +5,8 @@
     python -m sympow_jax.plan --config=... --topology=v5p:4x4x4 --fit [--max_compiles=12]
     python -m sympow_jax.plan --list
 
+--programs=FOLDER keeps compiled programs and does not compile them again; --kernels adds the static schedules of TPU
+kernels, whose time then counts.
 Repeat --config and --topology, or name --variants=a,b,c (or all), for one matrix of all of them. --output=NAME writes
 NAME.json, and NAME.md for more than one plan. mesh.* that is left alone is chosen: rows of the batch over `data`, what
 is left over `seq`; for linear kernels in a quadratic form, over `tensor`.
@@ -42,6 +44,7 @@ def parse_configs(flags: Sequence[str], variants: str) -> list[Config]:
 def _prepare_compilers() -> None:
     """This process needs only its CPU, and the compilers need not look for the hardware that they compile for."""
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # kept programs are found again after a line moved
     quiet = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost", "TF_CPP_MIN_LOG_LEVEL": "3"}
     for name, value in {"TPU_SKIP_MDS_QUERY": "1", **quiet}.items():
         os.environ.setdefault(name, value)
@@ -54,12 +57,13 @@ def run(argv: Sequence[str]) -> int:
         print("\n".join(targets.legal()))
         return 0
     topologies = [flag.partition("=")[2] for flag in argv if flag.startswith("--topology=")]
-    known = ("topology", "output", "variants", "max_compiles")
-    own, rest = split_flags(argv, known, switches=("fit",), prefix="config")
+    known = ("topology", "output", "variants", "max_compiles", "programs")
+    own, rest = split_flags(argv, known, switches=("fit", "kernels"), prefix="config")
     if not topologies:
         raise ConfigError("--topology is missing: for example --topology=v5e:4x4 or h100:8; --list names them all")
     configs = parse_configs(rest, own.get("variants", ""))
     chosen_mesh = any(flag.startswith("--config.mesh.") for flag in rest)
+    folder = pathlib.Path(own["programs"]) if "programs" in own else None
     max_compiles = flag_value(own, "max_compiles", 12, least=1)
     _check_replaceable(own)
     _prepare_compilers()
@@ -68,10 +72,10 @@ def run(argv: Sequence[str]) -> int:
         for config in configs:
             vocab_size = vocabulary(config)
             if "fit" in own:
-                plans += _search(config, vocab_size, target, max_compiles)
+                plans += _search(config, vocab_size, target, max_compiles, folder)
                 continue
             config = config if chosen_mesh else fit.with_default_mesh(config, target)
-            plans.append(fit.try_plan(config, vocab_size, target))
+            plans.append(fit.try_plan(config, vocab_size, target, folder, kernels="kernels" in own))
             console.print(report.table(plans[-1]))
             _write(own, plans)
     _write(own, plans)
@@ -80,8 +84,13 @@ def run(argv: Sequence[str]) -> int:
     return 0 if any(p["status"] == "fits" for p in plans) else 2
 
 
-def _search(config: Config, vocab_size: int, target: targets.Target, max_compiles: int) -> list[report.Plan]:
-    found = fit.search(config, vocab_size, target, max_compiles=max_compiles, tell=lambda text: print(text, flush=True))
+def _search(
+    config: Config, vocab_size: int, target: targets.Target, max_compiles: int, folder: pathlib.Path | None
+) -> list[report.Plan]:
+    def tell(text: str) -> None:
+        print(text, flush=True)
+
+    found = fit.search(config, vocab_size, target, max_compiles=max_compiles, tell=tell, folder=folder)
     if not found:
         print(f"{config.variant} for {target.name}: nothing fits among {max_compiles} candidates; try a larger slice")
     for rank, (changes, result) in enumerate(found, start=1):

@@ -16,3 +16,8 @@ def causal_pairs(num_queries: int, num_keys: int, size: int, window: int | None 
 def expected_trips(trips: float):
     """A context for a loop that is expected to run `trips` times: its scope in the compiled program says so."""
     return jax.named_scope(f"trips_{trips:g}")
+
+
+def expected_trips_in_all(trips: float):
+    """The same for a loop that runs `trips` times over all turns of the loop with `expected_trips` around it."""
+    return jax.named_scope(f"trips_{trips:g}_in_all")

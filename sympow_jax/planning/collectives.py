@@ -44,7 +44,6 @@ def collectives(program: Program, mesh_shape: dict[str, int]) -> list[Collective
         group = _group(instruction, math.prod(mesh_shape.values()))
         if len(group) < 2:
             continue
-        name = re.search(r'op_name="([^"]*)"', instruction.attributes)
         found.append(
             Collective(
                 kind,
@@ -52,7 +51,7 @@ def collectives(program: Program, mesh_shape: dict[str, int]) -> list[Collective
                 group,
                 times,
                 times * _sent(kind, computation, instruction, len(group)),
-                name.group(1) if name else "",
+                instruction.op_name,
             )
         )
     return found

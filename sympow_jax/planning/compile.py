@@ -1,8 +1,8 @@
 """Compiles the train step and the eval step of a config, sharded as configured, for a target."""
 
 import dataclasses
+import pathlib
 import re
-import time
 from typing import Any
 
 import jax
@@ -10,6 +10,8 @@ import jax
 from sympow_jax.config import Config, ConfigError
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.ops.platform import compiling_for
+from sympow_jax.planning.kernels import Kernel, traced_kernels
+from sympow_jax.planning.programs import compile_lowered
 from sympow_jax.planning.targets import GIB, Target, mismatch
 from sympow_jax.training.config_mesh import config_mesh
 from sympow_jax.training.data import abstract_batch
@@ -55,12 +57,21 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A compiled program: its text, memory, the compiler's own FLOPs (loop bodies once), and the time it took."""
+    """A compiled program.
+
+    Attributes:
+      text: the optimised HLO.
+      memory: by the compiler's own account.
+      compiler_flops: likewise, with loop bodies once.
+      seconds: that compiling took.
+      kernels: those that it calls.
+    """
 
     text: str
     memory: Memory
     compiler_flops: float
     seconds: float
+    kernels: tuple[Kernel, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +85,8 @@ class Built:
     evaluation: Step
 
 
-def build(config: Config, vocab_size: int, target: Target) -> Built:
-    """Compiles both steps.
+def build(config: Config, vocab_size: int, target: Target, folder: pathlib.Path | None = None) -> Built:
+    """Compiles both steps; a folder keeps what was compiled, see `programs.py`.
 
     Raises:
       ConfigError: a mesh that does not fit the devices or the shapes.
@@ -86,37 +97,30 @@ def build(config: Config, vocab_size: int, target: Target) -> Built:
     mesh = config_mesh(config, target.devices)
     try:
         with compiling_for(target.platform):
-            return _build(config, vocab_size, target, mesh)
+            return _build(config, vocab_size, target, mesh, folder)
     except (ConfigError, PlanError):
         raise
     except Exception as error:  # the compilers' errors have no common type
         raise explain(str(error), config, target) from error
 
 
-def _build(config: Config, vocab_size: int, target: Target, mesh: Any) -> Built:
+def _build(config: Config, vocab_size: int, target: Target, mesh: Any, folder: pathlib.Path | None) -> Built:
     model = Model(config, vocab_size, mesh)
     state, batch = abstract_train_state(model), abstract_batch(config, mesh)
-    train = _compile(make_train_step(model), (state, batch), (state.params, state.opt_state), target)
-    evaluation = _compile(make_eval_step(model), (state.params, batch), (state.params, ()), target)
+    train = _compile(make_train_step(model), (state, batch), (state.params, state.opt_state), target, folder)
+    evaluation = _compile(make_eval_step(model), (state.params, batch), (state.params, ()), target, folder)
     return Built(config, mesh, state.params, train, evaluation)
 
 
-def _compile(function: Any, arguments: tuple, kept: tuple[PyTree, PyTree], target: Target) -> Step:
-    start = time.perf_counter()
-    options = {"xla_gpu_autotune_level": "0"} if target.platform == "gpu" else None
-    compiled = function.lower(*arguments).compile(compiler_options=options)
-    seconds = time.perf_counter() - start
-    m = compiled.memory_analysis()
+def _compile(
+    function: Any, arguments: tuple, kept: tuple[PyTree, PyTree], target: Target, folder: pathlib.Path | None
+) -> Step:
+    traced = function.trace(*arguments)
+    compiled = compile_lowered(traced.lower(), target, folder)
     parameters, optimizer = (device_bytes(tree) for tree in kept)
-    memory = Memory(
-        parameters,
-        optimizer,
-        float(m.argument_size_in_bytes) - parameters - optimizer,
-        float(m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes),
-        target.capacity,
-    )
-    costs = compiled.cost_analysis() or {}
-    return Step(compiled.as_text(), memory, float(costs.get("flops", 0.0)), seconds)
+    batch = compiled.argument_bytes - parameters - optimizer
+    memory = Memory(parameters, optimizer, batch, compiled.other_bytes, target.capacity)
+    return Step(compiled.text, memory, compiled.flops, compiled.seconds, traced_kernels(traced.jaxpr))
 
 
 def device_bytes(tree: PyTree) -> float:

@@ -1,6 +1,8 @@
 """Looks for settings under which a config fits a target, and ranks them by the least time of a step."""
 
+import functools
 import itertools
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +11,7 @@ from sympow_jax.config import Config, ConfigError
 from sympow_jax.models.model import resolve_implementation
 from sympow_jax.planning.compile import PlanError, build
 from sympow_jax.planning.report import Plan, failure, plan
+from sympow_jax.planning.schedules import schedule
 from sympow_jax.planning.targets import Target
 from sympow_jax.training.config_mesh import config_mesh
 
@@ -64,7 +67,13 @@ def _legal(config: Config, changes: Changes, target: Target) -> bool:
 
 
 def search(
-    config: Config, vocab_size: int, target: Target, *, max_compiles: int, tell: Callable[[str], None]
+    config: Config,
+    vocab_size: int,
+    target: Target,
+    *,
+    max_compiles: int,
+    tell: Callable[[str], None],
+    folder: pathlib.Path | None = None,
 ) -> list[tuple[Changes, Plan]]:
     """Compiles up to max_compiles candidates; returns those that fit, the fastest at best first.
 
@@ -77,7 +86,7 @@ def search(
     def fits(changes: Changes) -> bool:
         nonlocal compiled
         compiled += 1
-        result = try_plan(config_lib.override(config, changes), vocab_size, target)
+        result = try_plan(config_lib.override(config, changes), vocab_size, target, folder)
         tell(f"{compiled}/{max_compiles} {flags(config, changes) or 'as configured'}: {_summary(result)}")
         if result["status"] == "fits":
             fitting.append((changes, result))
@@ -107,10 +116,13 @@ def with_default_mesh(config: Config, target: Target) -> Config:
     return config
 
 
-def try_plan(config: Config, vocab_size: int, target: Target) -> Plan:
-    """Builds and reports; what the compiler refuses becomes a plan that says so."""
+def try_plan(
+    config: Config, vocab_size: int, target: Target, folder: pathlib.Path | None = None, *, kernels: bool = False
+) -> Plan:
+    """Builds and reports, with the schedules of kernels if asked; what the compiler refuses becomes a plan as well."""
     try:
-        return plan(build(config, vocab_size, target), target)
+        built = build(config, vocab_size, target, folder)
+        return plan(built, target, functools.partial(schedule, target=target, folder=folder) if kernels else None)
     except PlanError as error:
         return failure(config, target, error)
 

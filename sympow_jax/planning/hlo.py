@@ -1,8 +1,9 @@
 """Reads the text of a compiled program: instructions, and how often each runs.
 
 A compiler's own totals count the body of a loop once. Here every instruction carries the product of the trip counts
-around it: from the compiler's `known_trip_count`, else from the constant that the loop's condition compares with, else
-from a scope `trips_N` that the library puts around loops whose bounds depend on data (`ops/loops.py`).
+around it: from the compiler's `known_trip_count`, else from a scope `trips_N` that the library puts right around loops
+whose bounds depend on data (`ops/loops.py`), else from the constant that the loop's condition compares with. A loop
+without any of them is counted as one turn, and `unknown_loops` names it.
 """
 
 import dataclasses
@@ -54,6 +55,34 @@ class Instruction:
         """Names of the computations that a fusion or call runs."""
         return _CALLED.findall(self.attributes)
 
+    def branches(self) -> list[str]:
+        """Names of the computations of which a conditional runs one."""
+        named = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
+        if named:
+            return _NAME.findall(named.group(1))
+        return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", self.attributes)
+
+    @property
+    def body(self) -> str:
+        """Name of the computation that a while repeats."""
+        return self._attribute(r"body=%?([\w.\-]+)")
+
+    @property
+    def index(self) -> int:
+        """Which element of a tuple is taken."""
+        return int(self._attribute(r"index=(\d+)"))
+
+    def _attribute(self, pattern: str) -> str:
+        found = re.search(pattern, self.attributes)
+        assert found is not None, (pattern, self)
+        return found.group(1)
+
+    @property
+    def op_name(self) -> str:
+        """Where in the traced program it comes from, scope by scope."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found.group(1) if found else ""
+
     @property
     def value(self) -> str:
         """The literal of a constant, the number of a parameter."""
@@ -79,38 +108,30 @@ class Program:
         for instruction in computation.values():
             yield computation, instruction, times, fused
             if instruction.opcode == "while":
-                body = re.search(r"body=%?([\w.\-]+)", instruction.attributes)
-                assert body is not None, instruction
-                yield from self._walk(body.group(1), times * self.trips(instruction), fused)
+                yield from self._walk(instruction.body, times * (self.trips(instruction) or 1.0), fused)
             elif instruction.opcode == "conditional":
-                yield from self._walk(max(self._branches(instruction), key=self._length), times, fused)
+                yield from self._walk(max(instruction.branches(), key=self.length), times, fused)
             elif instruction.opcode in FUSED:
                 for called in instruction.called():
                     yield from self._walk(called, times, fused or instruction.opcode == "fusion")
 
     @functools.cache  # noqa: B019 (programs are few and short-lived)
-    def _length(self, name: str) -> int:
+    def length(self, name: str) -> int:
         """Instructions of a computation with all that it calls: the busier branch of a conditional has more."""
         total = 0
         for instruction in self.computations[name].values():
-            inner = re.search(r"body=%?([\w.\-]+)", instruction.attributes)
-            total += 1 + sum(map(self._length, instruction.called() + ([inner.group(1)] if inner else [])))
+            inner = [instruction.body] if instruction.opcode == "while" else []
+            total += 1 + sum(map(self.length, instruction.called() + inner))
         return total
 
-    def _branches(self, instruction: Instruction) -> list[str]:
-        named = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
-        if named:
-            return _NAME.findall(named.group(1))
-        return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", instruction.attributes)
-
-    def trips(self, loop: Instruction) -> float:
-        """How often the body of a `while` runs."""
+    def trips(self, loop: Instruction) -> float | None:
+        """How often the body of a `while` runs; None if nothing tells."""
         known = re.search(r'known_trip_count":?\s*\{"?n"?:"?(\d+)', loop.attributes)
         if known:
             return float(known.group(1))
-        named = re.findall(r"trips_([\d.]+)(?:\)|/)+while", loop.attributes)
-        if named:
-            return float(named[-1])
+        named = _expected_trips(loop)
+        if named is not None:
+            return named
         condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
         assert condition is not None, loop
         limits = [
@@ -118,7 +139,21 @@ class Program:
             for i in self.computations[condition.group(1)].values()
             if i.opcode == "constant" and i.value.isdigit()
         ]
-        return float(max(limits)) if limits else 1.0
+        return float(max(limits)) if limits else None
+
+    def unknown_loops(self) -> set[str]:
+        """Names of the loops of which nothing tells how often they run; they are counted as one turn."""
+        loops = (instruction for _, instruction, *_ in self.executed() if instruction.opcode == "while")
+        return {loop.op_name or loop.name for loop in loops if self.trips(loop) is None}
+
+
+def _expected_trips(loop: Instruction) -> float | None:
+    """From the scope right around the loop; `_in_all` is over the turns of the loop whose scope is before it."""
+    path = loop.op_name
+    if not re.search(r"trips_[\d.]+(_in_all)?[)/]+while$", path):
+        return None
+    *outer, (trips, in_all) = re.findall(r"trips_([\d.]+)(_in_all)?[)/]+while", path)
+    return float(trips) / (float(outer[-1][0]) if in_all and outer else 1.0)
 
 
 def parse(text: str) -> Program:

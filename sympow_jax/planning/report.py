@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -12,21 +12,32 @@ from sympow_jax.models import flops
 from sympow_jax.planning import hlo, work
 from sympow_jax.planning.collectives import Collective, collectives, network_seconds, summed
 from sympow_jax.planning.compile import Built, Memory, PlanError, Step, memory_knobs
+from sympow_jax.planning.kernel_report import kernel_report, kernel_text
+from sympow_jax.planning.kernels import Call, calls
 from sympow_jax.planning.roofline import roofline
+from sympow_jax.planning.schedules import Schedule
 from sympow_jax.planning.targets import GIB, Target, compiler
+from sympow_jax.planning.traffic import memory_bytes
 
 Plan = dict[str, Any]
 
 
-def plan(built: Built, target: Target) -> Plan:
-    """All that a compiled config tells, as plain numbers (bytes, FLOPs, seconds; of one device unless named so)."""
+def plan(built: Built, target: Target, schedule: Callable[[Call], Schedule] | None = None) -> Plan:
+    """All that a compiled config tells, as plain numbers (bytes, FLOPs, seconds; of one device unless named so).
+
+    With `schedule`, which is asked for TPUs only, the kernels' static time counts.
+    """
     config, mesh = built.config, dict(built.mesh.shape)
     devices = list(built.mesh.devices.flat)
     program = hlo.parse(built.train.text)
     found = collectives(program, mesh)
     attention, rest = flops.train_flops_per_token(config, built.params, config.data.seq_len)
     tokens = config.data.batch_size * config.data.seq_len
-    done, moved = work.flops(program), work.memory_bytes(program)
+    called = calls(program, built.train.kernels)
+    listed = [kernel_report(call, target, schedule) for call in called]
+    done = work.flops(program, built.train.kernels)
+    touched = memory_bytes(program, built.train.kernels)
+    moved = memory_bytes(program, built.train.kernels, target.device.cache_bytes)
     bounds = roofline(
         target,
         num_devices=len(devices),
@@ -36,6 +47,7 @@ def plan(built: Built, target: Target) -> Plan:
         model_flops=(attention + rest) * tokens,
         tokens_per_step=tokens,
         num_steps=config.num_train_steps,
+        beyond_peak=sum(row["times"] * row["beyond_peak"] for row in listed),
     )
     steps = {"train": built.train, "evaluation": built.evaluation}
     over = [name for name, step in steps.items() if not step.memory.fits]
@@ -53,6 +65,9 @@ def plan(built: Built, target: Target) -> Plan:
             "compiler_per_device_loops_once": built.train.compiler_flops,
         },
         "memory_traffic": moved,
+        "cache_traffic": touched - moved,
+        "kernels": listed,
+        "unknown": sorted(program.unknown_loops() | {c.name for c in called if not (c.kernel and c.kernel.flops)}),
         "collectives": [_collective(c) for c in summed(found)],
         "roofline": dataclasses.asdict(bounds),
         "compile_seconds": {name: step.seconds for name, step in steps.items()},
@@ -166,7 +181,12 @@ def _add_work(rows: Table, plan: Plan) -> None:
         f"model {f['model_per_step']:.4g} ({useful:.4g} a device); program {f['program_per_device']:.4g} a device; "
         f"compiler's count {f['compiler_per_device_loops_once']:.4g} (loop bodies once)",
     )
-    rows.add_row("memory traffic", f"{plan['memory_traffic'] / 1e9:.4g} GB a device and step")
+    cached = f"; {plan['cache_traffic'] / 1e9:.4g} GB more in the cache" if plan["cache_traffic"] else ""
+    rows.add_row("memory traffic", f"{plan['memory_traffic'] / 1e9:.4g} GB a device and step{cached}")
+    for k in plan["kernels"]:
+        rows.add_row(k["name"], kernel_text(k))
+    if plan["unknown"]:
+        rows.add_row("not counted", "loops as one turn, kernels as nothing: " + ", ".join(plan["unknown"]))
     for c in plan["collectives"][:8]:
         rows.add_row(
             c["kind"], f"{c['bytes'] / 1e6:,.2f} MB a device and step over {c['axis']}, {c['count']:,.0f} times"

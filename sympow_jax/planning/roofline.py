@@ -13,7 +13,7 @@ class Roofline:
 
     Attributes:
       compute_seconds: FLOPs of the compiled program over the peaks of their types, at least the model's (a kernel of a
-        library, as cuDNN's attention, does not tell its own).
+        library, as cuDNN's attention, does not tell its own); kernels whose schedule is known take at least that.
       memory_seconds: bytes through device memory over its bandwidth.
       network_seconds: exchanges over the links that they can use.
       step_seconds: the largest of the three, as if they overlapped perfectly.
@@ -44,6 +44,7 @@ def roofline(
     model_flops: float,
     tokens_per_step: int,
     num_steps: int,
+    beyond_peak: float = 0.0,
 ) -> Roofline:
     """The bounds of one step.
 
@@ -56,11 +57,12 @@ def roofline(
       model_flops: exact FLOPs of the model for the whole step, over all devices.
       tokens_per_step: tokens of the global batch.
       num_steps: steps of the run.
+      beyond_peak: seconds that the schedules of kernels take longer than their FLOPs at the peak.
     """
     peaks = {"float32": target.device.peak_float32, "bfloat16": target.device.peak}
     times = {
         "compute": max(
-            sum(count / peaks[dtype] for dtype, count in flops.items()),
+            sum(count / peaks[dtype] for dtype, count in flops.items()) + beyond_peak,
             model_flops / (num_devices * target.device.peak),
         ),
         "memory": memory_bytes / target.device.hbm_bandwidth,

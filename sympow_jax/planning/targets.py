@@ -41,6 +41,8 @@ class Device:
       wraps_at: a torus dim of a multiple of this many chips is a ring; others are lines.
       max_chips: of the largest slice that is offered.
       compiler_name: what the compiler calls it.
+      matrix_macs: multiply-adds of the matrix units of a core in a cycle, where programs have static schedules (TPU).
+      cache_bytes: of a GPU's L2; 0 where programs say themselves what stays on the chip.
     """
 
     platform: str
@@ -54,22 +56,29 @@ class Device:
     wraps_at: int = 0
     max_chips: int = 0
     compiler_name: str = ""
+    matrix_macs: int = 0
+    cache_bytes: float = 0.0
 
 
-GIB = 2.0**30
+MIB, GIB = 2.0**20, 2.0**30
 DEVICES = {
-    "v4": Device("tpu", 30.75 * GIB, 275e12, 275e12, 1228e9, 50e9, torus_dims=3, wraps_at=4, max_chips=4096),
-    "v5e": Device("tpu", 15.75 * GIB, 197e12, 197e12, 819e9, 50e9, torus_dims=2, wraps_at=16, max_chips=256),
-    "v5p": Device("tpu", 95.73 * GIB, 459e12, 459e12, 2765e9, 100e9, torus_dims=3, wraps_at=4, max_chips=6144),
-    "v6e": Device("tpu", 31.24 * GIB, 918e12, 918e12, 1640e9, 100e9, torus_dims=2, wraps_at=16, max_chips=256),
+    "v4": Device("tpu", 30.75 * GIB, 275e12, 275e12, 1228e9, 50e9, torus_dims=3, wraps_at=4, max_chips=4096,
+        matrix_macs=4 * 128**2),
+    "v5e": Device("tpu", 15.75 * GIB, 197e12, 197e12, 819e9, 50e9, torus_dims=2, wraps_at=16, max_chips=256,
+        matrix_macs=4 * 128**2),
+    "v5p": Device("tpu", 95.73 * GIB, 459e12, 459e12, 2765e9, 100e9, torus_dims=3, wraps_at=4, max_chips=6144,
+        matrix_macs=4 * 128**2),
+    "v6e": Device("tpu", 31.24 * GIB, 918e12, 918e12, 1640e9, 100e9, torus_dims=2, wraps_at=16, max_chips=256,
+        matrix_macs=2 * 256**2),
     "7x": Device(
         "tpu", 94.74 * GIB, 1153.5e12, 1153.5e12, 3690e9, 50e9, torus_dims=3, wraps_at=4, max_chips=9216,
-        compiler_name="tpu7x",
+        compiler_name="tpu7x", matrix_macs=2 * 256**2,
     ),
-    "a100": Device("gpu", 85_100_068_864, 312e12, 156e12, 2039e9, 300e9, host_bandwidth=25e9),
-    "h100": Device("gpu", 84_942_979_072, 989e12, 494.5e12, 3352e9, 450e9, host_bandwidth=50e9),
-    "h200": Device("gpu", 151_397_597_184, 989e12, 494.5e12, 4800e9, 450e9, host_bandwidth=50e9),
-    "b200": Device("gpu", 191_514_411_008, 2250e12, 1125e12, 7672e9, 900e9, host_bandwidth=50e9),
+    "a100": Device("gpu", 85_100_068_864, 312e12, 156e12, 2039e9, 300e9, host_bandwidth=25e9, cache_bytes=40 * MIB),
+    "h100": Device("gpu", 84_942_979_072, 989e12, 494.5e12, 3352e9, 450e9, host_bandwidth=50e9, cache_bytes=50 * MIB),
+    "h200": Device("gpu", 151_397_597_184, 989e12, 494.5e12, 4800e9, 450e9, host_bandwidth=50e9, cache_bytes=50 * MIB),
+    "b200": Device("gpu", 191_514_411_008, 2250e12, 1125e12, 7672e9, 900e9, host_bandwidth=50e9,
+        cache_bytes=126.5 * MIB),
 }  # fmt: skip
 GPU_FRACTION = 0.92  # of a GPU's memory that JAX can be given; its default is 0.75
 

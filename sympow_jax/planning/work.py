@@ -1,30 +1,33 @@
-"""What one device does in a program: floating-point operations of its products, and bytes through its memory."""
+"""What one device does in a program: floating-point operations of its products."""
 
 import math
 import re
+from collections.abc import Sequence
 
 from sympow_jax.planning.hlo import Computation, Instruction, Program, Shape
-
-_FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "partition-id", "replica-id", "iota", "opt-barrier", "copy-done", "slice-done", "async-done", "async-update",
-    "all-gather-done", "all-reduce-done", "collective-permute-done", "domain",
-}  # fmt: skip
-_READS_PART = ("dynamic-slice", "slice", "gather")
+from sympow_jax.planning.kernels import Kernel, find, is_kernel
 
 
-def flops(program: Program) -> dict[str, float]:
-    """{operand type: FLOPs} of all products, a multiply-add counting 2, loops counted as often as they run."""
+def flops(program: Program, kernels: Sequence[Kernel] = ()) -> dict[str, float]:
+    """{operand type: FLOPs} of all products, a multiply-add counting 2, loops counted as often as they run.
+
+    Of a kernel its author's estimate counts.
+    """
     total: dict[str, float] = {}
     for computation, instruction, times, _ in program.executed():
-        count = _product_flops(computation, instruction)
+        if is_kernel(instruction):
+            kernel = find(kernels, instruction)
+            count = (kernel and kernel.flops) or 0.0
+        else:
+            count = _product_flops(computation, instruction)
         if count:
-            dtype = _widest(computation, instruction)
+            dtype = widest(computation, instruction)
             total[dtype] = total.get(dtype, 0.0) + count * times
     return total
 
 
-def _widest(computation: Computation, instruction: Instruction) -> str:
+def widest(computation: Computation, instruction: Instruction) -> str:
+    """float32 or bfloat16: the type at whose speed a product of the first two operands runs."""
     types = {s.dtype for name in instruction.operands[:2] for s in computation[name].shapes[:1]}
     return "float32" if types & {"f32", "f64"} else "bfloat16"
 
@@ -40,9 +43,6 @@ def _product_flops(computation: Computation, instruction: Instruction) -> float:
         contracted = re.search(r'lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
         lhs = computation[instruction.operands[0]].shapes[0]
         return _dot_flops(instruction.shapes[0], lhs, contracted.group(1).replace('"', "") if contracted else "")
-    if instruction.opcode == "custom-call":  # a kernel tells its own count, if its author gave one
-        estimate = re.search(r'cost_estimate":?\s*\{"?flops"?:\s*"?(\d+)', instruction.attributes)
-        return float(estimate.group(1)) if estimate else 0.0
     return 0.0
 
 
@@ -93,67 +93,3 @@ def _valid_positions(
             at = o * stride + position * rhs_dilate - low
             count += at % lhs_dilate == 0 and 0 <= at // lhs_dilate < in_size
     return count
-
-
-def memory_bytes(program: Program) -> float:
-    """Bytes that one device reads and writes in its main memory: the arguments and results of every kernel."""
-    return sum(
-        _traffic(program, computation, instruction) * times
-        for computation, instruction, times, fused in program.executed()
-        if not fused and instruction.opcode not in _FREE
-    )
-
-
-def _traffic(program: Program, computation: Computation, instruction: Instruction) -> float:
-    if instruction.opcode in ("dynamic-slice", "slice", "gather"):
-        return 2.0 * _main_bytes(instruction.shapes)
-    if instruction.opcode in ("dynamic-update-slice", "scatter"):
-        update = computation[instruction.operands[1 if instruction.opcode == "dynamic-update-slice" else -1]]
-        return 2.0 * _main_bytes(update.shapes)
-    if instruction.opcode in ("copy-start", "slice-start"):
-        moved = min(shape.bytes for shape in instruction.shapes[:2])  # of a slice, what is cut out
-        return float(moved * sum(not shape.on_chip for shape in instruction.shapes[:2]))
-    if instruction.opcode == "fusion":
-        return _fusion_traffic(program, computation, instruction)
-    read = sum(_main_bytes(computation[name].shapes) for name in instruction.operands if name in computation)
-    return float(read + _main_bytes(instruction.shapes))
-
-
-def _main_bytes(shapes) -> int:
-    return sum(shape.bytes for shape in shapes if not shape.on_chip)
-
-
-def _fusion_traffic(program: Program, computation: Computation, fusion: Instruction) -> float:
-    """Operands and results, but only the parts of large arrays that the fusion slices or updates in place."""
-    inner = program.computations[fusion.called()[0]]
-    total = 0.0
-    for number, operand in enumerate(fusion.operands):
-        outer = computation[operand].shapes
-        if not any(s.on_chip for s in outer):
-            total += min(_read_inside(program, inner, number), _main_bytes(outer))
-    root = next(i for i in inner.values() if i.is_root)
-    written = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    for made, shape in zip(written, fusion.shapes, strict=False):
-        if not shape.on_chip:
-            partial = made.opcode == "dynamic-update-slice"
-            total += inner[made.operands[1]].shapes[0].bytes if partial else shape.bytes
-    return total
-
-
-def _read_inside(program: Program, inner: Computation, number: int) -> float:
-    """Bytes that a fused computation reads of its parameter `number`: slices, also in fusions inside; else inf."""
-    parameter = next(i for i in inner.values() if i.opcode == "parameter" and int(i.value) == number)
-    names, total = {parameter.name}, 0.0
-    for instruction in inner.values():
-        for position, name in enumerate(instruction.operands):
-            if name not in names:
-                continue
-            if instruction.opcode == "bitcast" and not instruction.is_root:
-                names.add(instruction.name)
-            elif instruction.opcode == "fusion":
-                total += _read_inside(program, program.computations[instruction.called()[0]], position)
-            elif instruction.opcode in _READS_PART and position == 0:
-                total += sum(s.bytes for s in instruction.shapes)
-            elif instruction.opcode != "dynamic-update-slice" or position > 0:
-                return math.inf
-    return total

@@ -33,7 +33,7 @@ def test_the_default_mesh_is_the_first_that_is_legal():
 def test_search_finds_what_recomputes_least_on_each_mesh_and_ranks_by_time(monkeypatch):
     tried = []
 
-    def try_plan(candidate, vocab_size, target):
+    def try_plan(candidate, vocab_size, target, *_):
         tried.append(candidate)
         parts, remat = candidate.optimizer.accumulation_steps, candidate.model.remat
         fits = fit.KEPT[remat] / parts * 8 / candidate.mesh.seq <= 1
@@ -65,7 +65,7 @@ def test_a_plan_has_the_vocabulary_of_its_data(monkeypatch):
     """8,192 ids of MQAR; bytes and BOS of the default corpus; GPT-2's of another."""
     planned = []
 
-    def try_plan(config, vocab_size, target):
+    def try_plan(config, vocab_size, target, *_, **options):
         planned.append(vocab_size)
         return {"status": "does not fit", "reason": "", "variant": "", "context": 0, "compiled_for": "", "degree": 0}
 

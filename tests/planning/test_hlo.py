@@ -6,6 +6,7 @@ import pytest
 
 from sympow_jax.planning import hlo, work
 from sympow_jax.planning.collectives import axes_of, collectives, summed
+from sympow_jax.planning.traffic import memory_bytes
 
 TEXT = """HloModule step, is_scheduled=true
 
@@ -48,10 +49,20 @@ def program(groups="{{0,1,2,3},{4,5,6,7}}", extra=""):
         ("", 12),
         (', backend_config={"known_trip_count":{"n":"5"}}', 5),
         (', metadata={op_name="jit(f)/jvp()/trips_4.5/while" stack_frame_id=3}', 4.5),
+        (', metadata={op_name="jit(f)/trips_4.5/while/body/while"}', 12),  # the scope is that of the loop around it
+        (', metadata={op_name="jit(f)/trips_8/while/body/trips_4_in_all/while"}', 0.5),
     ],
 )
 def test_loops_multiply_what_is_inside(extra, trips):
     assert work.flops(program(extra=extra)) == {"float32": trips * 2 * 4 * 8 * 8}
+
+
+def test_a_loop_of_unknown_length_is_named_and_turns_once():
+    data = ', metadata={op_name="jit(f)/while"}'
+    found = hlo.parse(TEXT.replace("constant(12)", "copy(%i.1)").replace("EXTRA", data).replace("GROUPS", "{{0}}"))
+    assert found.unknown_loops() == {"jit(f)/while"}
+    assert work.flops(found) == {"float32": 2 * 4 * 8 * 8}
+    assert program().unknown_loops() == set()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +122,7 @@ def test_memory_traffic_counts_a_slice_of_a_large_array_once():
 
     text = jax.jit(last_rows).lower(table).compile().as_text()
     rows = 8 * 1024 * 4
-    assert rows <= work.memory_bytes(hlo.parse(text)) < 8 * rows
+    assert rows <= memory_bytes(hlo.parse(text)) < 8 * rows
 
 
 def test_memory_traffic_of_a_started_slice_is_what_it_cuts_out():
@@ -123,7 +134,7 @@ ENTRY %main (p: f32[1000,8]) -> f32[2,8] {
   ROOT %done = f32[2,8]{1,0:T(8,128)S(1)} slice-done(%start)
 }
 """
-    assert work.memory_bytes(hlo.parse(text)) == 2 * 8 * 4  # read from memory into VMEM
+    assert memory_bytes(hlo.parse(text)) == 2 * 8 * 4  # read from memory into VMEM
 
 
 def test_memory_traffic_looks_into_fusions_of_fusions():
@@ -145,7 +156,7 @@ ENTRY %main (x: f32[64,8], k: s32[]) -> f32[1,8] {
   ROOT %g = f32[1,8]{1,0} fusion(%x, %k), kind=kOutput, calls=%outer
 }"""
     row, index = 8 * 4, 4
-    assert work.memory_bytes(hlo.parse(text)) == 2 * row + index
+    assert memory_bytes(hlo.parse(text)) == 2 * row + index
 
 
 UPDATE = """HloModule step
@@ -175,7 +186,7 @@ ENTRY %main (x: f32[64,8], y: f32[2,8], k: s32[], n: s32[3,1]) -> f32[64,8] {
     ],
 )
 def test_memory_traffic_of_an_update_in_place_is_the_update(operation, expected):
-    assert work.memory_bytes(hlo.parse(UPDATE.replace("OPERATION", operation))) == expected
+    assert memory_bytes(hlo.parse(UPDATE.replace("OPERATION", operation))) == expected
 
 
 def test_a_convolution_in_groups_of_the_batch_counts_the_outputs_that_it_makes():

@@ -8,6 +8,7 @@ those add up to one straight line, and only the few that switch inside the range
 import jax
 import jax.numpy as jnp
 
+from sympow_jax.ops.loops import expected_trips_in_all
 from sympow_jax.typing import Array, Float
 
 
@@ -31,6 +32,11 @@ def _units(x, kernel_in, bias_in):
     return always, jnp.argsort(~switches), switches.sum()
 
 
+def _switches(kernel_in: Array) -> float:
+    """Expected over the tiles of a row: a quarter of the units switch in [0, 1], in two tiles each, which overlap."""
+    return kernel_in.shape[0] / 2
+
+
 def _lines(always, kernel_in, bias_in, kernel_out):
     """Slope and offset [H] of the units that are always on."""
     weights = jnp.where(always[:, None], kernel_out, 0.0)
@@ -47,7 +53,9 @@ def _forward(x, kernel_in, bias_in, kernel_out, bias_out):
         hidden = jnp.maximum(kernel_in[u] * x + bias_in[u], 0.0)
         return out + kernel_out[u][:, None, None] * hidden[None]
 
-    return jax.lax.fori_loop(0, count, add_unit, line), (x, kernel_in, bias_in, kernel_out)
+    with expected_trips_in_all(_switches(kernel_in)):
+        out = jax.lax.fori_loop(0, count, add_unit, line)
+    return out, (x, kernel_in, bias_in, kernel_out)
 
 
 def _backward(residuals, d_out):
@@ -66,7 +74,8 @@ def _backward(residuals, d_out):
         return d_x, totals.at[u].set(total), moments.at[u].set(moment)
 
     carry = _over_heads(d_out, slope), totals, moments
-    d_x, totals, moments = jax.lax.fori_loop(0, count, add_unit, carry)
+    with expected_trips_in_all(_switches(kernel_in)):
+        d_x, totals, moments = jax.lax.fori_loop(0, count, add_unit, carry)
     d_kernel_out = kernel_in[:, None] * moments + bias_in[:, None] * totals
     d_bias_out = d_out.sum((1, 2))
     return d_x, (kernel_out * moments).sum(1), (kernel_out * totals).sum(1), d_kernel_out, d_bias_out
