@@ -15,7 +15,7 @@ def tokenizer_of(style: str) -> HuggingFaceTokenizer:
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("before", [0, 1, 3, 4, 5, 6, 9, 12, 64, 130])
+@pytest.mark.parametrize("before", [0, 1, 5, 64])
 def test_streamed_text_is_decoded_text_without_parts_of_characters(style, before):
     tokenizer = tokenizer_of(style)
     ids = tokenizer.encode(TEXT).tolist()
