@@ -31,7 +31,7 @@ def resolve_implementation(config: Config) -> Config:
     if a.is_linear:
         kernel, num_features = expansion(config)
         chosen = dispatch.cheapest(kernel, config.data.seq_len, num_features, has_bias=a.has_additive_bias)
-        if chosen == "chunked" and _kernel_obstacle(config) is None:
+        if chosen == "chunked" and accelerators.preferred(kernel, **_sizes(config)):
             chosen = "pallas"
     return dataclasses.replace(config, attention=dataclasses.replace(a, implementation=chosen))
 
@@ -39,15 +39,16 @@ def resolve_implementation(config: Config) -> Config:
 def on_this_platform(config: Config) -> Config:
     """A trained model's config with the same sums in XLA's form where its "pallas" kernel does not run."""
     a = config.attention
-    if a.implementation != "pallas" or _kernel_obstacle(config) is None:
+    if a.implementation != "pallas" or accelerators.obstacle(expansion(config)[0], **_sizes(config)) is None:
         return config
     return dataclasses.replace(config, attention=dataclasses.replace(a, implementation="chunked"))
 
 
-def _kernel_obstacle(config: Config) -> str | None:
-    m, a = config.model, config.attention
-    sizes = {"head_dim": qk_head_dim("attention", m, a), "value_dim": m.head_dim}
-    return accelerators.obstacle(expansion(config)[0], **sizes, dtype=jnp.dtype(m.dtype))
+def _sizes(config: Config) -> dict[str, Any]:
+    """Of a call, as the kernels of accelerators judge it."""
+    m = config.model
+    head_dim = qk_head_dim("attention", m, config.attention)
+    return {"head_dim": head_dim, "value_dim": m.head_dim, "dtype": jnp.dtype(m.dtype)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from sympow_jax.ops.platform import compiling_for, interpreting
 from sympow_jax.ops.power_attention.arg_specs import TEST_SPECS as POWER_SPECS
 from sympow_jax.ops.taylor_attention.arg_specs import TEST_SPECS as TAYLOR_SPECS
 from tests.ops.linear_attention_cases import evaluate
-from tests.tolerances import assert_bfloat16, relative_error
+from tests.ops.pallas_cases import check, check_bfloat16, check_state, state_and_gradients
 
 # two blocks of the grid, documents, padding, a state before and after, two queries a key, head_dim padded
 QUICK = ArgSpec(gates="strong", T=20, D=24, Dv=8, H=2, K=1, segments=True, initial_state=True)
@@ -29,57 +29,21 @@ SUITE = [spec for spec in (*POWER_SPECS, *TAYLOR_SPECS) if spec.degree in (0, 2)
     for degree, T, gates in ((2, 96, "none"), (0, 96, "strong"), (2, 250, "mild"))
 ]
 MORE = (pytest.mark.slow, pytest.mark.quick)
-OUTPUTS = ("out", "final state", "final normalizer")
-
-
-def check(spec: ArgSpec, chunk_size: int = 16) -> None:
-    """float32 errors are at most three times those of `chunked`, or below a few roundings."""
-    expected = evaluate(spec, "reference", "float64")
-    xla = evaluate(spec, "chunked", "float32", chunk_size=chunk_size)
-    with interpreting():
-        kernel = evaluate(spec, "pallas", "float32", chunk_size=chunk_size)
-    scale = np.linalg.norm(expected["grad v"])
-    for name in expected:
-        floor = 0.0 if name in OUTPUTS else scale
-        error, allowed = (relative_error(x[name], expected[name], floor) for x in (kernel, xla))
-        assert error <= max(3 * allowed, 1e-6), f"{name}: {error:.1e} against {allowed:.1e} of chunked"
 
 
 def test_kernels_are_the_chunked_form():
-    check(QUICK, 8)
+    check("tpu", QUICK, 8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", SUITE, ids=str)
 def test_all_cases_are_the_chunked_form(spec):
-    check(spec)
-
-
-def state_and_gradients(form, kernel, arrays, segment_ids, dtype):
-    weights = np.random.default_rng(3).normal(size=(2, 2, kernel.num_features(8), 6))
-
-    def loss(floats):
-        state = ops.state_of(kernel, **floats, segment_ids=jnp.asarray(segment_ids), implementation=form, chunk_size=8)
-        extended = jnp.concatenate([state.state, state.normalizer[..., None]], axis=-1)
-        return jnp.sum(extended * jnp.asarray(weights, dtype)), extended
-
-    floats = {name: jnp.asarray(arrays[name], dtype) for name in ("k", "v", "log_gates")}
-    (_, state), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(floats)
-    return {"state": state} | gradients
+    check("tpu", spec)
 
 
 @pytest.mark.parametrize("kernel", [PowerKernel(2), pytest.param(TaylorKernel(), marks=pytest.mark.slow)], ids=str)
 def test_the_state_left_behind(kernel):
-    spec = ArgSpec(gates="strong", T=20, D=8, Dv=5, H=2, K=2, B=2)
-    arrays, ids = spec.inputs(), np.repeat([[1, 2, 0]], [6, 12, 2], axis=1).astype(np.int32)
-    ids = np.concatenate([ids, np.ones_like(ids)])  # one row ends in padding, the other is one document
-    with interpreting():
-        actual = state_and_gradients("pallas", kernel, arrays, ids, "float32")
-    with jax.enable_x64(True):
-        expected = state_and_gradients("chunked", kernel, arrays, ids, "float64")
-    for name in expected:
-        assert relative_error(actual[name], expected[name]) < 2e-6, name
-    assert (np.asarray(actual["state"][0]) == 0).all() and np.asarray(actual["state"][1]).any()
+    check_state("tpu", kernel)
 
 
 @pytest.mark.slow
@@ -103,63 +67,10 @@ def races_found() -> bool:
     return races.races_found
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def product(equation: str, a, b):
-    """A product whose operands, forward and backward, are bfloat16, as an accelerator's units take them."""
-    low = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in (a, b))
-    return jnp.einsum(equation, *low, precision="highest")
-
-
-def _product_backward(equation, operands, cotangent):
-    low = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in (*operands, cotangent)]
-    _, vjp = jax.vjp(functools.partial(jnp.einsum, equation, precision="highest"), *low[:2])
-    return vjp(low[2])
-
-
-product.defvjp(lambda equation, a, b: (product(equation, a, b), (a, b)), _product_backward)
-
-
-def dense(q, k, v, log_gates, *, einsum):
-    """The formula itself for one head, [T, D]."""
-    T = q.shape[0]
-    total = jnp.cumsum(log_gates)
-    decay = jnp.where(jnp.tri(T, dtype=bool), total[:, None] - total[None], -jnp.inf)
-    weights = einsum("id,jd->ij", q, k) ** 2 * jnp.exp(decay)
-    return einsum("ij,je->ie", weights, v) / jnp.sum(weights, axis=1, keepdims=True)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("log_gate", "mean"), [(0.0, 0.0), (-1e-3, 1.0), (-0.03, 1.0)])
 def test_bfloat16_is_as_good_as_bfloat16_products(log_gate, mean):
-    """Gold is float64, the reference the dense formula with bfloat16 operands; values with and without a mean."""
-    T, D = 320, 32
-    rng = np.random.default_rng(0)
-    q, k = ((1.0 + 0.3 * rng.normal(size=(T, D))) * rng.choice([-1.0, 1.0], size=(T, 1)) for _ in range(2))
-    q, k, v, cotangent = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, mean + rng.normal(size=(T, D)), q * k))
-    gates = jnp.asarray(log_gate * rng.exponential(size=T), jnp.float32)
-
-    def results(function, *inputs):
-        out, vjp = jax.vjp(function, *inputs)
-        return [np.asarray(x, np.float64) for x in (out, *vjp(cotangent.astype(out.dtype)))]
-
-    def kernels(q, k, v, gates):
-        heads = (x[None, :, None] for x in (q, k, v))
-        return ops.power_attention(
-            *heads, log_gates=gates[None, :, None], scale=1.0, implementation="pallas", chunk_size=16
-        )[0, :, 0]
-
-    def rounded(q, k, v, gates):
-        out = dense(*(x.astype(jnp.float32) for x in (q, k, v)), gates, einsum=product)
-        return out.astype(jnp.bfloat16)
-
-    with interpreting():
-        test = results(jax.jit(kernels), q, k, v, gates)
-    reference = results(rounded, q, k, v, gates)
-    with jax.enable_x64(True):
-        wide = [jnp.asarray(x, jnp.float64) for x in (q, k, v, gates)]
-        gold = results(functools.partial(dense, einsum=jnp.einsum), *wide)
-    for name, *found in zip(("out", "dq", "dk", "dv", "dgates"), test, reference, gold, strict=True):
-        assert_bfloat16(*found, name=name)
+    check_bfloat16("tpu", log_gate, mean)
 
 
 @pytest.mark.parametrize("kernel", [PowerKernel(2), TaylorKernel()], ids=str)
@@ -180,7 +91,7 @@ def test_what_cannot_be_done_is_said_in_one_line():
     wide = jnp.zeros((1, 8, 1, 300))
     bias = ops.PositionBias({}, lambda params, i, j: jnp.zeros((1, len(i), len(j))))
     cases = [
-        (q, {}, "needs a TPU", False),
+        (q, {}, "needs a TPU or a GPU", False),
         (q, {"degree": 4}, "degree=4", True),
         (wide, {}, "head_dim=300", True),
         (q.astype(jnp.float16), {}, "float16", True),

@@ -47,8 +47,8 @@ def linear_attention(
       bias: added to the log-weights; quadratic forms only. `positions` (0 .. T-1 by default) are its arguments.
       scale: multiplies the scores, 1 / sqrt(D) by default; the state does not hold it.
       segment_ids: [B, T] int32, documents as contiguous runs; a change is a reset, 0 is padding and gives 0.
-      implementation: "reference", "blockwise", "chunked", "recurrent", "pallas" (a TPU's kernel: degree 2 and Taylor),
-        or None for the cheapest by a measured table.
+      implementation: "reference", "blockwise", "chunked", "recurrent", "pallas" (kernels of TPUs: degree 2 and Taylor;
+        of GPUs: degree 2, head_dim to 128), or None for the cheapest by a measured table.
       chunk_size: tokens in a chunk or block; any T >= 1 works with any.
 
     Returns:
@@ -125,7 +125,7 @@ def state_of(
 ) -> LinearState:
     """The state after the last token, as `linear_attention_with_state` returns it, without the outputs.
 
-    "pallas" is the kernel of a TPU, any other name XLA's sum; None is the kernel where it can do the call.
+    "pallas" is an accelerator's kernel, any other name XLA's sum; None is a TPU's kernel where it can do the call.
     """
     tokens = {"log_gates": log_gates, "segment_ids": segment_ids, "state": None}
     check_arguments(kernel, k, k, v, **tokens, positions=None, bias=None, chunk_size=chunk_size)

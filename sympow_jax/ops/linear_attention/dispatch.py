@@ -32,7 +32,9 @@ def choose(
         raise ValueError(
             f"implementation={implementation!r} cannot add a bias (no linear form); use 'reference' or 'blockwise'"
         )
-    reason = accelerators.obstacle_to(kernel, inputs) if implementation == "pallas" else None
+    reason = None
+    if implementation == "pallas":
+        reason = accelerators.obstacle(kernel, **accelerators.sizes_of(inputs))
     if reason:
         raise ValueError(f"implementation='pallas': {reason}; use 'chunked', or None")
     if chunk_size is None:
@@ -42,13 +44,13 @@ def choose(
 
 def fastest_chunked(kernel: Kernel, inputs: LinearInputs) -> Implementation:
     """The accelerator's kernel where it surely runs, else XLA's form."""
-    return "pallas" if unsplit() and accelerators.obstacle_to(kernel, inputs) is None else "chunked"
+    return "pallas" if unsplit() and accelerators.preferred(kernel, **accelerators.sizes_of(inputs)) else "chunked"
 
 
 def measured_length(implementation: str, num_features: int) -> int:
     """The best chunk or block length: on CPU, chunks as long as their features stay in the caches."""
     if implementation == "pallas":
-        return accelerators.CHUNK
+        return accelerators.chunk_length()
     return 256 if implementation == "chunked" and 256 * num_features <= CACHED_FEATURES else 128
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from sympow_jax.ops.linear_attention.kernels import Kernel
+from sympow_jax.ops.linear_attention.pallas_shared import dot, inverse
 from sympow_jax.ops.linear_attention.pallas_tpu.features import Features, Ref
 from sympow_jax.ops.linear_attention.pallas_tpu.tiles import (
     SUBLANES,
@@ -13,9 +14,7 @@ from sympow_jax.ops.linear_attention.pallas_tpu.tiles import (
     Steps,
     Tiles,
     call,
-    dot,
     each_query,
-    inverse,
 )
 from sympow_jax.typing import Array
 

@@ -3,12 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 
-from sympow_jax.ops.linear_attention.decay import chunk_decay
-from sympow_jax.ops.linear_attention.inputs import LinearInputs
 from sympow_jax.ops.linear_attention.kernels import SQRT2, Kernel, TaylorKernel
+from sympow_jax.ops.linear_attention.pallas_shared import rows_in_padded
 from sympow_jax.ops.linear_attention.pallas_tpu.features import Features
 from sympow_jax.ops.linear_attention.pallas_tpu.tiles import SUBLANES
-from sympow_jax.typing import Array, Bool, Float, Int
+from sympow_jax.typing import Array, Float
 
 PACKED = 2 * SUBLANES  # rows of a bfloat16 tile: head dims are padded to a multiple
 
@@ -29,32 +28,6 @@ def tokens_of_rows(x: Float[Array, "R G rows T"], batch_size: int, head_dim: int
     """The inverse of `rows_of_tokens`."""
     x = x.reshape(batch_size, -1, *x.shape[1:])
     return jnp.moveaxis(x, -1, 1)[..., :head_dim]
-
-
-def rows_of_decays(inputs: LinearInputs) -> tuple[Float[Array, "R T"], Int[Array, "R T"], Bool[Array, "R T"]]:
-    """The log gates, runs and valid tokens of each row."""
-    B, T, K = inputs.log_gates.shape
-    gates = jnp.moveaxis(inputs.log_gates, 1, 2).reshape(B * K, T)
-    return gates, jnp.repeat(inputs.runs, K, axis=0), jnp.repeat(inputs.valid, K, axis=0)
-
-
-def decay_rows(
-    decays: tuple[Float[Array, "R T"], Int[Array, "R T"], Bool[Array, "R T"]], chunk: int
-) -> Float[Array, "R 8 T"]:
-    """What `tiles.Decays` reads; padding leaves nothing to the state."""
-    log_gates, runs, valid = decays
-    R, T = log_gates.shape
-    decay = chunk_decay(in_chunks(log_gates, chunk), in_chunks(runs, chunk))
-    to_state = jnp.where(in_chunks(valid, chunk), decay.to_state, 0.0)
-    carry = jnp.broadcast_to(decay.carry[..., None], to_state.shape)
-    rows = [decay.whole, decay.rest, decay.runs.astype(jnp.float32), decay.from_state, to_state, carry]
-    rows += [jnp.zeros_like(carry)] * (SUBLANES - len(rows))
-    return jnp.stack([jnp.moveaxis(x[0], 0, 1).reshape(R, T) for x in rows], axis=1)
-
-
-def in_chunks(x: Array, chunk: int) -> Array:
-    """[R, T] -> [1, N, R, C], as `decay.py` takes it."""
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk), 1, 0)[None]
 
 
 def split_state(
@@ -138,11 +111,6 @@ def _size(features: Features, head_dim: int) -> int:
 
 def _rows_in_padded(head_dim: int, features: Features) -> np.ndarray:
     """Where each feature of the op's head_dim is among those of the padded one."""
-    D, first = features.head_dim, features.taylor * (1 + features.head_dim)
-    row = {}
-    for r in range(D // 2 + 1):
-        for i in range(D if r < D // 2 else D // 2):
-            row[frozenset((i, (i + r) % D))] = first + r * D + i
-    offsets = range(head_dim // 2 + 1)
-    pairs = [(i, (i + r) % head_dim) for r in offsets for i in range(head_dim)][: head_dim * (head_dim + 1) // 2]
-    return np.asarray([*range(features.taylor * (1 + head_dim)), *(row[frozenset(pair)] for pair in pairs)])
+    first = features.taylor * (1 + features.head_dim)
+    linear = np.arange(features.taylor * (1 + head_dim))
+    return np.concatenate([linear, rows_in_padded(head_dim, features.head_dim, first)])

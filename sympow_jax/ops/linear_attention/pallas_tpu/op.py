@@ -6,11 +6,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from sympow_jax.ops.linear_attention.decay import gate_gradient
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, pad_time
 from sympow_jax.ops.linear_attention.kernels import Kernel
+from sympow_jax.ops.linear_attention.pallas_shared import (
+    decay_rows,
+    gradients_of_decays,
+    inner_product,
+    rows_of_decays,
+)
 from sympow_jax.ops.linear_attention.pallas_tpu import layouts
 from sympow_jax.ops.linear_attention.pallas_tpu.backward import keys_backward, queries_backward
 from sympow_jax.ops.linear_attention.pallas_tpu.features import Features
@@ -49,7 +53,7 @@ def fused(
     tokens = tuple(layouts.rows_of_tokens(x) for x in (inputs.q, inputs.k, inputs.v))
     before = layouts.split_state(call.features, state.reshape(-1, *state.shape[2:]), D)
     attend: Any = _fused
-    out, (values, moments) = attend(call, tokens, layouts.rows_of_decays(inputs), before)
+    out, (values, moments) = attend(call, tokens, rows_of_decays(inputs), before)
     final = layouts.join_state(call.features, values, moments, D, Dv)
     return layouts.tokens_of_rows(out, B, Dv)[:, :T], final.reshape(state.shape)
 
@@ -62,7 +66,7 @@ def fused_state(kernel: Kernel, inputs: LinearInputs, chunk_size: int) -> Float[
     inputs = pad_time(inputs, call.tiles.block)
     tokens = tuple(layouts.rows_of_tokens(x) for x in (inputs.k, inputs.v))
     leave: Any = _state
-    values, moments = leave(call, tokens, layouts.rows_of_decays(inputs))
+    values, moments = leave(call, tokens, rows_of_decays(inputs))
     final = layouts.join_state(call.features, values, moments, D, Dv)
     return final.reshape(B, K, *final.shape[1:])
 
@@ -73,7 +77,7 @@ def _fused(call: Call, tokens: Arrays, decays: Arrays, before: Arrays) -> tuple[
 
 
 def _forward(call: Call, tokens: Arrays, decays: Arrays, before: Arrays):
-    rows = layouts.decay_rows(decays, call.tiles.chunk)
+    rows = decay_rows(decays, call.tiles.chunk)
     out, den, *after = kept(forward(call.kernel, call.features, call.tiles, tokens, rows, before))
     return (out, tuple(after)), (tokens, decays, before, den, tuple(after))
 
@@ -82,12 +86,13 @@ def _backward(call: Call, residuals, cotangents):
     tokens, decays, before, den, after = residuals
     dout, dafter = cotangents
     dafter = _symmetric(*dafter)
-    rows = layouts.decay_rows(decays, call.tiles.chunk)
+    rows = decay_rows(decays, call.tiles.chunk)
     dq, dden = queries_backward(call.kernel, call.features, call.tiles, tokens, rows, den, dout, before)
     dk, dv, dcumulative, *dbefore = keys_backward(
         call.kernel, call.features, call.tiles, tokens, rows, den, dout, dden, dafter
     )
-    return (dq, dk, dv), _gradients_of_decays(call, dcumulative, after, dafter, decays), tuple(dbefore)
+    dgates = gradients_of_decays(dcumulative[:, 0], inner_product(after, dafter), decays, call.tiles.chunk)
+    return (dq, dk, dv), dgates, tuple(dbefore)
 
 
 _fused.defvjp(_forward, _backward)
@@ -99,7 +104,7 @@ def _state(call: Call, tokens: Arrays, decays: Arrays) -> Arrays:
 
 
 def _state_forward(call: Call, tokens: Arrays, decays: Arrays):
-    rows = layouts.decay_rows(decays, call.tiles.chunk)
+    rows = decay_rows(decays, call.tiles.chunk)
     after = tuple(kept(final_state(call.features, call.tiles, tokens, rows)))
     return after, (tokens, decays, after)
 
@@ -107,9 +112,9 @@ def _state_forward(call: Call, tokens: Arrays, decays: Arrays):
 def _state_backward(call: Call, residuals, dafter):
     tokens, decays, after = residuals
     dafter = _symmetric(*dafter)
-    rows = layouts.decay_rows(decays, call.tiles.chunk)
+    rows = decay_rows(decays, call.tiles.chunk)
     dk, dv, dcumulative = final_state_backward(call.features, call.tiles, tokens, rows, dafter)
-    return (dk, dv), _gradients_of_decays(call, dcumulative, after, dafter, decays)
+    return (dk, dv), gradients_of_decays(dcumulative[:, 0], inner_product(after, dafter), decays, call.tiles.chunk)
 
 
 _state.defvjp(_state_forward, _state_backward)
@@ -118,13 +123,3 @@ _state.defvjp(_state_forward, _state_backward)
 def _symmetric(dstate: Array, dmoments: Array) -> Arrays:
     """The cotangent of the moments as the kernels take it: that of a symmetric matrix."""
     return dstate, 0.5 * (dmoments + jnp.swapaxes(dmoments, 1, 2))
-
-
-def _gradients_of_decays(call: Call, dcumulative: Array, after: Arrays, dafter: Arrays, decays: Arrays):
-    """Of the log gates [R, T], from that of their sums and what the final state adds at the end; the rest has none."""
-    _, runs, valid = decays
-    at_end = jnp.sum(jnp.stack([jnp.sum(a * d, axis=(1, 2)) for a, d in zip(after, dafter, strict=True)]), axis=0)
-    cut = functools.partial(layouts.in_chunks, chunk=call.tiles.chunk)
-    dgates = gate_gradient(cut(dcumulative[:, 0]), at_end, cut(runs))
-    zeros = (np.zeros(x.shape, jax.dtypes.float0) for x in (runs, valid))
-    return jnp.moveaxis(dgates[0], 0, 1).reshape(runs.shape), *zeros

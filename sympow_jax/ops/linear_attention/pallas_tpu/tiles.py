@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from sympow_jax.ops.linear_attention.pallas_shared import ROWS, cost, dot
 from sympow_jax.ops.platform import interpretation
 from sympow_jax.typing import Array
 
 VMEM_BYTES = 60 * 2**20  # what a kernel may take: 64 MiB on v5p, 128 MiB on v5e and v6e
 SUBLANES, LANES = 8, 128  # of a float32 tile; a bfloat16 tile has twice the rows
 LONGEST_CHUNK = 512
-ROWS = ("whole", "rest", "runs", "from_state", "to_state", "carry")  # of the decays; two rows of a tile are unused
 MANY_FEATURES = 4096  # from here on more than two chunks a block take minutes to compile
 
 
@@ -88,17 +88,6 @@ class Steps:
         return pl.BlockSpec((1, *shape), lambda r, t: (r, *zeros))
 
 
-def dot(a: Array, b: Array, contract_a: int, contract_b: int) -> Array:
-    """The product of two matrices over one axis of each; float32 is exact, bfloat16 adds up in float32."""
-    return jax.lax.dot_general(
-        a,
-        b,
-        (((contract_a,), (contract_b,)), ((), ())),
-        precision=None if a.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
-
-
 def dot_in_two(a: Array, b: Array, contract_a: int, contract_b: int) -> Array:
     """`dot` of a float32 and b, which may be bfloat16: a is then split in its rounded values and the remainders."""
     high = a.astype(b.dtype)
@@ -114,12 +103,6 @@ def each_query(count: int, body: Callable[[Any], None]) -> None:
         body(0)
     else:
         jax.lax.fori_loop(0, count, lambda g, _: body(g), None)
-
-
-def inverse(den: Array) -> Array:
-    """1 / den, 0 where den is 0."""
-    present = den != 0.0
-    return jnp.where(present, 1.0 / jnp.where(present, den, 1.0), 0.0)
 
 
 def vmem_bytes(num_features: int, value_dim: int) -> int:
@@ -143,7 +126,6 @@ def call(
     """
     R, T = arrays[0].shape[0], arrays[0].shape[-1]
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in out]
-    traffic = sum(x.size * x.dtype.itemsize for x in (*arrays, *shapes))
     return pl.pallas_call(
         body,
         grid=(R, steps.count),
@@ -154,7 +136,7 @@ def call(
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
-        cost_estimate=pl.CostEstimate(flops=2 * macs * R * T, transcendentals=0, bytes_accessed=traffic),
+        cost_estimate=cost(macs * R * T, (*arrays, *shapes)),
         interpret=interpretation() or False,
         name=f"linear_attention_{name}",
     )(*arrays)
