@@ -10,9 +10,10 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+from sympow_jax import sharding
 from sympow_jax.config import ConfigError, check_numbers, nearest, parse_value
 from sympow_jax.files import printable
 from sympow_jax.input_pipeline.prepare.corpus import cache_folder
@@ -25,6 +26,9 @@ _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # mallopt(3)
 
 _MAX_MESSAGE = 2000
+_PLACE = {"coordinator_address": "", "num_processes": 0, "process_id": -1}
+PROCESS_FLAGS = (*_PLACE, "heartbeat_seconds")
+MESH_FLAGS = tuple(f"mesh.{axis}" for axis in sharding.AXES)
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +195,25 @@ def step_flag(flags: Mapping[str, str]) -> str | int:
     if step not in ("latest", "best") and not (step.isascii() and step.isdigit()):
         raise ConfigError(f"--step = {step!r}: choose latest, best or a step number{nearest(step, ('latest', 'best'))}")
     return int(step) if step.isdigit() else step
+
+
+@contextlib.contextmanager
+def joined_processes(flags: Mapping[str, str]) -> Iterator[None]:
+    """Runs its block as one of the processes that PROCESS_FLAGS or a launcher name; they watch each other."""
+    heartbeat = flag_value(flags, "heartbeat_seconds", sharding.HEARTBEAT_SECONDS, least=5.0)
+    places = {name: flag_value(flags, name, default) for name, default in _PLACE.items()}
+    sharding.join_processes(**places, heartbeat_seconds=heartbeat)
+    with sharding.watch(heartbeat):
+        yield
+
+
+def mesh_flags(flags: Mapping[str, str]) -> dict[str, int]:
+    """The sizes of MESH_FLAGS by axis, of those that are given."""
+    sizes = {name.partition(".")[2]: flag_value(flags, name, 1, least=-1) for name in MESH_FLAGS if name in flags}
+    for axis, size in sizes.items():
+        if size == 0:
+            raise ConfigError(f"--mesh.{axis} = 0: a number of devices, or -1 for what the other axes leave")
+    return sizes
 
 
 def use_compilation_cache() -> None:

@@ -2,7 +2,17 @@
 
 from collections.abc import Sequence
 
-from sympow_jax.command_line import flag_value, run_program, split_flags, step_flag, use_compilation_cache
+from sympow_jax.command_line import (
+    MESH_FLAGS,
+    PROCESS_FLAGS,
+    flag_value,
+    joined_processes,
+    mesh_flags,
+    run_program,
+    split_flags,
+    step_flag,
+    use_compilation_cache,
+)
 from sympow_jax.config import TASKS, Config, ConfigError
 from sympow_jax.evaluate import evaluate
 from sympow_jax.evaluation_request import (
@@ -18,7 +28,8 @@ from sympow_jax.training.run_files import load_config
 
 _OF_LENGTHS = ("num_documents", "window", "stride")
 _OF_TASKS = ("pairs", "depths", "num_examples")
-_KNOWN = ("workdir", "lengths", "step", "data", "name", "task", *_OF_LENGTHS, *_OF_TASKS, *AT_EVALUATION)
+_OF_ALL = ("workdir", "lengths", "step", "data", "name", "task", *AT_EVALUATION, *MESH_FLAGS, *PROCESS_FLAGS)
+_KNOWN = (*_OF_ALL, *_OF_LENGTHS, *_OF_TASKS)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -26,9 +37,9 @@ def run(argv: Sequence[str]) -> int:
     flags, _ = split_flags(argv, _KNOWN)
     if "workdir" not in flags:
         raise ConfigError("--workdir is missing: the folder of a trained run")
-    request = _request(flags, load_config(flags["workdir"]))
     use_compilation_cache()
-    evaluate(request)
+    with joined_processes(flags):
+        evaluate(_request(flags, load_config(flags["workdir"])))
     return 0
 
 
@@ -49,6 +60,7 @@ def _request(flags: dict[str, str], saved: Config) -> EvaluationRequest:
         num_examples=flag_value(flags, "num_examples", NUM_EXAMPLES.get(task, 0)),
         pairs=flag_value(flags, "pairs", (saved.task.num_pairs,)),
         depths=flag_value(flags, "depths", DEPTHS),
+        mesh=mesh_flags(flags),
     )
 
 

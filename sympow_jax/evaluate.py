@@ -1,9 +1,12 @@
 """One evaluation of one run: the numbers, the table on the screen, and the files under workdir/eval."""
 
+import contextlib
+import dataclasses
 import os
 import pathlib
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from sympow_jax.config import TASKS, Config, ConfigError, diff
@@ -24,6 +27,8 @@ from sympow_jax.plots.distance_curves import distance_figure
 from sympow_jax.plots.heatmap import accuracy_heatmap
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
 from sympow_jax.plots.tables import accuracy_table, length_table, verdict
+from sympow_jax.training import same_run
+from sympow_jax.training.evaluation_mesh import evaluation_mesh, mesh_note
 from sympow_jax.training.run_files import load_config
 from sympow_jax.training.step_folders import list_steps
 from sympow_jax.training.workdir import WorkdirLock
@@ -39,18 +44,39 @@ def evaluate(request: EvaluationRequest) -> None:
     saved = load_config(request.workdir)
     config = evaluation_config(saved, request.overrides)
     _check_scaling_reached(request, config)
+    same_run.check_shared(request.workdir)
+    same_run.check_settings(config, **dataclasses.asdict(request))
     folder = inside(request.workdir, "eval")
+    with _lock(request, folder) if _is_first() else contextlib.nullcontext():
+        _measure(request, saved, config)
+    _say(f"plot: {folder / request.name}.png")
+
+
+def _lock(request: EvaluationRequest, folder: pathlib.Path) -> WorkdirLock:
+    """Of the files that this evaluation writes, by the first of its processes."""
     folder.mkdir(exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise OSError(f"--workdir={request.workdir}: {folder} cannot be written, and the results go there")
-    with WorkdirLock(folder, name=f".{request.name}.lock", what=f"--name={request.name}: {folder}/{request.name}.json"):
-        _measure(request, saved, config)
-    print(f"plot: {folder / request.name}.png")
+    return WorkdirLock(
+        folder, name=f".{request.name}.lock", what=f"--name={request.name}: {folder}/{request.name}.json"
+    )
+
+
+def _is_first() -> bool:
+    return jax.process_index() == 0
+
+
+def _say(text: str) -> None:
+    if _is_first():
+        print(text)
 
 
 def _measure(request: EvaluationRequest, saved: Config, config: Config) -> None:
+    mesh = evaluation_mesh(saved, request.mesh)
     store = _open(request, config)
-    model, params, step = load_step(request.workdir, request.step, overrides=request.overrides)
+    same_run.check_store(request.data, "" if store is None else store.digest)
+    _say(mesh_note(saved, mesh, request.mesh))
+    model, params, step = load_step(request.workdir, request.step, overrides=request.overrides, mesh=mesh)
     changes = diff(saved, config)
     run = {
         "step": step,
@@ -110,7 +136,7 @@ def _open(request: EvaluationRequest, config: Config) -> Store | None:
     _check_tokenizer(request, store)
     if longest <= store.document_length:
         return store
-    print(f"documents hold {store.document_length:,} tokens: they are joined into rows of {longest:,}")
+    _say(f"documents hold {store.document_length:,} tokens: they are joined into rows of {longest:,}")
     return ConcatView(store, longest)
 
 
@@ -159,6 +185,8 @@ def _lengths(
     folder = pathlib.Path(request.workdir) / "eval"
     text = read_documents(store, arrays["document_ids"][:1], min(request.lengths))
     curves = distance_curves(model, params, text, query_position=longest - 1)
+    if not _is_first():
+        return
     if curves["layers"]:
         where = folder / bias_name(request.name)
         write_json(f"{where}.json", curves | {"inputs": inputs_digest(made_from["inputs"])})
@@ -182,6 +210,8 @@ def _tasks(
     config = model.config
     matcher = retrieval.Matcher(model, params, chunk_size=config.evaluation.chunk_size)
     grid, arrays = _grid(request, config, matcher, model.vocab_size, store)
+    if not _is_first():
+        return
     result = {"task": request.task, **run, **grid}
     folder = pathlib.Path(request.workdir) / "eval"
     style.save(accuracy_heatmap(result, title=f"{config.variant}: {request.task}"), folder / f"{request.name}.png")

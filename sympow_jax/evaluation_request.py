@@ -38,6 +38,7 @@ class EvaluationRequest:
       overrides: settings that do not belong to the parameters (loading.AT_EVALUATION), as text.
       num_documents, window, stride: of length generalisation; window 0 is off.
       num_examples, pairs, depths: of a task's grid, as far as it has these axes.
+      mesh: sizes by axis of the devices to measure on (see training.evaluation_mesh); no number depends on it.
 
     Raises:
       ConfigError: a value out of range, or a name that is no plain file name.
@@ -56,6 +57,7 @@ class EvaluationRequest:
     num_examples: int = 0
     pairs: tuple[int, ...] = ()
     depths: tuple[float, ...] = ()
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_name(self.name)

@@ -4,13 +4,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
+from jax.sharding import Mesh
 
 from sympow_jax.config import Config, ConfigError, check_scaling_acts, flatten, override
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer
 from sympow_jax.models.model import Model, on_this_platform
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.run_files import load_config, load_vocab_size
+from sympow_jax.training.train_state import abstract_params
 from sympow_jax.typing import PyTree
 from sympow_jax.variants import ROTARY_POSITIONS
 
@@ -23,7 +24,11 @@ QUADRATIC = ("reference", "blockwise")  # implementations that read whole sequen
 
 
 def load(
-    workdir: str, step: str | int = "latest", *, overrides: Mapping[str, Any] | None = None
+    workdir: str,
+    step: str | int = "latest",
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Model, PyTree, Tokenizer]:
     """The model, its parameters and its tokeniser.
 
@@ -31,21 +36,26 @@ def load(
       workdir: of a run; only data in it is read, nothing is executed.
       step: "latest", "best" (lowest held-out loss) or a step number.
       overrides: settings that do not belong to the parameters, such as {"position.scaling": "yarn"}.
+      mesh: devices that the model is spread over, each parameter read where it lives; None is one device.
 
     Raises:
       FileError, CheckpointError, ConfigError: one line that says what is missing or wrong.
     """
-    model, params, _ = load_step(workdir, step, overrides=overrides)
+    model, params, _ = load_step(workdir, step, overrides=overrides, mesh=mesh)
     return model, params, load_tokenizer(pathlib.Path(workdir) / "tokenizer")
 
 
 def load_step(
-    workdir: str, step: str | int = "latest", *, overrides: Mapping[str, Any] | None = None
+    workdir: str,
+    step: str | int = "latest",
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Model, PyTree, int]:
     """As `load`, with the number of the step that was read in place of the tokeniser."""
     config = evaluation_config(on_this_platform(load_config(workdir)), overrides or {})
-    model = Model(config, load_vocab_size(workdir))
-    like = {"params": jax.eval_shape(model.init, jax.random.key(0))}
+    model = Model(config, load_vocab_size(workdir), mesh)
+    like = {"params": abstract_params(model)}
     with Checkpointer(pathlib.Path(workdir) / "checkpoints", read_only=True) as checkpointer:
         restored = checkpointer.restore(step, like=like)
     return model, restored.tree["params"], restored.step

@@ -5,16 +5,14 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from sympow_jax.command_line import flag_value, run_program, split_flags, use_compilation_cache
+from sympow_jax.command_line import PROCESS_FLAGS, joined_processes, run_program, split_flags, use_compilation_cache
 from sympow_jax.config import ConfigError, config_names, parse_flags
-from sympow_jax.sharding import HEARTBEAT_SECONDS, join_processes, watch
 from sympow_jax.training.loop import train
 from sympow_jax.variants import VARIANTS
 
 _SWITCHES = ("strict", "allow_learning_rate_change")
 _INIT = ("init_from", "init_from_allow")
-_PROCESSES = {"coordinator_address": "", "num_processes": 0, "process_id": -1}
-_KNOWN = ("workdir", *_INIT, "heartbeat_seconds", *_PROCESSES)
+_KNOWN = ("workdir", *_INIT, *PROCESS_FLAGS)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -27,11 +25,8 @@ def run(argv: Sequence[str]) -> int:
     if "workdir" not in own:
         raise ConfigError("--workdir is missing: the folder of the run, for example --workdir=runs/first")
     use_compilation_cache()
-    heartbeat = flag_value(own, "heartbeat_seconds", HEARTBEAT_SECONDS, least=5.0)
-    places = {name: flag_value(own, name, default) for name, default in _PROCESSES.items()}
-    join_processes(**places, heartbeat_seconds=heartbeat)
     switches = {name: name in own for name in _SWITCHES}
-    with watch(heartbeat):
+    with joined_processes(own):
         init_from, allow = (own.get(name, "") for name in _INIT)
         return train(config, own["workdir"], init_from=init_from, init_from_allow=allow, **switches)
 

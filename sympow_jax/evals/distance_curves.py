@@ -6,12 +6,14 @@ for one query position i; the mean is over the tokens of some held-out text, so 
 term is the decay of a typical key. 0 means "no preference"; -5 leaves less than 1% of the weight.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sympow_jax import sharding
 from sympow_jax.layers.attention import Attention
 from sympow_jax.models.model import Model
 from sympow_jax.typing import Array, Float, Integer, PyTree
@@ -32,15 +34,16 @@ def distance_curves(
     distance = np.unique(np.geomspace(1, query_position, 64).astype(np.int64))
     distance = np.concatenate([[0], distance])
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding.everywhere(model.mesh))
     def curves(params, tokens):
         found = {}
-        for layer, mixer, x, context in model.bind(params).layer_inputs(tokens):
-            if isinstance(mixer, Attention):
-                found[layer] = _layer_curve(mixer, x, context, jnp.asarray(distance, jnp.int32), query_position)
+        with sharding.use_mesh(model.mesh):
+            for layer, mixer, x, context in model.bind(params).layer_inputs(tokens):
+                if isinstance(mixer, Attention):
+                    found[layer] = _layer_curve(mixer, x, context, jnp.asarray(distance, jnp.int32), query_position)
         return {layer: curve for layer, curve in found.items() if curve is not None}
 
-    layers = jax.device_get(curves(params, jnp.asarray(tokens, jnp.int32)))
+    layers = jax.device_get(curves(params, np.asarray(tokens, np.int32)))
     return {
         "variant": model.config.variant,
         "query_position": query_position,

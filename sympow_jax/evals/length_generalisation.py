@@ -81,15 +81,15 @@ def length_generalisation(
     _check(lengths, store.document_length, train_length, window, stride)
     longest, num_targets = lengths[-1], max(1, min(num_targets, lengths[0] // 2))
     rows = choose_documents(store.num_documents, num_documents, seed=seed)
-    batch_size = min(batch_size, len(rows))
-    scorer = Scorer(model, params, bos_id=store.bos_id, chunk_size=chunk_size, batch_size=batch_size)
+    sizes = {"chunk_size": chunk_size, "batch_size": batch_size, "num_windows": len(rows)}
+    scorer = Scorer(model, params, bos_id=store.bos_id, **sizes)
     edges = bin_edges(train_length, longest)
     counts = {"length": lengths, "same_target": [num_targets] * len(lengths), "bin": np.diff(edges)}
     if window:
         counts["sliding"] = [longest]
     groups = []
-    for first in range(0, len(rows), batch_size):
-        targets = read_documents(store, rows[first : first + batch_size], longest)
+    for first in range(0, len(rows), scorer.batch_size):
+        targets = read_documents(store, rows[first : first + scorer.batch_size], longest)
         sums = _document_sums(scorer, targets, lengths, num_targets, edges)
         if window:
             sums["sliding"] = _sliding_sums(scorer, targets, window, stride)

@@ -11,7 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from sympow_jax import sharding
 from sympow_jax.evals import bootstrap
 from sympow_jax.input_pipeline.store import Store
 from sympow_jax.input_pipeline.tasks.copying import Copy, SelectiveCopy
@@ -28,6 +30,11 @@ class LogitModel(Protocol):
     """What retrieval needs of a model; see sympow_jax.models."""
 
     @property
+    def mesh(self) -> Mesh | None:
+        """The devices that calls are spread over; None is one."""
+        ...
+
+    @property
     def depends_on_length(self) -> bool:
         """Whether `length`, the longest context of the stream, changes the result."""
         ...
@@ -42,16 +49,20 @@ class LogitModel(Protocol):
 
 
 class Matcher:
-    """Counts right answers; documents longer than `chunk_size` are streamed, and logits made only at answers."""
+    """Counts right answers; documents longer than `chunk_size` are streamed, and logits made only at answers.
+
+    On a mesh rows lie over data and fsdp, padded to what divides, and what is right comes to every device.
+    """
 
     def __init__(self, model: LogitModel, params: Any, *, chunk_size: int = 512):
         self.chunk_size, self._model, self._params = chunk_size, model, params
+        self._rows, whole = sharding.shard_counts(model.mesh)[0], sharding.everywhere(model.mesh)
 
         @functools.partial(jax.jit, static_argnames="length")
         def advance(params, inputs, state, length):
             return model.logits(params, inputs, state=state, length=length)[1]
 
-        @functools.partial(jax.jit, static_argnames="length")
+        @functools.partial(jax.jit, static_argnames="length", out_shardings=(whole, None))
         def compare(params, inputs, targets, state, length):
             logits, state = model.logits(params, inputs, state=state, length=length)
             return jnp.argmax(logits, axis=-1).astype(targets.dtype) == targets, state
@@ -62,22 +73,23 @@ class Matcher:
         """Whether each asked-for target [b, T] is the most likely token; False where nothing is asked."""
         batch, length = inputs.shape
         context = length if self._model.depends_on_length else 0
-        if length <= self.chunk_size:
-            hits, _ = self._compare(self._params, jnp.asarray(inputs), jnp.asarray(targets), None, length=context)
-            return np.asarray(hits) & asked
-        padding = ((0, 0), (0, -length % self.chunk_size))
+        streamed = length > self.chunk_size
+        padding = ((0, -batch % self._rows), (0, -length % self.chunk_size if streamed else 0))
         inputs, targets = np.pad(inputs, padding), np.pad(targets, padding)
-        state = self._model.initial_state(batch, inputs.shape[1])
+        if not streamed:
+            hits, _ = self._compare(self._params, inputs, targets, None, length=context)
+            return np.asarray(hits)[:batch] & asked
+        state = self._model.initial_state(*inputs.shape)
         right = np.zeros(asked.shape, bool)
         for start in range(0, length, self.chunk_size):
             columns = slice(start, start + self.chunk_size)
-            block, wanted = jnp.asarray(inputs[:, columns]), asked[:, columns]
+            block, wanted = inputs[:, columns], asked[:, columns]
             if wanted.any():
-                answers = jnp.asarray(targets[:, columns])
-                hits, state = self._compare(self._params, block, answers, state, length=context)
-                right[:, columns] = np.asarray(hits)[:, : wanted.shape[1]] & wanted
+                hits, state = self._compare(self._params, block, targets[:, columns], state, length=context)
+                right[:, columns] = np.asarray(hits)[:batch, : wanted.shape[1]] & wanted
             else:
                 state = self._advance(self._params, block, state, length=context)
+                jax.block_until_ready(state)  # a backend holds a bounded number of programs that wait for each other
         return right
 
     def counts(self, task: Task, *, num_examples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,9 @@ Models whose state has a constant size read a document in chunks, left to right,
 each window length under dynamic_ntk), so memory does not grow with its length. Other models (softmax) read a whole
 window in one call: one program for each window length. Either way inputs are the targets shifted right by one with the
 store's BOS in front.
+
+On a mesh rows lie over data and fsdp and the tokens of a call over seq. The losses of a call come to every device, so
+that all processes have the same sums; what does not divide is padded.
 """
 
 import functools
@@ -11,13 +14,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+
+from sympow_jax import sharding
 
 
 @runtime_checkable
 class LanguageModel(Protocol):
     """What evaluations need of a model; see sympow_jax.models."""
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices that calls are spread over; None is one."""
+        ...
 
     @property
     def streams_constant(self) -> bool:
@@ -41,20 +51,37 @@ class LanguageModel(Protocol):
 class Scorer:
     """Scores windows of tokens with one model.
 
+    Args:
+      model, params, bos_id: see above.
+      chunk_size: tokens of a window that a device of a streaming model reads at a time.
+      batch_size: windows that a device reads side by side; models that do not stream get fewer, so that a call holds
+        about batch_size * chunk_size tokens on a device, and at least one window.
+      num_windows: how many there are to score at once at most.
+
     Attributes:
       params: the model's parameters; may be replaced by others of the same shapes.
-      chunk_size: tokens read at a time by streaming models.
-      batch_size: windows read side by side, padded up to it; models that do not stream get fewer, so that a call
-        holds about batch_size * chunk_size tokens, and at least one window.
+      batch_size: windows of a call on all devices, which fewer are padded to.
     """
 
-    def __init__(self, model: LanguageModel, params: Any, *, bos_id: int, chunk_size: int, batch_size: int):
+    def __init__(
+        self,
+        model: LanguageModel,
+        params: Any,
+        *,
+        bos_id: int,
+        chunk_size: int,
+        batch_size: int,
+        num_windows: int,
+    ):
         if chunk_size < 1 or batch_size < 1:
             raise ValueError(f"chunk_size {chunk_size}, batch_size {batch_size}: both must be at least 1")
-        self.chunk_size, self.batch_size = chunk_size, batch_size
+        self._rows, self._shards = sharding.shard_counts(model.mesh)
+        self._chunk_size = chunk_size * self._shards
+        self.batch_size = _multiple(min(batch_size * self._rows, num_windows), self._rows)
         self.params, self._model, self._bos_id = params, model, bos_id
+        whole = sharding.everywhere(model.mesh)
 
-        @functools.partial(jax.jit, static_argnames="length")
+        @functools.partial(jax.jit, static_argnames="length", out_shardings=(whole, None))
         def step(params, tokens, state, length):
             return model.nll(params, tokens[:, :-1], tokens[:, 1:], state=state, length=length)
 
@@ -69,9 +96,11 @@ class Scorer:
         """Yields (rows, start, nll [rows, c] float32) for windows `targets` [N, L], each read from a fresh state."""
         num_windows, length = targets.shape
         streams = self._model.streams_constant
-        chunk = min(self.chunk_size, length) if streams else length
-        batch = self.batch_size if streams else max(1, self.batch_size * min(length, self.chunk_size) // length)
-        padded = -(-length // chunk) * chunk
+        chunk = min(self._chunk_size, length)
+        batch = self.batch_size if streams else _multiple(max(1, self.batch_size * chunk // length), self._rows)
+        halves = 2 * self._shards if self._shards > 1 else 1  # softmax works on halves of shards
+        chunk = _multiple(chunk if streams else length, halves)
+        padded = _multiple(length, chunk)
         context = length if self._model.depends_on_length else 0
         for first in range(0, num_windows, batch):
             rows = slice(first, min(first + batch, num_windows))
@@ -80,7 +109,7 @@ class Scorer:
             window[: rows.stop - first, 1 : length + 1] = targets[rows]
             state = self._model.initial_state(batch, padded) if streams else None
             for start in range(0, padded, chunk):
-                tokens = jnp.asarray(window[:, start : start + chunk + 1], jnp.int32)
+                tokens = window[:, start : start + chunk + 1].astype(np.int32)
                 nll, state = self._step(self.params, tokens, state, length=context)
                 yield rows, start, np.asarray(nll)[: rows.stop - first, : min(chunk, length - start)]
 
@@ -95,3 +124,8 @@ class Scorer:
             for segment in np.unique(segments[segments < len(edges)]):
                 sums[rows, segment] += nll[:, segments == segment].sum(axis=1, dtype=np.float64)
         return np.cumsum(sums, axis=1)[:, np.searchsorted(edges, points)]
+
+
+def _multiple(number: int, of: int) -> int:
+    """The least multiple that is not below `number`."""
+    return -(-number // of) * of

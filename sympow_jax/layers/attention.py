@@ -13,8 +13,9 @@ from sympow_jax.layers import sequence_parallel
 from sympow_jax.layers.context import Context
 from sympow_jax.layers.kernels import linear_kernel
 from sympow_jax.layers.projections import Projections
+from sympow_jax.layers.state_specs import state_specs
 from sympow_jax.layers.tokens import Tokens
-from sympow_jax.layers.window_state import attend_window, empty_window
+from sympow_jax.layers.window_state import attend_window, empty_window, window_before
 from sympow_jax.typing import Array, Float, PyTree
 
 
@@ -51,11 +52,8 @@ class Attention(Projections):
     ) -> tuple[Float[Array, "B T E"], PyTree | None]:
         """Applies the layer to a sequence, or, with a state, to the next T tokens of a stream."""
         B, T, _ = x.shape
-        tokens = self.tokens(x)
-        if state is None and sharding.is_sharded():
-            out = self._attend_on_shards(tokens, context)
-        else:
-            out, state = self._attend(tokens, self.bias(context), context, state)
+        attend = self._attend_on_shards if sharding.is_sharded() else self._attend
+        out, state = attend(self.tokens(x), self.bias(context), context, state)
         out = out.reshape(B, T, self.num_heads * self.value_head_dim)
         if self.attention.output_gate:
             out = out * jax.nn.sigmoid(self.output_gate(x))
@@ -74,34 +72,51 @@ class Attention(Projections):
             state = {"kernel": kernel_state} | ({} if phase is None else {"phase": phase})
         return out, state
 
-    def _attend_on_shards(self, tokens: Tokens, context: Context) -> Float[Array, "B T H Dv"]:
-        """`_attend` without a state, each device on its rows, heads and stretch of time."""
+    def _attend_on_shards(
+        self, tokens: Tokens, bias: ops.PositionBias | None, context: Context, state: PyTree | None
+    ) -> tuple[Float[Array, "B T H Dv"], PyTree | None]:
+        """`_attend`, each device on its rows, heads and stretch of time."""
+        B, T = tokens.q.shape[:2]
+        time = "seq" if self._is_cut(T, context, state) else None
 
-        def attend(tokens, bias, positions, segment_ids):
-            start = jax.lax.axis_index("seq") * tokens.q.shape[1]
+        def attend(tokens, bias, positions, segment_ids, offset, state):
+            start = offset if time is None else offset + jax.lax.axis_index("seq") * tokens.q.shape[1]
             local = dataclasses.replace(
                 context, offset=start, positions=positions, segment_ids=segment_ids, shared_bias=None
             )
-            if sharding.axis_size("seq") > 1:
-                return self._attend_between_shards(tokens, bias, local)
-            return self._attend(tokens, bias, local, None)[0]
+            between = time is not None and sharding.axis_size("seq") > 1
+            return (self._attend_between_shards if between else self._attend)(tokens, bias, local, state)
 
-        bias = self.bias(context)
-        rows, heads = P(sharding.BATCH, "seq"), P(sharding.BATCH, "seq", "tensor")
-        arguments = (tokens, bias, context.positions, context.segment_ids)
-        return sharding.over_shards(attend, arguments, (heads, sharding.tree_specs(bias), rows, rows), heads)
+        rows, states = sharding.dividing(B, sharding.BATCH), state_specs(state)
+        each, heads = P(rows, time), P(rows, time, "tensor")
+        arguments = (tokens, bias, context.positions, context.segment_ids, context.offset, state)
+        specs = (heads, sharding.tree_specs(bias), each, each, P(), states)
+        return sharding.over_shards(attend, arguments, specs, (heads, states))
+
+    def _is_cut(self, num_tokens: int, context: Context, state: PyTree | None) -> bool:
+        """Whether the shards of a sequence share the work on its tokens, or each does all of it.
+
+        A cache of keys is whole on every shard; softmax without one works on half-shards.
+        """
+        shards = sharding.axis_size("seq")
+        if self.linear:
+            return num_tokens % shards == 0 and not (self.rotary.changes_with_length and not context.length)
+        if self.window is not None and self.window <= num_tokens // shards:
+            return num_tokens % shards == 0
+        return state is None and (shards == 1 or num_tokens % (2 * shards) == 0)
 
     def _attend_between_shards(
-        self, tokens: Tokens, bias: ops.PositionBias | None, context: Context
-    ) -> Float[Array, "B T H Dv"]:
+        self, tokens: Tokens, bias: ops.PositionBias | None, context: Context, state: PyTree | None
+    ) -> tuple[Float[Array, "B T H Dv"], PyTree | None]:
         """`_attend` on one stretch of a sequence, whose earlier tokens are on other devices."""
-        decays = tokens.log_gates if self.linear else None
+        decays, past = tokens.log_gates if self.linear else None, state or {}
         totals = sequence_parallel.gather_totals(tokens.beta, decays, context.segment_ids)
         phase = None
         if tokens.beta is not None:
-            phase, beta = sequence_parallel.phase_before(totals, tokens.beta)
+            phase, beta = sequence_parallel.phase_before(totals, tokens.beta, past.get("phase"))
             tokens = dataclasses.replace(tokens, beta=beta)
-        tokens, scale, _ = self.rotary(tokens, context, phase)
+        keep_keys = state is not None and self.rotary.changes_with_length
+        tokens, scale, phase = self.rotary(tokens, context, phase, keep_keys=keep_keys)
         options: dict[str, Any] = {"scale": scale, "implementation": self._implementation()}
         if self.linear:
             kernel = self._linear_kernel()
@@ -109,13 +124,21 @@ class Attention(Projections):
             known |= {"chunk_size": self.attention.chunk_size or None}
             form = options["implementation"]
             own = ops.state_of(kernel, tokens.k, tokens.v, implementation=form, **known)
-            before = sequence_parallel.state_before(totals, own)
-            return ops.linear_attention_with_state(
+            before = sequence_parallel.state_before(totals, own, past.get("kernel"))
+            out, after = ops.linear_attention_with_state(
                 kernel, tokens.q, tokens.k, tokens.v, initial_state=before, **known, **options
-            )[0]
-        if self.window is not None and self.window <= tokens.q.shape[1]:
-            return sequence_parallel.attend_window(tokens, bias, context, window=self.window, **options)
-        return sequence_parallel.attend_gathered(tokens, bias, context, window=self.window, **options)
+            )
+        elif state is not None:
+            positions = jnp.broadcast_to(context.token_positions(tokens.q.shape[1]), tokens.q.shape[:2])
+            before = window_before(tokens, positions, state["kernel"])
+            out, after = self._attend_softmax(tokens, scale, bias, context, {"kernel": before})
+        elif self.window is not None and self.window <= tokens.q.shape[1]:
+            return sequence_parallel.attend_window(tokens, bias, context, window=self.window, **options), None
+        else:
+            return sequence_parallel.attend_gathered(tokens, bias, context, window=self.window, **options), None
+        if state is None:
+            return out, None
+        return out, sharding.from_last({"kernel": after} | ({} if phase is None else {"phase": phase}))
 
     def kernel_inputs(self, x: Float[Array, "B T E"], context: Context) -> tuple[Array, Array, Array | None, float]:
         """(q, k, log_gates, scale) as the kernel gets them from whole sequences, rotary positions applied."""

@@ -19,6 +19,7 @@ from sympow_jax.ops.gates import finite_log_gates
 from sympow_jax.typing import Array, Bool, Float, Int
 
 Totals = dict[str, Array]
+Past = ops.LinearState | ops.positions.PhaseState
 
 
 def gather_totals(
@@ -49,33 +50,41 @@ def _last_document(x: Float[Array, "B T K"], segment_ids: Int[Array, "B T"]) -> 
     return jnp.where(last[..., None], x, 0.0)
 
 
-def _open(totals: Totals, batch_size: int) -> Bool[Array, "shards B"]:
-    """Which shards lie wholly in the document that the shard before them ends with, [shards, B]."""
+def _ends_before(totals: Totals, past: Past | None) -> Int[Array, "shards B"]:
+    """The document that is before each shard; for the first one that of `past`, or, without one, its own first."""
+    start = totals["first"][:1] if past is None else past.segment_id[None]
+    return jnp.concatenate([start, totals["last"][:-1]])
+
+
+def _open(totals: Totals, batch_size: int, past: Past | None) -> Bool[Array, "shards B"]:
+    """Which shards lie wholly in the document that is before them, [shards, B]."""
     if "last" not in totals:
         return jnp.ones((sharding.axis_size("seq"), batch_size), bool)
-    return (totals["uniform"] == 1) & (totals["first"] == jnp.roll(totals["last"], 1, axis=0))
+    return (totals["uniform"] == 1) & (totals["first"] == _ends_before(totals, past))
 
 
-def _last_before(totals: Totals) -> Int[Array, "B"]:
-    """The document that the shard before this one ends with, [B]; this one's first for the first shard."""
-    p = jax.lax.axis_index("seq")
-    return jnp.where(p == 0, totals["first"][0], totals["last"][p - 1])
-
-
-def phase_before(totals: Totals, beta: Float[Array, "B T K"]) -> tuple[ops.positions.PhaseState, Float[Array, "B T K"]]:
+def phase_before(
+    totals: Totals, beta: Float[Array, "B T K"], past: ops.positions.PhaseState | None
+) -> tuple[ops.positions.PhaseState, Float[Array, "B T K"]]:
     """The learned position that this shard continues, and beta with the gradient of all that is before it.
 
     The position is exact and has no gradient; that of its float twin enters at the first token, where it adds 0.
+    `past` is what the first shard continues; it counts as a shard before that.
     """
-    p, B = jax.lax.axis_index("seq"), beta.shape[0]
-    shard, is_open = jnp.arange(sharding.axis_size("seq")), _open(totals, B)
-    between = (shard[None, :] > shard[:, None]) & (shard < p)[None, :]
-    kept = jnp.all(is_open[None] | ~between[..., None], axis=1) & (shard < p)[:, None]  # [shards, B]
-    integer, fraction = ops.positions.sum_phases(totals["integer"], totals["fraction"], kept)
-    twin = jnp.sum(jnp.where(kept[..., None], totals["beta"], 0.0), axis=0)
+    p, B, shard = jax.lax.axis_index("seq"), beta.shape[0], jnp.arange(sharding.axis_size("seq"))
+    integer, fraction, source, is_open = totals["integer"], totals["fraction"], shard, _open(totals, B, past)
     document = jnp.zeros(B, jnp.int32)
+    if past is not None:
+        integer, fraction = (
+            jnp.concatenate([a[None], b]) for a, b in ((past.integer, integer), (past.fraction, fraction))
+        )
+        source, document = jnp.concatenate([shard[:1] - 1, shard]), past.segment_id
+    between = (shard[None, :] > source[:, None]) & (shard < p)[None, :]
+    kept = jnp.all(is_open[None] | ~between[..., None], axis=1) & (source < p)[:, None]  # [sources, B]
+    integer, fraction = ops.positions.sum_phases(integer, fraction, kept)
+    twin = jnp.sum(jnp.where(kept[-shard.size :, :, None], totals["beta"], 0.0), axis=0)
     if "last" in totals:
-        document = _last_before(totals)
+        document = _ends_before(totals, past)[p]
         twin = jnp.where((totals["first"][p] == document)[:, None], twin, 0.0)
     return (
         ops.positions.PhaseState(integer, fraction, document),
@@ -83,13 +92,22 @@ def phase_before(totals: Totals, beta: Float[Array, "B T K"]) -> tuple[ops.posit
     )
 
 
-def state_before(totals: Totals, own: ops.LinearState) -> ops.LinearState:
-    """The kernel state that this shard continues, from the state that its own tokens leave behind."""
-    extended = jnp.concatenate([own.state, own.normalizer[..., None]], axis=-1)
+def _extended(state: ops.LinearState) -> Float[Array, "B K P Dv1"]:
+    return jnp.concatenate([state.state, state.normalizer[..., None]], axis=-1)
+
+
+def state_before(totals: Totals, own: ops.LinearState, past: ops.LinearState | None) -> ops.LinearState:
+    """The kernel state that this shard continues, from the state that its own tokens leave behind.
+
+    `past` is what the first shard continues.
+    """
+    extended, start = _extended(own), None if past is None else _extended(past)
     B, K = extended.shape[:2]
     log_decays = totals.get("log_decay", jnp.zeros((sharding.axis_size("seq"), B, K), extended.dtype))
-    before = sharding.states_before(extended, log_decays, _open(totals, B))
-    document = _last_before(totals) if "last" in totals else own.segment_id
+    before = sharding.states_before(extended, log_decays, _open(totals, B, past), start)
+    document = (own if past is None else past).segment_id
+    if "last" in totals:
+        document = _ends_before(totals, past)[jax.lax.axis_index("seq")]
     return dataclasses.replace(own, state=before[..., :-1], normalizer=before[..., -1], segment_id=document)
 
 

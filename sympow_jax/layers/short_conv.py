@@ -11,6 +11,7 @@ from sympow_jax import sharding
 from sympow_jax.config import AttentionConfig, ModelConfig
 from sympow_jax.layers.context import Context
 from sympow_jax.layers.linear import make_linear
+from sympow_jax.layers.state_specs import state_specs
 from sympow_jax.typing import Array, Float, Int, PyTree
 
 
@@ -33,6 +34,15 @@ def causal_conv(
         taps = [jnp.where((ids[:, w : w + T] == segment_ids)[..., None], tap, 0) for w, tap in enumerate(taps)]
     weights = kernel.astype(x.dtype)[:, None, None, :]
     return functools.reduce(jnp.add, (tap * weight for tap, weight in zip(taps, weights, strict=True)))
+
+
+def _document_ids(u: Float[Array, "B T F"], segment_ids: Int[Array, "B T"] | None) -> Int[Array, "B T"]:
+    return jnp.ones(u.shape[:2], jnp.int32) if segment_ids is None else segment_ids
+
+
+def _empty(batch_size: int, width: int, features: int) -> PyTree:
+    shape = (batch_size, width)
+    return {"tail": jnp.zeros((*shape, features)), "segment_ids": jnp.zeros(shape, jnp.int32)}
 
 
 class ShortConv(nnx.Module):
@@ -58,37 +68,46 @@ class ShortConv(nnx.Module):
     def initial_state(self, batch_size: int, max_length: int) -> PyTree:
         """Zeros: [B, W - 1, F] inputs, and the segment ids of their documents."""
         del max_length
-        shape = (batch_size, self.width - 1)
-        return {"tail": jnp.zeros((*shape, self.inner_dim)), "segment_ids": jnp.zeros(shape, jnp.int32)}
+        return _empty(batch_size, self.width - 1, self.inner_dim)
 
     def __call__(
         self, x: Float[Array, "B T E"], context: Context, state: PyTree | None = None
     ) -> tuple[Float[Array, "B T E"], PyTree | None]:
         """Applies the layer; with a state, continues from it and returns the next."""
         u, gate = jnp.split(self.input(x), 2, axis=-1) if self.gated else (x, self.multiplier(x))
-        past = state or self.initial_state(x.shape[0], 0)
-        if state is None and sharding.is_sharded():
-            conv = self._conv_on_shards(u, context.segment_ids)
-        else:
-            conv = causal_conv(u, self.kernel[...], past["tail"], context.segment_ids, past["segment_ids"])
+        convolve = self._on_shards if sharding.is_sharded() else self._convolve
+        conv, state = convolve(u, self.kernel[...], context.segment_ids, state)
         out = self.out(jax.nn.silu(conv) * gate) if self.gated else x + conv * gate
-        return out, None if state is None else self._next_state(u, context, past)
+        return out, state
 
-    def _conv_on_shards(self, u: Array, segment_ids: Array | None) -> Array:
-        """causal_conv, each device on its rows, features and stretch of time, after the inputs just before that."""
+    def _convolve(
+        self, u: Array, kernel: Array, segment_ids: Array | None, state: PyTree | None
+    ) -> tuple[Array, PyTree | None]:
+        """causal_conv after the state, and the next one when one is given."""
+        before = state or _empty(u.shape[0], self.width - 1, u.shape[2])
+        conv = causal_conv(u, kernel, before["tail"], segment_ids, before["segment_ids"])
+        if state is None:
+            return conv, None
+        new = {"tail": u.astype(jnp.float32), "segment_ids": _document_ids(u, segment_ids)}
+        return conv, {n: jnp.concatenate([before[n], x], axis=1)[:, -(self.width - 1) :] for n, x in new.items()}
 
-        def conv(u, kernel, ids):
-            tail_ids = sharding.halo(jnp.zeros(u.shape[:2], jnp.int32) if ids is None else ids, self.width - 1)
-            return causal_conv(u, kernel, sharding.halo(u, self.width - 1), ids, tail_ids)
+    def _on_shards(
+        self, u: Array, kernel: Array, segment_ids: Array | None, state: PyTree | None
+    ) -> tuple[Array, PyTree | None]:
+        """`_convolve`, each device on its rows, features and stretch of time, after the inputs just before that."""
+        shards, width = sharding.axis_size("seq"), self.width - 1
+        is_cut = u.shape[1] % shards == 0 and u.shape[1] // shards >= width
 
-        rows, features = P(sharding.BATCH, "seq"), P(sharding.BATCH, "seq", "tensor")
-        specs = (features, P(None, "tensor"), rows)
-        return sharding.over_shards(conv, (u, self.kernel[...], segment_ids), specs, features)
+        def convolve(u, kernel, ids, state):
+            if not is_cut:
+                return self._convolve(u, kernel, ids, state)
+            past = state or {"tail": None, "segment_ids": None}
+            tail = sharding.halo(u, width, past["tail"]).astype(jnp.float32)
+            tail_ids = sharding.halo(_document_ids(u, ids), width, past["segment_ids"])
+            conv, after = self._convolve(u, kernel, ids, {"tail": tail, "segment_ids": tail_ids})
+            return conv, None if state is None else sharding.from_last(after)
 
-    def _next_state(self, u: Array, context: Context, past: PyTree) -> PyTree:
-        ids = jnp.ones(u.shape[:2], jnp.int32) if context.segment_ids is None else context.segment_ids
-        keep = self.width - 1
-        return {
-            "tail": jnp.concatenate([past["tail"], u.astype(jnp.float32)], axis=1)[:, -keep:],
-            "segment_ids": jnp.concatenate([past["segment_ids"], ids], axis=1)[:, -keep:],
-        }
+        rows, time = sharding.dividing(u.shape[0], sharding.BATCH), "seq" if is_cut else None
+        features, states = P(rows, time, "tensor"), state_specs(state)
+        specs = (features, P(None, "tensor"), P(rows, time), states)
+        return sharding.over_shards(convolve, (u, kernel, segment_ids, state), specs, (features, states))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from sympow_jax import ops
+from sympow_jax import ops, sharding
 from sympow_jax.layers.tokens import Tokens
 from sympow_jax.typing import Array, Float, Int
 
@@ -26,6 +26,18 @@ def empty_window(
     return state
 
 
+def window_before(tokens: Tokens, positions: Int[Array, "B T"], past: WindowState) -> WindowState:
+    """The state that this shard of a sequence continues: the end of the shard before it, `past` for the first one."""
+    new = _kept(tokens, positions)
+    return {n: sharding.halo(new[n].astype(old.dtype), old.shape[1], old) for n, old in past.items()}
+
+
+def _kept(tokens: Tokens, positions: Int[Array, "B T"]) -> WindowState:
+    """What a state keeps of each token."""
+    gates = {} if tokens.log_gates is None else {"log_gates": tokens.log_gates}
+    return {"keys": tokens.k, "values": tokens.v, "positions": positions} | gates
+
+
 def attend_window(
     tokens: Tokens,
     past: WindowState,
@@ -44,9 +56,7 @@ def attend_window(
       rotate_keys: as in `ops.cache.cached_attention`.
       window: how many tokens a query sees, itself included.
     """
-    q, v = tokens.q, tokens.v
-    new = {"keys": tokens.k, "values": v, "positions": positions}
-    new |= {} if tokens.log_gates is None else {"log_gates": tokens.log_gates}
+    q, v, new = tokens.q, tokens.v, _kept(tokens, positions)
     visible = {n: jnp.concatenate([old, new[n].astype(old.dtype)], 1) for n, old in past.items()}
     keys = visible["keys"].astype(q.dtype)
     if rotate_keys is not None:

@@ -15,7 +15,7 @@ def token_nll(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """nll_t = log Z_t - l_t,target and log Z_t = log sum_v exp(l_tv), with l = hidden kernel, in nats.
 
-    On a mesh the tokens are spread over all of its axes, and every device holds the whole projection.
+    On a mesh the tokens are spread over all of its axes that divide them, and every device holds the whole projection.
 
     Args:
       hidden: final hidden states, in the compute dtype.
@@ -26,7 +26,9 @@ def token_nll(
     kernel = kernel.astype(hidden.dtype)
     if not sharding.is_sharded():
         return _local_nll(hidden, kernel, targets, block)
-    tokens = P(sharding.BATCH, ("seq", "tensor"))
+    B, T = targets.shape
+    time = sharding.dividing(T, ("seq", "tensor")) or sharding.dividing(T, "seq")
+    tokens = P(sharding.dividing(B, sharding.BATCH), time)
     local = functools.partial(_local_nll, block=block)
     return sharding.over_shards(local, (hidden, kernel, targets), (tokens, P(), tokens), tokens)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 from sympow_jax import sharding
 from sympow_jax.config import Config
 from sympow_jax.layers.projections import qk_head_dim
+from sympow_jax.layers.state_specs import state_specs
 from sympow_jax.models.flops import expansion
 from sympow_jax.models.loss import token_nll
 from sympow_jax.models.transformer import Transformer
@@ -58,8 +60,9 @@ class Model:
     Attributes:
       config: the resolved run configuration.
       vocab_size: size of the token alphabet.
-      mesh: devices that `losses`, `nll` and `logits` without a state are spread over; None is one device. `init` gives
-        arrays of one device unless it is compiled with shardings, as `create_train_state` does.
+      mesh: devices that all functions with parameters and all states are spread over, as far as their axes divide rows
+        and tokens; None is one device. `init` gives arrays of one device unless it is compiled with shardings, as
+        `create_train_state` does.
     """
 
     config: Config
@@ -101,10 +104,24 @@ class Model:
         """The empty state of `batch_size` streams of at most max_length tokens.
 
         Of constant size for linear kernels, windows and convolutions; a cache of max_length keys and values for
-        softmax attention.
+        softmax attention. No two of its arrays share a buffer.
         """
-        model = nnx.eval_shape(lambda: Transformer(self.config, self.vocab_size, rngs=nnx.Rngs(0)))
-        return model.initial_state(batch_size, max_length)
+        return self._create_state(batch_size, max_length)
+
+    @functools.cached_property
+    def _create_state(self) -> Callable[[int, int], PyTree]:
+        def create(batch_size: int, max_length: int) -> PyTree:
+            model = nnx.eval_shape(lambda: Transformer(self.config, self.vocab_size, rngs=nnx.Rngs(0)))
+            with sharding.use_mesh(self.mesh):
+                return self._lay_out(model.initial_state(batch_size, max_length))
+
+        return jax.jit(create, static_argnums=(0, 1))
+
+    def _lay_out(self, state: PyTree) -> PyTree:
+        """The state where it lives on the mesh; runs inside `use_mesh`."""
+        if self.mesh is None:
+            return state
+        return jax.lax.with_sharding_constraint(state, sharding.named_shardings(state_specs(state), self.mesh))
 
     def _hidden(self, params, tokens, segment_ids, positions, state, length):
         """Final hidden states, the output projection and the next state; runs inside `use_mesh`."""
@@ -112,7 +129,7 @@ class Model:
         if state is None:
             length = length or max(tokens.shape[1], self.config.position.original_length)
         hidden, state = model(tokens, segment_ids=segment_ids, positions=positions, state=state, length=length)
-        return hidden, model.output_kernel(), state
+        return hidden, model.output_kernel(), None if state is None else self._lay_out(state)
 
     def logits(
         self,
@@ -142,7 +159,8 @@ class Model:
         self, params: PyTree, inputs: Int[AnyArray, "B T"], state: PyTree, *, length: int = 0
     ) -> tuple[Float[Array, "B V"], PyTree]:
         """The logits after the last of `inputs`, float32, and the next state; other arguments as in `logits`."""
-        hidden, kernel, state = self._hidden(params, inputs, None, None, state, length)
+        with sharding.use_mesh(self.mesh):
+            hidden, kernel, state = self._hidden(params, inputs, None, None, state, length)
         return jnp.matmul(hidden[:, -1], kernel.astype(hidden.dtype), preferred_element_type=jnp.float32), state
 
     def nll(

@@ -157,6 +157,7 @@ def _apply_unrolled(run: Block, x: Array, context: Context, states: PyTree) -> t
     after = []
     for block, state in zip(_unstack(run), states, strict=True):
         x, state = block(x, context, state)
+        x = sharding.constrain(x, sharding.BATCH, "seq")
         after.append(state)
     return x, tuple(after)
 

@@ -71,17 +71,32 @@ def _gather_time_backward(empty, cotangent):
 gather_time.defvjp(lambda x: (gather_time(x), x[:0]), _gather_time_backward)
 
 
-def halo(x: Array, width: int) -> Array:
-    """The `width` entries of the time dim before this shard's first, [B, width, ...]; zeros before the first shard."""
+def halo(x: Array, width: int, past: Array | None = None) -> Array:
+    """The `width` entries of the time dim before this shard's first, [B, width, ...].
+
+    Before the first shard there are those of `past`, by default zeros.
+    """
     last = x[:, x.shape[1] - width :]
     P = axis_size(SEQ)
-    return jax.lax.ppermute(last, SEQ, [(p, p + 1) for p in range(P - 1)]) if P > 1 else jnp.zeros_like(last)
+    before = jax.lax.ppermute(last, SEQ, [(p, p + 1) for p in range(P - 1)]) if P > 1 else jnp.zeros_like(last)
+    return before if past is None else jnp.where(jax.lax.axis_index(SEQ) == 0, past.astype(x.dtype), before)
+
+
+def from_last(tree: PyTree) -> PyTree:
+    """What the last shard holds, on every shard."""
+    if axis_size(SEQ) == 1:
+        return tree
+    is_last = jax.lax.axis_index(SEQ) == axis_size(SEQ) - 1
+    return jax.tree.map(lambda x: jax.lax.psum(jnp.where(is_last, x, jnp.zeros_like(x)), SEQ), tree)
 
 
 def states_before(
-    state: Float[Array, "B K P Dv1"], log_decays: Float[Array, "shards B K"], is_open: Array
+    state: Float[Array, "B K P Dv1"],
+    log_decays: Float[Array, "shards B K"],
+    is_open: Array,
+    past: Float[Array, "B K P Dv1"] | None = None,
 ) -> Float[Array, "B K P Dv1"]:
-    """The state that shard p continues, sum_(r < p) decay(r+1 .. p-1) state_r: an exclusive weighted prefix.
+    """The state that shard p continues, decay(0 .. p-1) past + sum_(r < p) decay(r+1 .. p-1) state_r.
 
     decay(a .. b) = exp(log_decays_a + ... + log_decays_b), or 0 where one of those shards is not open, that is, begins
     a new document. By one all-gather, or, if that is much to receive, by ceil(log2 P) steps that each double the reach.
@@ -89,9 +104,12 @@ def states_before(
     Args:
       state: what this shard's own tokens leave behind.
       log_decays, is_open [shards, B]: of every shard, the same everywhere.
+      past: what the first shard continues, by default nothing.
     """
     P, p = axis_size(SEQ), jax.lax.axis_index(SEQ)
     decay = functools.partial(_decay, log_decays, is_open)
+    if past is not None:
+        return states_before(state, log_decays, is_open) + decay(0, p)[..., None, None] * past
     if (P - 1) * state.size * state.dtype.itemsize <= SMALL_GATHER:
         weights = jnp.stack([jnp.where(r < p, decay(r + 1, p), 0.0) for r in range(P)])
         return jnp.einsum("sbk,sbkpe->bkpe", weights, gather(state))

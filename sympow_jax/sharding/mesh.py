@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sympow_jax.typing import Array, PyTree
@@ -95,6 +95,16 @@ def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
+def everywhere(mesh: Mesh | None) -> NamedSharding | None:
+    """The layout of what every device, and so every process, holds whole; None, any layout, without a mesh."""
+    return None if mesh is None else NamedSharding(mesh, P())
+
+
+def shard_counts(mesh: Mesh | None) -> tuple[int, int]:
+    """In how many parts a mesh cuts the rows of a batch, and its time dim."""
+    return (1, 1) if mesh is None else (math.prod(mesh.shape[axis] for axis in BATCH), mesh.shape["seq"])
+
+
 def is_sharded() -> bool:
     """True where the code being traced will run on a mesh of several devices."""
     return jax.sharding.get_abstract_mesh().size > 1
@@ -105,9 +115,22 @@ def axis_size(axis: str) -> int:
     return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
+def dividing(size: int, axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    """`axes` where they divide a dim of `size`, else None, whole on every device: as one prompt or one token is."""
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return None if size % math.prod(axis_size(name) for name in names) else axes
+
+
 def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
-    """Lays out the leading dims of x over mesh axes, and the others whole; the identity without a mesh."""
-    return jax.lax.with_sharding_constraint(x, P(*axes)) if is_sharded() else x
+    """Lays out the leading dims of x over the mesh axes that divide them, and the others whole; nothing without a mesh.
+
+    What is trained is checked to divide before anything is compiled.
+    """
+    if not is_sharded():
+        return x
+    return jax.lax.with_sharding_constraint(
+        x, P(*(dividing(n, names) for n, names in zip(x.shape, axes, strict=False)))
+    )
 
 
 def over_shards(function: Callable, arguments: Sequence[PyTree], specs: Sequence[PyTree], out_specs: PyTree) -> Any:

@@ -66,6 +66,15 @@ def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def named_shardings(specs: PyTree, mesh: Mesh) -> PyTree:
+    """The shardings of a tree of PartitionSpecs."""
+    return jax.tree.map(lambda axes: NamedSharding(mesh, _shortest(axes, mesh)), specs, is_leaf=_is_spec)
+
+
+def _is_spec(leaf: PyTree) -> bool:
+    return isinstance(leaf, P)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Where the [B, T] arrays of a batch live: rows over data and fsdp, time over seq."""
     return NamedSharding(mesh, _shortest(P(BATCH, "seq"), mesh))

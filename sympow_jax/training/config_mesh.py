@@ -1,7 +1,7 @@
 """From a config to its mesh, with everything that the mesh must divide checked before anything is compiled."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,15 @@ def config_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
       ConfigError: in one line, sizes that do not fit the devices, or a dim that they do not divide.
     """
     devices = list(jax.devices() if devices is None else devices)
-    wanted = {axis: getattr(config.mesh, axis) for axis in sharding.AXES}
+    sizes = mesh_sizes({axis: getattr(config.mesh, axis) for axis in sharding.AXES}, devices)
+    _check_rows(config, sizes)
+    check_model(config, sizes)
+    _check_length(config, sizes)
+    return make_mesh(sizes, devices)
+
+
+def mesh_sizes(wanted: Mapping[str, int], devices: Sequence[Any]) -> dict[str, int]:
+    """`wanted` with -1 replaced; a ConfigError where the sizes do not fit the devices, or leave some of a process."""
     try:
         sizes = sharding.infer_sizes(wanted, len(devices))
     except ValueError as error:
@@ -34,9 +42,11 @@ def config_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
             f"mesh: {_product(sizes, sharding.AXES)} = {used} of the {len(devices)} devices of several processes; "
             "use all of them, for example mesh.data = -1"
         )
-    _check_rows(config, sizes)
-    _check_parameters(config, sizes)
-    _check_sequence(config, sizes)
+    return sizes
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
+    """The mesh of checked sizes; a ConfigError where the devices lie so that it cannot be made."""
     try:
         return sharding.make_mesh(sizes, devices)
     except ValueError as error:
@@ -59,7 +69,8 @@ def _check_rows(config: Config, sizes: dict[str, int]) -> None:
         )
 
 
-def _check_parameters(config: Config, sizes: dict[str, int]) -> None:
+def check_model(config: Config, sizes: dict[str, int]) -> None:
+    """Raises ConfigError where the axes do not divide a dim of the model, or its kernel cannot be cut in time."""
     m, a = config.model, config.attention
     tensor, both = sizes["tensor"], sizes["fsdp"] * sizes["tensor"]
     dims = [
@@ -77,8 +88,14 @@ def _check_parameters(config: Config, sizes: dict[str, int]) -> None:
                 f"or mesh {axes} = {math.gcd(size, divisor)}"
             )
 
+    if sizes["seq"] > 1 and a.is_linear and a.has_additive_bias and "attention" in a.layer_pattern:
+        raise ConfigError(
+            f"mesh.seq = {sizes['seq']}: a linear kernel with the additive bias {a.position!r} has no finite state to "
+            "pass between devices; use mesh.seq = 1"
+        )
 
-def _check_sequence(config: Config, sizes: dict[str, int]) -> None:
+
+def _check_length(config: Config, sizes: dict[str, int]) -> None:
     a, length, shards = config.attention, config.data.seq_len, sizes["seq"]
     halves = 2 if shards > 1 and not a.is_linear else 1  # softmax hands each shard an early and a late half
     divisor = math.lcm(shards * sizes["tensor"], shards * halves)
@@ -87,15 +104,8 @@ def _check_sequence(config: Config, sizes: dict[str, int]) -> None:
             f"data.seq_len = {length}: must be a multiple of {divisor} for mesh {_product(sizes, ('seq', 'tensor'))}; "
             f"use {-(-length // divisor) * divisor}"
         )
-    if shards == 1:
-        return
-    if a.is_linear and a.has_additive_bias and "attention" in a.layer_pattern:
-        raise ConfigError(
-            f"mesh.seq = {shards}: a linear kernel with the additive bias {a.position!r} has no finite state to pass "
-            "between devices; use mesh.seq = 1"
-        )
     taps = a.conv_width - 1
-    if {"gated_conv", "short_conv"} & {*a.layer_pattern} and length // shards < taps:
+    if shards > 1 and {"gated_conv", "short_conv"} & {*a.layer_pattern} and length // shards < taps:
         raise ConfigError(
             f"mesh.seq = {shards}: shards of {length // shards} tokens are shorter than the {taps} before them that "
             f"attention.conv_width = {a.conv_width} sees; use mesh.seq = {max(length // taps, 1)} or less"

@@ -1,10 +1,8 @@
 """What is measured on held-out data during training: the loss, the accuracy of tasks, and the loss by position."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from sympow_jax.config import TASKS, Config, ConfigError
@@ -15,14 +13,14 @@ from sympow_jax.training.data import RunData
 from sympow_jax.training.step import make_accuracy_step, make_eval_step
 from sympow_jax.typing import PyTree
 
-_DOCUMENTS_AT_ONCE = 8
+_DOCUMENTS_AT_ONCE = 8  # on a device
 
 
 class Heldout:
     """Measures a model on the run's held-out data; every measurement polls `stopped` and gives up when it is true.
 
     Raises:
-      ConfigError: evaluation.contextwise_length does not fit the held-out documents, or there are several processes.
+      ConfigError: evaluation.contextwise_length does not fit the held-out documents.
     """
 
     def __init__(self, config: Config, model: Model, data: RunData, stopped: Callable[[], bool]):
@@ -63,13 +61,10 @@ class Heldout:
         e, store = self._config.evaluation, self._data.heldout.stores[0]
         rows = choose_documents(store.num_documents, e.num_documents, seed=0)
         edges = bin_edges(self._config.data.seq_len, e.contextwise_length, bins_per_octave=1)
-        size = min(_DOCUMENTS_AT_ONCE, len(rows))
         if self._scorer is None:  # it compiles once
-            options = {"bos_id": store.bos_id, "chunk_size": e.chunk_size, "batch_size": size}
-            self._scorer = Scorer(
-                dataclasses.replace(self._model, mesh=None), params, **options
-            )  # any length, any rows
-        self._scorer.params = params
+            options = {"chunk_size": e.chunk_size, "batch_size": _DOCUMENTS_AT_ONCE, "num_windows": len(rows)}
+            self._scorer = Scorer(self._model, params, bos_id=store.bos_id, **options)
+        self._scorer.params, size = params, self._scorer.batch_size
         sums = np.zeros(len(edges) - 1)
         for first in range(0, len(rows), size):
             targets = read_documents(store, rows[first : first + size], e.contextwise_length)
@@ -85,9 +80,4 @@ class Heldout:
             raise ConfigError(
                 f"evaluation.contextwise_length = {length}: the held-out documents of {store.address!r} have "
                 f"{store.document_length} tokens; use at most that"
-            )
-        if jax.process_count() > 1:
-            raise ConfigError(
-                f"evaluation.contextwise_length = {length}: the loss by position is measured by one process; use 0, "
-                "and eval.py on the checkpoints"
             )

@@ -49,6 +49,12 @@ def check_same_data(config: Config, data: RunData) -> None:
     agree("data", facts, advice=advice)
 
 
+def check_store(name: str, digest: str) -> None:
+    """Raises ValueError, in all processes, where what they evaluate on is not the same."""
+    facts = {f"--data={name}": digest, "platform": jax.default_backend()}
+    agree("store", facts, advice="every process must read the same store on the same kind of device")
+
+
 def versions() -> dict[str, str]:
     """Of all that decides what a process computes: Python, packages, this package's source, JAX's settings."""
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}

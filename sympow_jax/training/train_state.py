@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import serialization
+from jax.sharding import Mesh
 
 from sympow_jax import sharding
 from sympow_jax.config import ConfigError
@@ -51,11 +52,19 @@ def create_train_state(model: Model, seed: int) -> TrainState:
 
 def abstract_train_state(model: Model) -> TrainState:
     """Shapes, dtypes and, on the model's mesh, shardings of a train state."""
-    state = jax.eval_shape(_creator(model, 0))
-    if model.mesh is None:
-        return state
+    return _placed(jax.eval_shape(_creator(model, 0)), model.mesh)
+
+
+def abstract_params(model: Model) -> PyTree:
+    """The same of its parameters alone."""
+    return _placed(jax.eval_shape(model.init, jax.random.key(0)), model.mesh)
+
+
+def _placed(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    if mesh is None:
+        return tree
     place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
-    return jax.tree.map(place, state, sharding.tree_shardings(state, model.mesh))
+    return jax.tree.map(place, tree, sharding.tree_shardings(tree, mesh))
 
 
 def check_host_memory(model: Model) -> None:

@@ -23,6 +23,7 @@ class Recaller:
     vocab_size: int
     memory: int = 1 << 20
     depends_on_length: bool = False
+    mesh: None = None
 
     def initial_state(self, batch_size, max_length):
         return jnp.full((batch_size, min(self.memory, max_length)), -1, jnp.int32)
@@ -84,6 +85,7 @@ class Always:
     token: int
     vocab_size: int
     depends_on_length: bool = False
+    mesh: None = None
 
     def initial_state(self, batch_size, max_length):
         return jnp.zeros(())

@@ -44,6 +44,7 @@ class RunningCount:
 
     streams_constant: bool = True
     depends_on_length: bool = False
+    mesh: None = None
 
     def initial_state(self, batch_size: int, max_length: int) -> jax.Array:
         return jnp.zeros((batch_size,), jnp.float32)
@@ -61,6 +62,7 @@ class Bigram:
 
     streams_constant: bool = True
     depends_on_length: bool = False
+    mesh: None = None
 
     def initial_state(self, batch_size: int, max_length: int) -> jax.Array:
         return jnp.zeros((batch_size,), jnp.int32)

@@ -71,3 +71,23 @@ def test_shards_of_a_sequence_give_the_outputs_and_gradients_of_one_device(monke
     np.testing.assert_allclose(nll, want, rtol=2e-5, atol=2e-6)
     for (path, a), b in zip(jax.tree.leaves_with_path(gradients), jax.tree.leaves(want_gradients), strict=True):
         assert np.max(np.abs(a - b)) <= 3e-5 * np.max(np.abs(b)) + 1e-8, path
+
+
+def test_a_stream_of_packed_documents_goes_on_between_shards():
+    """Three calls of 16 tokens, in which a document of an earlier call ends, goes on, or fills all shards."""
+    config = tiny_config("conformal_sympow", "attention.chunk_size=4", "attention.implementation=chunked")
+    batch = packed_batch(2, 48)
+    batch["segment_ids"][1] = np.where(np.arange(48) < 37, 1, 2)
+    params = Model(config, VOCAB).init(jax.random.key(0))
+
+    def streamed(mesh):
+        model = Model(config, VOCAB, mesh)
+        state, found = model.initial_state(2, 48), []
+        for start in range(0, 48, 16):
+            part = {name: x[:, start : start + 16] for name, x in batch.items() if name != "positions"}
+            nll, state = jax.jit(model.nll)(params, **part, state=state)
+            found.append(np.asarray(nll))
+        return np.concatenate(found, axis=1)
+
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 2, "seq": 4})
+    np.testing.assert_allclose(streamed(mesh), streamed(None), rtol=2e-5, atol=2e-6)
