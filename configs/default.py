@@ -36,8 +36,12 @@ def _model() -> ConfigDict:
     m.num_kv_heads = 0  # 0 = num_heads; otherwise it divides num_heads (grouped queries)
     m.head_dim = 64
     m.mlp_dim = 3072
-    m.mlp = "gelu"  # gelu | swiglu | none
+    m.mlp = "gelu"  # gelu (by tanh) | gelu_exact (by erf) | swiglu | geglu (gelu gates) | none
+    m.mlp_bias = "auto"  # auto (all without a gate, none with one) | none | all
     m.norm = "layernorm"  # layernorm | rmsnorm
+    m.norm_eps = 1e-5  # added to the variance, or the mean square
+    m.norm_placement = "pre"  # pre | post | sandwich: norms before a sublayer, on its output, or both (layers/block.py)
+    m.parallel_residual = False  # mixer and MLP read the same stream, each through its norm, and are added together
     m.embedding_norm = True  # an extra norm after the input embeddings (Manifest AI 2024)
     m.tied_embeddings = True
     m.init_std = 0.02  # normal(0, init_std); projections into the residual stream are divided by sqrt(2 num_layers)
@@ -59,7 +63,11 @@ def _attention() -> ConfigDict:
     a.degree = 2  # p of the power kernel: 2, 4 or 6
     a.feature_dim = 16  # head_dim of q and k under taylor and rebased
     a.rebased_norm = "head"  # head | concatenated: the span of ReBased's LayerNorm
-    a.qk_norm = False  # RMSNorm of every query and key head
+    a.scale = 0.0  # multiplies q . k; 0 = 1 / sqrt(head_dim)
+    a.bias = "none"  # none | qkv | all: biases of query, key and value, or of out as well
+    a.qk_norm = False  # RMSNorm of queries and keys
+    a.qk_norm_span = "head"  # head | concatenated: over each head, or over all heads at once
+    a.qk_norm_eps = 1e-6  # added to the mean square
     a.output_gate = False  # sigmoid(W x) on the attention output, as FoX-Pro has
     a.window = 64  # tokens that a `window` layer (sliding-window softmax) sees
     a.conv_width = 3  # taps of the convolution layers

@@ -84,6 +84,13 @@ def test_a_saved_config_resolves_to_itself():
             [QUICKSTART, "--config.attention.position=sinusoidal", "--config.model.embed_dim=33"],
             ["embed_dim = 33", "even"],
         ),
+        (
+            [QUICKSTART, "--config.model.parallel_residual=true", "--config.model.norm_placement=post"],
+            ["model.parallel_residual", "norm_placement 'post'", "use an MLP and 'pre', or false"],
+        ),
+        ([QUICKSTART, "--config.model.mlp=none", "--config.model.mlp_bias=all"], ["mlp_bias = 'all'", "use 'auto'"]),
+        ([QUICKSTART, "--config.model.norm_eps=1e-45"], ["model.norm_eps = 1e-45", "0 in float32"]),
+        ([QUICKSTART, "--config.attention.qk_norm_span=concatenated"], ["attention.qk_norm is false", "to true"]),
         ([QUICKSTART, "--config.attention.layer_pattern=conv"], ["layer_pattern", "gated_conv"]),
         ([QUICKSTART, "--confg.seed=1"], ["--confg.seed", "no such flag"]),
         ([QUICKSTART, "--config.seed"], ["--config.seed", "VALUE"]),

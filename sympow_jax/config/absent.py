@@ -29,6 +29,14 @@ ABSENT: tuple[tuple[str, Any], ...] = (
     ("mesh.fsdp", 1),
     ("mesh.tensor", 1),
     ("mesh.seq", 1),
+    ("model.mlp_bias", "auto"),
+    ("model.norm_eps", 1e-5),
+    ("model.norm_placement", "pre"),
+    ("model.parallel_residual", False),
+    ("attention.scale", 0.0),
+    ("attention.bias", "none"),
+    ("attention.qk_norm_span", "head"),
+    ("attention.qk_norm_eps", 1e-6),
 )
 
 

@@ -16,7 +16,11 @@ class ModelConfig:
     head_dim: int
     mlp_dim: int
     mlp: str
+    mlp_bias: str
     norm: str
+    norm_eps: float
+    norm_placement: str
+    parallel_residual: bool
     embedding_norm: bool
     tied_embeddings: bool
     init_std: float
@@ -24,6 +28,11 @@ class ModelConfig:
     scan_layers: bool
     remat: str
     loss_block: int
+
+    @property
+    def is_gated_mlp(self) -> bool:
+        """Whether a third projection gates the MLP's hidden features."""
+        return self.mlp in ("swiglu", "geglu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +48,11 @@ class AttentionConfig:
     degree: int
     feature_dim: int
     rebased_norm: str
+    scale: float
+    bias: str
     qk_norm: bool
+    qk_norm_span: str
+    qk_norm_eps: float
     output_gate: bool
     window: int
     conv_width: int

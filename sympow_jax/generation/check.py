@@ -114,7 +114,7 @@ def _compare(
     """The layer's output, the condition number of each token (0 where no kernel is expanded), and errors by form."""
     blocks = {form: nnx.merge(graph, parameters) for form, graph in graphs.items()}
     dense = blocks["reference"]
-    inputs = dense.mixer_norm(x)
+    inputs = dense.mixer_input(x)
     outputs = {form: block.mixer(inputs, context)[0] for form, block in blocks.items()}
     outputs["prefill + decode"] = _decode(dense, inputs, context)
     want = outputs.pop("reference").astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""One pre-norm residual layer: a mixer over time, then an MLP over features."""
+"""One residual layer: a mixer over time and an MLP over features, with norms before them, behind them, or both."""
 
 from flax import nnx
 
@@ -12,26 +12,48 @@ from sympow_jax.typing import Array, Float, PyTree
 
 
 class Block(nnx.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)); kind names the mixer (variants.LAYER_KINDS)."""
+    """x + mixer(norm(x)), then x + mlp(norm(x)); kind names the mixer (variants.LAYER_KINDS).
+
+    model.norm_placement: "pre" as above; "post", x + norm(mixer(x)) (OLMo 2, arXiv 2501.00656); "sandwich",
+    x + norm'(mixer(norm(x))) (Gemma 2, arXiv 2408.00118). model.parallel_residual: both in one step,
+    x + mixer(norm(x)) + mlp(norm'(x)) (GPT-NeoX, arXiv 2204.06745).
+    """
 
     def __init__(
         self, kind: str, model: ModelConfig, attention: AttentionConfig, position: PositionConfig, *, rngs: nnx.Rngs
     ):
-        self.mixer_norm = make_norm(model, model.embed_dim, rngs=rngs)
+        self.parallel = model.parallel_residual
+        before, behind = model.norm_placement != "post", model.norm_placement != "pre"
+        if before:
+            self.mixer_norm = make_norm(model, rngs=rngs)
         if kind in ("attention", "window"):
             self.mixer = Attention(kind, model, attention, position, rngs=rngs)
         else:
             self.mixer = ShortConv(kind, model, attention, rngs=rngs)
+        if behind:
+            self.mixer_out_norm = make_norm(model, rngs=rngs)
         if model.mlp != "none":
-            self.mlp_norm = make_norm(model, model.embed_dim, rngs=rngs)
+            if before:
+                self.mlp_norm = make_norm(model, rngs=rngs)
             self.mlp = MLP(model, rngs=rngs)
+            if behind:
+                self.mlp_out_norm = make_norm(model, rngs=rngs)
+
+    def mixer_input(self, x: Float[Array, "B T E"]) -> Float[Array, "B T E"]:
+        """What the mixer sees of the residual stream."""
+        return self._norm("mixer_norm", x)
 
     def __call__(
         self, x: Float[Array, "B T E"], context: Context, state: PyTree | None = None
     ) -> tuple[Float[Array, "B T E"], PyTree | None]:
         """Applies the layer; with a state, to the next T tokens of a stream."""
-        mixed, state = self.mixer(self.mixer_norm(x), context, state)
-        x = x + mixed
+        mixed, state = self.mixer(self.mixer_input(x), context, state)
+        stream = x + self._norm("mixer_out_norm", mixed)
         if hasattr(self, "mlp"):
-            x = x + self.mlp(self.mlp_norm(x))
-        return x, state
+            out = self.mlp(self._norm("mlp_norm", x if self.parallel else stream))
+            stream = stream + self._norm("mlp_out_norm", out)
+        return stream, state
+
+    def _norm(self, name: str, x: Float[Array, "B T E"]) -> Float[Array, "B T E"]:
+        """x through the norm of that name, where the placement has it."""
+        return getattr(self, name)(x) if hasattr(self, name) else x

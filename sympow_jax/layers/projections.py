@@ -22,8 +22,9 @@ class Projections(nnx.Module):
     """The parameters of an attention layer: query [E, H D], key [E, K D], value [E, K Dv] and out [H Dv, E].
 
     And, as the variant needs them, gate [E, G] with bias (data) or gate_logits [G] (learned), beta [E, K]
-    (learned_rope), bias_parameters (kerple, t5, fire), query_norm and key_norm (qk_norm, rebased), output_gate
-    [E, H Dv]. G is H under softmax, else K.
+    (learned_rope), bias_parameters (kerple, t5, fire), query_norm and key_norm (qk_norm, rebased) over a head or all
+    of them, output_gate [E, H Dv]. G is H under softmax, else K. attention.bias gives the first three, or all four,
+    a bias.
     """
 
     def __init__(
@@ -36,12 +37,13 @@ class Projections(nnx.Module):
         self.num_heads, self.num_kv_heads = model.num_heads, model.num_kv_heads
         self.head_dim, self.value_head_dim = qk_head_dim(kind, model, attention), model.head_dim
         self.dtype = model.dtype
-        self.rotary = Rotary(attention.position, position, self.head_dim)
+        self.rotary = Rotary(attention.position, position, self.head_dim, attention.scale)
         E, H, K, D, Dv = model.embed_dim, self.num_heads, self.num_kv_heads, self.head_dim, self.value_head_dim
-        self.query = make_linear(model, E, H * D, rngs=rngs)
-        self.key = make_linear(model, E, K * D, rngs=rngs)
-        self.value = make_linear(model, E, K * Dv, rngs=rngs)
-        self.out = make_linear(model, H * Dv, E, residual=True, rngs=rngs)
+        bias = attention.bias != "none"
+        self.query = make_linear(model, E, H * D, bias=bias, rngs=rngs)
+        self.key = make_linear(model, E, K * D, bias=bias, rngs=rngs)
+        self.value = make_linear(model, E, K * Dv, bias=bias, rngs=rngs)
+        self.out = make_linear(model, H * Dv, E, bias=attention.bias == "all", residual=True, rngs=rngs)
         if attention.output_gate:
             self.output_gate = make_linear(model, E, H * Dv, rngs=rngs)
         self._make_norms(rngs)
@@ -52,14 +54,16 @@ class Projections(nnx.Module):
             self.bias_parameters = BiasParameters(attention.position, H, rngs=rngs)
 
     def _make_norms(self, rngs: nnx.Rngs) -> None:
-        H, K, D = self.num_heads, self.num_kv_heads, self.head_dim
+        a, H, K, D = self.attention, self.num_heads, self.num_kv_heads, self.head_dim
         if self.kernel == "rebased":
-            whole = self.attention.rebased_norm == "concatenated"
-            self.query_norm = nnx.LayerNorm(H * D if whole else D, epsilon=1e-5, rngs=rngs)
-            self.key_norm = nnx.LayerNorm(K * D if whole else D, epsilon=1e-5, rngs=rngs)
-        elif self.attention.qk_norm:
-            self.query_norm = nnx.RMSNorm(D, epsilon=1e-6, rngs=rngs)
-            self.key_norm = nnx.RMSNorm(D, epsilon=1e-6, rngs=rngs)
+            norm, span, eps = nnx.LayerNorm, a.rebased_norm, 1e-5
+        elif a.qk_norm:
+            norm, span, eps = nnx.RMSNorm, a.qk_norm_span, a.qk_norm_eps
+        else:
+            return
+        self.norms_all_heads = span == "concatenated"
+        self.query_norm = norm(H * D if self.norms_all_heads else D, epsilon=eps, rngs=rngs)
+        self.key_norm = norm(K * D if self.norms_all_heads else D, epsilon=eps, rngs=rngs)
 
     def _make_gate(self, model: ModelConfig, rngs: nnx.Rngs) -> None:
         a, heads = self.attention, self.num_kv_heads if self.linear else self.num_heads
@@ -86,11 +90,11 @@ class Projections(nnx.Module):
     def _queries_and_keys(self, x: Float[Array, "B T E"]) -> tuple[Float[Array, "B T H D"], Float[Array, "B T K D"]]:
         B, T, D = *x.shape[:2], self.head_dim
         q, k = self.query(x), self.key(x)
-        if self.kernel == "rebased" and self.attention.rebased_norm == "concatenated":
+        normed = hasattr(self, "query_norm")
+        if normed and self.norms_all_heads:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k = q.reshape(B, T, self.num_heads, D), k.reshape(B, T, self.num_kv_heads, D)
-        per_head = self.attention.qk_norm or self.attention.rebased_norm == "head"
-        if hasattr(self, "query_norm") and per_head:
+        if normed and not self.norms_all_heads:
             q, k = self.query_norm(q), self.key_norm(k)
         return q.astype(self.dtype), k.astype(self.dtype)
 

@@ -19,17 +19,19 @@ class Rotary:
       encoding: the layer's position encoding; all but rope and learned_rope leave q and k as they are.
       config: frequencies and their scaling to longer contexts.
       head_dim: D of queries and keys.
+      score_scale: what multiplies q . k; 0 means 1 / sqrt(D).
     """
 
     encoding: str
     config: PositionConfig
     head_dim: int
+    score_scale: float
 
     def __call__(
         self, tokens: Tokens, context: Context, phase: ops.positions.PhaseState | None, *, keep_keys: bool = False
     ) -> tuple[Tokens, float, ops.positions.PhaseState | None]:
         """The rotated tokens, the scale of the scores, and the phase that the next tokens of a stream start from."""
-        scale, T = 1 / math.sqrt(self.head_dim), tokens.q.shape[1]
+        scale, T = self.score_scale or 1 / math.sqrt(self.head_dim), tokens.q.shape[1]
         if self.encoding not in variants.ROTARY_POSITIONS:
             return tokens, scale, None
         frequencies, factor = self._frequencies(context, T)

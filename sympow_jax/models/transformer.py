@@ -44,10 +44,10 @@ class Transformer(nnx.Module):
         if config.attention.position == "fire_shared":
             self.shared_bias = BiasParameters("fire", m.num_heads, rngs=rngs)
         if m.embedding_norm:
-            self.embedding_norm = make_norm(m, m.embed_dim, rngs=rngs)
+            self.embedding_norm = make_norm(m, rngs=rngs)
         for i, (kind, depth) in enumerate(layer_runs(config)):
             setattr(self, f"blocks_{i}", self._make_run(kind, depth, rngs))
-        self.final_norm = make_norm(m, m.embed_dim, rngs=rngs)
+        self.final_norm = make_norm(m, rngs=rngs)
         if not m.tied_embeddings:
             self.output = nnx.Param(init(rngs.params(), (m.embed_dim, vocab_size)))
 
@@ -104,10 +104,10 @@ class Transformer(nnx.Module):
             yield from _unstack(getattr(self, f"blocks_{i}"))
 
     def layer_inputs(self, tokens: Int[AnyArray, "B T"]) -> Iterator[tuple[int, nnx.Module, Array, Context]]:
-        """(layer number, mixer, the normed input that it sees, context) of each layer in turn, unrolled."""
+        """(layer number, mixer, the input that it sees, context) of each layer in turn, unrolled."""
         x, context = self.begin(tokens)
         for number, block in enumerate(self.layers()):
-            yield number, block.mixer, block.mixer_norm(x), context
+            yield number, block.mixer, block.mixer_input(x), context
             x, _ = block(x, context)
 
     def _check_length(self, length: int) -> None:

@@ -20,7 +20,7 @@ _TABLE = (  # the end of a path, the axes of its dims
     (r"output", (_BOTH, None)),  # [E, V]
     (r"(query|key|value|output_gate|beta|gate|up|input|multiplier)/kernel", ("fsdp", "tensor")),  # [E, out]
     (r"(out|down)/kernel", ("tensor", "fsdp")),  # [in, E]
-    (r"(up|gate|input)/bias", ("tensor",)),
+    (r"(query|key|value|up|gate|input)/bias", ("tensor",)),
     (r"mixer/kernel", (None, "tensor")),  # [W, F], the taps of a convolution
     (r"(table|kernel_out)", (None, "tensor")),  # [..., H], position biases
     (r"(p|a|slopes|strengths|bias_out|gate_logits)", ("tensor",)),  # [H]

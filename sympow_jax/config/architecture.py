@@ -1,0 +1,132 @@
+"""What the values that make up an architecture must satisfy together: model, attention and position."""
+
+from sympow_jax import variants
+from sympow_jax.config.errors import require, require_known
+from sympow_jax.config.schema import Config
+
+MAX_LAYERS = 10_000  # a number from a damaged or foreign config.json would build layers for days
+SMALLEST = 1.1754944e-38  # of the normal float32
+
+
+def longest(config: Config) -> int:
+    """The longest sequence that the config trains on or evaluates."""
+    return max(config.data.seq_len, config.evaluation.contextwise_length, *config.evaluation.lengths)
+
+
+def check_architecture(config: Config) -> None:
+    """Raises ConfigError for values of an architecture that are legal alone and not together."""
+    _check_model(config)
+    _check_attention(config)
+    _check_position(config)
+
+
+def _check_model(config: Config) -> None:
+    m, a = config.model, config.attention
+    require(m.num_layers <= MAX_LAYERS, f"model.num_layers = {m.num_layers}: at most {MAX_LAYERS:,}")
+    for name, eps in (("model.norm_eps", m.norm_eps), ("attention.qk_norm_eps", a.qk_norm_eps)):
+        require(eps >= SMALLEST, f"{name} = {eps}: is 0 in float32 and would divide 0 by 0; use 1e-6")
+    require(
+        not m.parallel_residual or (m.norm_placement == "pre" and m.mlp != "none"),
+        f"model.parallel_residual = True: a mixer and an MLP read the stream through norms before them, but model.mlp "
+        f"is {m.mlp!r} and model.norm_placement {m.norm_placement!r}; use an MLP and 'pre', or false",
+    )
+    require(
+        m.mlp != "none" or m.mlp_bias == "none",
+        f"model.mlp_bias = {m.mlp_bias!r}: model.mlp = 'none' has no bias; use 'auto'",
+    )
+
+
+def _check_attention(config: Config) -> None:
+    m, a = config.model, config.attention
+    require(
+        m.num_heads % m.num_kv_heads == 0,
+        f"model.num_kv_heads = {m.num_kv_heads}: must divide model.num_heads = {m.num_heads}",
+    )
+    for kind in a.layer_pattern:
+        legal = ", ".join(variants.LAYER_KINDS)
+        require_known(f"attention.layer_pattern has {kind!r}: choose from {legal}", kind, variants.LAYER_KINDS)
+    require(
+        not (a.is_linear and a.has_additive_bias and a.is_linear_form),
+        f"attention.implementation = {a.implementation!r}: {a.position} is an additive bias, which a linear kernel "
+        "computes only in the quadratic forms; use 'reference' or 'blockwise'",
+    )
+    require(
+        a.is_linear or not a.is_linear_form,
+        f"attention.implementation = {a.implementation!r}: softmax has no linear form; use 'blockwise', 'reference' "
+        "or 'auto'",
+    )
+    require(
+        not (a.implementation == "pallas" and a.kernel == "power" and a.degree != 2),
+        f"attention.implementation = 'pallas': it has attention.degree = 2, not {a.degree}; use 'chunked' or 'auto'",
+    )
+    require(
+        not (a.kernel == "rebased" and a.qk_norm),
+        "attention.qk_norm = True: rebased normalises queries and keys itself; use false",
+    )
+    require(
+        a.qk_norm or a.qk_norm_span == "head",
+        f"attention.qk_norm_span = {a.qk_norm_span!r}: attention.qk_norm is false; set it to true, or use 'head'",
+    )
+    require(a.conv_width >= 2, f"attention.conv_width = {a.conv_width}: a convolution needs at least 2 taps")
+    require(
+        a.gate_min_timescale <= a.gate_max_timescale,
+        f"attention.gate_min_timescale = {a.gate_min_timescale}: must not exceed gate_max_timescale",
+    )
+
+
+def _check_position(config: Config) -> None:
+    m, a, p = config.model, config.attention, config.position
+    head_dim = a.feature_dim if a.uses_feature_dim else m.head_dim
+    require(
+        a.position not in variants.ROTARY_POSITIONS or head_dim % 2 == 0,
+        f"head_dim = {head_dim}: {a.position} rotates pairs, so it must be even",
+    )
+    require(
+        not (a.is_linear and p.scaling == "dynamic_ntk"),
+        "position.scaling = 'dynamic_ntk': it rotates old keys again as the text grows, which a finite state cannot "
+        "do; use 'ntk' or 'yarn', or a softmax variant",
+    )
+    require(
+        p.scaling == "none" or a.position == "rope",
+        f"position.scaling = {p.scaling!r}: only rope is scaled, and attention.position is {a.position!r}; use 'none'",
+    )
+    require(
+        p.scaling == "none" or p.convention == "standard",
+        f"position.convention = {p.convention!r}: scalings are defined on the standard frequencies; set one of "
+        "position.scaling = 'none' and position.convention = 'standard'",
+    )
+    require(
+        p.scaling == "none" or p.factor >= 1,
+        f"position.factor = {p.factor}: {p.scaling} reaches further than position.original_length; use at least 1",
+    )
+    require(
+        p.scaling != "yarn" or p.base > 1,
+        f"position.base = {p.base}: yarn takes its logarithm; use a base above 1, such as 10000",
+    )
+    require(
+        a.position != "learned_absolute" or longest(config) <= p.max_length,
+        f"position.max_length = {p.max_length}: learned_absolute needs a row for each position of data.seq_len and "
+        f"evaluation.lengths; use at least {longest(config)}",
+    )
+    require(
+        p.alibi_slope_scale == 1 or a.position == "alibi",
+        f"position.alibi_slope_scale = {p.alibi_slope_scale}: attention.position is {a.position!r}, which has no "
+        "slopes; use 1.0, or a variant with alibi",
+    )
+    require(
+        a.position != "sinusoidal" or m.embed_dim % 2 == 0,
+        f"model.embed_dim = {m.embed_dim}: sinusoidal positions are pairs of a sine and a cosine, so it must be even",
+    )
+
+
+def check_scaling_acts(config: Config) -> None:
+    """Raises ConfigError for a position.scaling that leaves every frequency as it is: a factor of 1.
+
+    A run that was trained so can be read and continued; nothing new starts so.
+    """
+    p = config.position
+    require(
+        p.scaling in ("none", "dynamic_ntk") or p.factor != 1,
+        f"position.factor = {p.factor}: position.scaling = {p.scaling!r} changes nothing with it; set position.factor "
+        f"to the longest context over position.original_length = {p.original_length}, or position.scaling = 'none'",
+    )
