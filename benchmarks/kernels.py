@@ -1,12 +1,13 @@
-"""Static cost of the fused TPU kernels, compiled ahead of time; on a TPU, their time against XLA's form.
+"""Static cost of the fused kernels, compiled ahead of time; on an accelerator, their time against XLA's form.
 
     pip install 'jax[tpu]'    (the compiler needs no device)
     python -m benchmarks.kernels --output=docs/benchmarks/kernels.json [--targets=v5e,v5p] [--sizes=64/64] [--time]
 
-Bundles are the instruction words of the compiler's final schedule for 512 tokens of one head with bfloat16 inputs,
-without waiting for memory: a lower bound of the time, and a number to compare schedules by. The useful share is that of
-the matrix units' peak that the exact count of the op, 4 P (Dv + 1) FLOPs a token forward and twice that backward, takes
-in these bundles. VMEM is what the kernel is estimated to hold; bytes are those of its arguments and results.
+What GPU kernels take (--targets=h100,a100): `benchmarks/gpu_kernels.py`. TPU kernels: bundles are the instruction words
+of the compiler's final schedule for 512 tokens of one head with bfloat16 inputs, without waiting for memory: a lower
+bound of the time, and a number to compare schedules by. The useful share is that of the matrix units' peak that the
+exact count of the op, 4 P (Dv + 1) FLOPs a token forward and twice that backward, takes in these bundles. VMEM is what
+the kernel is estimated to hold; bytes are those of its arguments and results.
 Each kernel is compiled in a process of its own, because the compiler reads where to write its schedule only once.
 """
 
@@ -19,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from benchmarks import gpu_kernels
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TARGETS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -105,18 +108,24 @@ def measure(kernel: str, target: str, size: str) -> dict:
     }
 
 
-def run(kernel: str, target: str, size: str) -> dict:
-    """`measure` in a process of its own."""
+def variables(folder: str) -> dict[str, str]:
+    """The environment of the process that compiles, for `folder` to hold the compiler's schedule."""
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
+        "KERNEL_DUMP": folder,
+    }
+
+
+def run(kernel: str, target: str, size: str) -> list[dict]:
+    """`measure` in a process of its own: a row, for a GPU those of all kernels, whatever `kernel` is."""
+    on_gpu = target in gpu_kernels.TARGETS
     with tempfile.TemporaryDirectory() as folder:
-        variables = {
-            "JAX_PLATFORMS": "cpu",
-            "TPU_SKIP_MDS_QUERY": "1",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
-            "KERNEL_DUMP": folder,
-        }
+        environment = os.environ | (gpu_kernels.variables(folder) if on_gpu else variables(folder))
         command = [sys.executable, "-m", "benchmarks.kernels", f"--one={kernel},{target},{size}"]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{kernel} for {target} at {size}: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -153,7 +162,7 @@ def times(head_dim: int, value_dim: int, tokens: int = 65536, heads: int = 12) -
 
 
 def table(rows: list[dict]) -> str:
-    """A line a kernel and target, in Markdown."""
+    """A line a TPU kernel and target, in Markdown."""
     lines = [
         "| kernel | target | D/Dv | bundles per 512 tokens | useful share | bytes a token and head |",
         "|---|---|---|---|---|---|",
@@ -169,28 +178,32 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     """Compiles every kernel for every target and size; keeps the rows that --output holds of the others."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--targets", default=",".join(TARGETS), help=f"and {', '.join(gpu_kernels.TARGETS)}")
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--kernels", default=",".join(USEFUL))
     parser.add_argument("--output", type=pathlib.Path)
-    parser.add_argument("--time", action="store_true", help="forward + backward on this machine's TPU as well")
+    parser.add_argument("--time", action="store_true", help="forward + backward on this machine's accelerator as well")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(*options.one.split(","))))
+        kernel, target, size = options.one.split(",")
+        on_gpu = target in gpu_kernels.TARGETS
+        print(json.dumps(gpu_kernels.measure(target, size) if on_gpu else [measure(kernel, target, size)]))
         return
     rows = {}
     if options.output and options.output.exists():
         rows = {(r["kernel"], r["target"], r["size"]): r for r in json.loads(options.output.read_text())["kernels"]}
     for size in options.sizes.split(","):
         for target in options.targets.split(","):
-            for kernel in options.kernels.split(","):
-                rows[kernel, target, size] = run(kernel, target, size)
-                print(rows[kernel, target, size], flush=True)
+            kernels = ["all"] if target in gpu_kernels.TARGETS else options.kernels.split(",")
+            for found in (row for kernel in kernels for row in run(kernel, target, size)):
+                rows[found["kernel"], target, size] = found
+                print(found, flush=True)
                 if options.output:
                     text = json.dumps({"kernels": list(rows.values())}, indent=1) + "\n"
                     options.output.write_text(text)
-    print(table(list(rows.values())))
+    for_gpus = [row for row in rows.values() if row["target"] in gpu_kernels.TARGETS]
+    print(table([row for row in rows.values() if row not in for_gpus]), gpu_kernels.table(for_gpus), sep="\n\n")
     if options.time:
         for size in options.sizes.split(","):
             seconds = times(*map(int, size.split("/")))
