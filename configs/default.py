@@ -42,6 +42,11 @@ def _model() -> ConfigDict:
     m.norm_eps = 1e-5  # added to the variance, or the mean square
     m.norm_placement = "pre"  # pre | post | sandwich: norms before a sublayer, on its output, or both (layers/block.py)
     m.parallel_residual = False  # mixer and MLP read the same stream, each through its norm, and are added together
+    m.vocab_size = 0  # rows of the embedding and logits; 0 = the tokenizer's; surplus ones are never sampled
+    m.embedding_scale = 1.0  # multiplies token embeddings; rounded to dtype
+    m.residual_scale = 1.0  # multiplies what every mixer and MLP adds to the stream
+    m.logit_scale = 1.0  # multiplies logits
+    m.logit_softcap = 0.0  # c: logits become c tanh(logits / c), in the loss too; 0 = no cap
     m.embedding_norm = True  # an extra norm after the input embeddings (Manifest AI 2024)
     m.tied_embeddings = True
     m.init_std = 0.02  # normal(0, init_std); projections into the residual stream are divided by sqrt(2 num_layers)

@@ -37,6 +37,11 @@ ABSENT: tuple[tuple[str, Any], ...] = (
     ("attention.bias", "none"),
     ("attention.qk_norm_span", "head"),
     ("attention.qk_norm_eps", 1e-6),
+    ("model.vocab_size", 0),
+    ("model.embedding_scale", 1.0),
+    ("model.residual_scale", 1.0),
+    ("model.logit_scale", 1.0),
+    ("model.logit_softcap", 0.0),
 )
 
 

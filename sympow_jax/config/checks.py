@@ -35,7 +35,8 @@ _CHOICES = {
 }
 
 _MAY_BE_ZERO = {
-    "seed", "model.num_kv_heads", "attention.chunk_size", "attention.scale", "position.original_length",
+    "seed", "model.num_kv_heads", "model.vocab_size", "model.logit_softcap",
+    "attention.chunk_size", "attention.scale", "position.original_length",
     "position.max_length", "optimizer.warmup_steps", "optimizer.final_fraction", "optimizer.b1", "optimizer.b2",
     "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.z_loss", "optimizer.max_skipped_steps",
     "optimizer.outlier_ratio", "evaluation.every_steps", "evaluation.contextwise_length", "checkpoint.keep_every",

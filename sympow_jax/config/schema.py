@@ -21,6 +21,11 @@ class ModelConfig:
     norm_eps: float
     norm_placement: str
     parallel_residual: bool
+    vocab_size: int
+    embedding_scale: float
+    residual_scale: float
+    logit_scale: float
+    logit_softcap: float
     embedding_norm: bool
     tied_embeddings: bool
     init_std: float

@@ -160,7 +160,8 @@ def check_logits(model: Model, params: PyTree, tokens: np.ndarray) -> tuple[floa
     Where the token of one pass is nearly the best of the other, within ten tolerances of the logits' spread, the two
     are ties and agree.
     """
-    whole = np.asarray(jax.jit(lambda p, t: model.logits(p, t)[0])(params, jnp.asarray(tokens, jnp.int32)))[0]
+    whole = np.asarray(jax.jit(lambda p, t: model.logits(p, t)[0])(params, jnp.asarray(tokens, jnp.int32)))
+    whole = whole[0, :, : model.vocab_size]
     decoder, half = Decoder(model, params), max(tokens.shape[1] // 2, 1)
     stream = decoder.start(1, tokens.shape[1])
     decoder.read(stream, tokens[:, :half])

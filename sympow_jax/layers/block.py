@@ -16,13 +16,13 @@ class Block(nnx.Module):
 
     model.norm_placement: "pre" as above; "post", x + norm(mixer(x)) (OLMo 2, arXiv 2501.00656); "sandwich",
     x + norm'(mixer(norm(x))) (Gemma 2, arXiv 2408.00118). model.parallel_residual: both in one step,
-    x + mixer(norm(x)) + mlp(norm'(x)) (GPT-NeoX, arXiv 2204.06745).
+    x + mixer(norm(x)) + mlp(norm'(x)) (GPT-NeoX, arXiv 2204.06745). model.residual_scale multiplies what is added.
     """
 
     def __init__(
         self, kind: str, model: ModelConfig, attention: AttentionConfig, position: PositionConfig, *, rngs: nnx.Rngs
     ):
-        self.parallel = model.parallel_residual
+        self.parallel, self.residual_scale = model.parallel_residual, model.residual_scale
         before, behind = model.norm_placement != "post", model.norm_placement != "pre"
         if before:
             self.mixer_norm = make_norm(model, rngs=rngs)
@@ -48,11 +48,14 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B T E"], PyTree | None]:
         """Applies the layer; with a state, to the next T tokens of a stream."""
         mixed, state = self.mixer(self.mixer_input(x), context, state)
-        stream = x + self._norm("mixer_out_norm", mixed)
+        stream = self._add(x, self._norm("mixer_out_norm", mixed))
         if hasattr(self, "mlp"):
             out = self.mlp(self._norm("mlp_norm", x if self.parallel else stream))
-            stream = stream + self._norm("mlp_out_norm", out)
+            stream = self._add(stream, self._norm("mlp_out_norm", out))
         return stream, state
+
+    def _add(self, x: Float[Array, "B T E"], out: Float[Array, "B T E"]) -> Float[Array, "B T E"]:
+        return x + (out if self.residual_scale == 1 else out * self.residual_scale)
 
     def _norm(self, name: str, x: Float[Array, "B T E"]) -> Float[Array, "B T E"]:
         """x through the norm of that name, where the placement has it."""

@@ -11,11 +11,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sympow_jax import sharding
-from sympow_jax.config import Config
+from sympow_jax.config import Config, ConfigError
 from sympow_jax.layers.projections import qk_head_dim
 from sympow_jax.layers.state_specs import state_specs
 from sympow_jax.models.flops import expansion
-from sympow_jax.models.loss import token_nll
+from sympow_jax.models.loss import token_logits, token_nll
 from sympow_jax.models.transformer import Transformer
 from sympow_jax.ops.linear_attention import accelerators, dispatch
 from sympow_jax.typing import AnyArray, Array, Float, Int, PyTree
@@ -59,7 +59,7 @@ class Model:
 
     Attributes:
       config: the resolved run configuration.
-      vocab_size: size of the token alphabet.
+      vocab_size: size of the token alphabet. V, the number of logits, is model.vocab_size where that is set.
       mesh: devices that all functions with parameters and all states are spread over, as far as their axes divide rows
         and tokens; None is one device. `init` gives arrays of one device unless it is compiled with shardings, as
         `create_train_state` does.
@@ -68,6 +68,13 @@ class Model:
     config: Config
     vocab_size: int
     mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        rows = self.config.model.vocab_size
+        if 0 < rows < self.vocab_size:
+            raise ConfigError(
+                f"model.vocab_size = {rows}: the tokenizer has {self.vocab_size} ids; use 0, or at least that"
+            )
 
     @functools.cached_property
     def _abstract(self) -> tuple[Any, Any]:
@@ -123,6 +130,15 @@ class Model:
             return state
         return jax.lax.with_sharding_constraint(state, sharding.named_shardings(state_specs(state), self.mesh))
 
+    @property
+    def _logit_options(self) -> dict[str, float]:
+        m = self.config.model
+        return {"scale": m.logit_scale, "softcap": m.logit_softcap}
+
+    @property
+    def _loss_options(self) -> dict[str, Any]:
+        return {"block": self.config.model.loss_block, **self._logit_options}
+
     def _hidden(self, params, tokens, segment_ids, positions, state, length):
         """Final hidden states, the output projection and the next state; runs inside `use_mesh`."""
         model = self.bind(params)
@@ -153,15 +169,18 @@ class Model:
         """
         with sharding.use_mesh(self.mesh):
             hidden, kernel, state = self._hidden(params, inputs, segment_ids, positions, state, length)
-        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32), state
+        return token_logits(hidden, kernel, **self._logit_options), state
 
     def next_logits(
         self, params: PyTree, inputs: Int[AnyArray, "B T"], state: PyTree, *, length: int = 0
-    ) -> tuple[Float[Array, "B V"], PyTree]:
-        """The logits after the last of `inputs`, float32, and the next state; other arguments as in `logits`."""
+    ) -> tuple[Float[Array, "B vocab_size"], PyTree]:
+        """The logits after the last of `inputs`, float32, and the next state; other arguments as in `logits`.
+
+        They are those of the token alphabet: a surplus row of the embedding is no token to be drawn.
+        """
         with sharding.use_mesh(self.mesh):
             hidden, kernel, state = self._hidden(params, inputs, None, None, state, length)
-        return jnp.matmul(hidden[:, -1], kernel.astype(hidden.dtype), preferred_element_type=jnp.float32), state
+        return token_logits(hidden[:, -1], kernel[:, : self.vocab_size], **self._logit_options), state
 
     def nll(
         self,
@@ -177,7 +196,7 @@ class Model:
         """Loss of each target, nats, float32; other arguments as in `logits`."""
         with sharding.use_mesh(self.mesh):
             hidden, kernel, state = self._hidden(params, inputs, segment_ids, positions, state, length)
-            return token_nll(hidden, kernel, targets, block=self.config.model.loss_block)[0], state
+            return token_nll(hidden, kernel, targets, **self._loss_options)[0], state
 
     def losses(
         self,
@@ -191,4 +210,4 @@ class Model:
         """(nll, log Z) of each target, float32; Z is the softmax's normaliser, which z-loss keeps near 1."""
         with sharding.use_mesh(self.mesh):
             hidden, kernel, _ = self._hidden(params, inputs, segment_ids, positions, None, 0)
-            return token_nll(hidden, kernel, targets, block=self.config.model.loss_block)
+            return token_nll(hidden, kernel, targets, **self._loss_options)

@@ -33,10 +33,10 @@ class Transformer(nnx.Module):
     """
 
     def __init__(self, config: Config, vocab_size: int, *, rngs: nnx.Rngs):
-        m = config.model
-        self.config = config
+        m, self.config = config.model, config
+        V = m.vocab_size or vocab_size
         init = nnx.initializers.normal(m.init_std)
-        self.embedding = nnx.Embed(vocab_size, m.embed_dim, dtype=m.dtype, embedding_init=init, rngs=rngs)
+        self.embedding = nnx.Embed(V, m.embed_dim, dtype=m.dtype, embedding_init=init, rngs=rngs)
         if config.attention.position == "learned_absolute":
             self.position_embedding = nnx.Embed(
                 config.position.max_length, m.embed_dim, dtype=m.dtype, embedding_init=init, rngs=rngs
@@ -49,7 +49,7 @@ class Transformer(nnx.Module):
             setattr(self, f"blocks_{i}", self._make_run(kind, depth, rngs))
         self.final_norm = make_norm(m, rngs=rngs)
         if not m.tied_embeddings:
-            self.output = nnx.Param(init(rngs.params(), (m.embed_dim, vocab_size)))
+            self.output = nnx.Param(init(rngs.params(), (m.embed_dim, V)))
 
     def _make_run(self, kind: str, depth: int, rngs: nnx.Rngs) -> Block:
         c = self.config
@@ -119,7 +119,8 @@ class Transformer(nnx.Module):
             )
 
     def _embed(self, tokens: AnyArray, context: Context) -> Array:
-        x = _look_up(self.embedding, tokens)
+        x, scale = _look_up(self.embedding, tokens), self.config.model.embedding_scale
+        x = x if scale == 1 else x * jnp.asarray(scale, x.dtype)
         kind = self.config.attention.position
         if kind in ("learned_absolute", "sinusoidal"):
             positions = context.token_positions(tokens.shape[1])

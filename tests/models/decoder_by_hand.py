@@ -74,7 +74,7 @@ def logits(config: Config, params, tokens):
         return _normed(p[name], x, m.norm_eps, centred=m.norm == "layernorm") if name in p else x
 
     table = params["embedding"]["embedding"]
-    x = table[tokens]
+    x = m.embedding_scale * table[tokens]
     if config.attention.position == "learned_absolute":
         x = x + params["position_embedding"]["embedding"][: len(tokens)]
     x = norm(params, "embedding_norm", x)
@@ -82,10 +82,11 @@ def logits(config: Config, params, tokens):
         for n in range(depth):
             p = _layer(params[f"blocks_{i}"], n)
             mixed = norm(p, "mixer_out_norm", _attention(config, kind, p["mixer"], norm(p, "mixer_norm", x)))
-            read = x if m.parallel_residual else x + mixed
-            x = x + mixed + norm(p, "mlp_out_norm", _mlp(config, p["mlp"], norm(p, "mlp_norm", read)))
-    x = norm(params, "final_norm", x)
-    return x @ (table.T if m.tied_embeddings else params["output"])
+            mixed = x + m.residual_scale * mixed
+            read = norm(p, "mlp_norm", x if m.parallel_residual else mixed)
+            x = mixed + m.residual_scale * norm(p, "mlp_out_norm", _mlp(config, p["mlp"], read))
+    found = m.logit_scale * norm(params, "final_norm", x) @ (table.T if m.tied_embeddings else params["output"])
+    return m.logit_softcap * np.tanh(found / m.logit_softcap) if m.logit_softcap else found
 
 
 def _layer(tree, n):

@@ -1,9 +1,12 @@
 """Options that the families of published models differ by, against a decoder written by hand in float64."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sympow_jax.config import ConfigError
+from sympow_jax.models.loss import token_nll
 from sympow_jax.models.model import Model
 from tests.models import decoder_by_hand
 from tests.models.small import VOCAB, moved, tiny_config
@@ -15,13 +18,18 @@ RMS = ("model.norm=rmsnorm", "model.norm_eps=1e-3", "model.embedding_norm=false"
 FAMILIES = {
     "everything-sandwiched": (
         "softmax_rope", *GROUPED, *RMS, "model.norm_placement=sandwich", "model.mlp=geglu", "model.mlp_bias=all",
-        "attention.bias=all", "attention.qk_norm=true", "attention.scale=0.7",
+        "attention.bias=all", "attention.qk_norm=true", "attention.scale=0.7", "model.logit_softcap=2.0",
+        "model.embedding_scale=3.0", "model.residual_scale=0.3", "model.logit_scale=0.5", "model.vocab_size=64",
     ),
     "gpt-neox": (
         "softmax_rope", "model.parallel_residual=true", "attention.bias=all", "model.mlp=gelu_exact",
         "model.embedding_norm=false", "model.tied_embeddings=false",
     ),
     "gpt-2": ("softmax_absolute", "attention.bias=all", "model.embedding_norm=false"),
+    "granite": (
+        "softmax_rope", *GROUPED, *RMS, "model.mlp=swiglu", "attention.scale=0.1", "model.embedding_scale=12.0",
+        "model.residual_scale=0.22", "model.logit_scale=0.125",
+    ),
     "bloom": ("softmax_alibi", "attention.bias=all"),
     "qwen2": ("softmax_rope", *GROUPED, *RMS, "model.mlp=swiglu", "attention.bias=qkv", "model.tied_embeddings=false"),
     "olmo2": (
@@ -50,3 +58,28 @@ def test_a_family_is_its_decoder_by_hand_and_streams(family):
         part, state = run(params, tokens[:, start:stop], state=state)
         parts.append(part)
     np.testing.assert_allclose(np.concatenate(parts, 1), found, rtol=0, atol=1e-4 * spread)
+    last, _ = jax.jit(model.next_logits)(params, tokens, model.initial_state(1, T))
+    np.testing.assert_allclose(last, found[:, -1, :VOCAB], rtol=0, atol=1e-4 * spread)
+    assert found.shape[-1] == (config.model.vocab_size or VOCAB)
+
+
+def test_a_capped_loss_in_blocks_is_the_dense_one_with_its_gradients(rng):
+    hidden, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 9, 5), (5, 7)))
+    targets = rng.integers(0, 7, (2, 9)).astype(np.int32)
+
+    def dense(hidden, kernel):
+        logits = 3.0 * jnp.tanh(0.5 * (hidden @ kernel) / 3.0)
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1).sum()
+
+    def blocked(hidden, kernel):
+        return token_nll(hidden, kernel, targets, block=4, scale=0.5, softcap=3.0)[0].sum()
+
+    (want, wanted), (found, gradients) = (jax.value_and_grad(f, (0, 1))(hidden, kernel) for f in (dense, blocked))
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+    for a, b in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():
+    with pytest.raises(ConfigError, match=r"model.vocab_size = 60: the tokenizer has 61 ids; use 0, or at least that"):
+        Model(tiny_config("softmax_rope", "model.vocab_size=60"), VOCAB)
