@@ -238,6 +238,7 @@ def test_check_passes_on_a_sound_model_and_fails_on_an_unsound_one(runs, capsys,
     assert code == 1 and "FORMS DISAGREE" in out and "prefill + decode" in out
 
 
+@pytest.mark.slow
 def test_notebook_api(runs):
     model, params, tokenizer = sympow_jax.load(runs.sympow)
     decoder = generation.Decoder(model, params)

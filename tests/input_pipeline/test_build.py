@@ -112,6 +112,7 @@ def test_seed_changes_order_only(folder, tmp_path):
     assert first != second and sorted(first) == sorted(second)
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_a_byte(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(shards_module, "SHARD_SIZE", 100)
     one = make(folder, tmp_path / "one", documents="split")

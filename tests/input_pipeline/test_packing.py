@@ -146,7 +146,7 @@ def small_model(variant):
     [
         pytest.param("softmax_rope", marks=pytest.mark.slow),
         "softmax_fire",
-        "conformal_sympow",
+        pytest.param("conformal_sympow", marks=pytest.mark.slow),
         pytest.param("sympow", marks=pytest.mark.slow),
         pytest.param("fox", marks=pytest.mark.slow),
     ],

@@ -89,6 +89,7 @@ def test_every_kernel_takes_every_position_with_every_gate(kernel):
         assert nll.shape == x.shape, (position, gate)
 
 
+@pytest.mark.slow
 def test_alibi_on_a_linear_kernel_is_a_gate(rng):
     """The chunked form with ALiBi's gates is the dense form with ALiBi's bias."""
     q, k, v = jnp.asarray(rng.normal(size=(3, 1, T, 2, 8)), jnp.float32)

@@ -93,13 +93,8 @@ def loss_and_grads(config):
     return jax.jit(jax.value_and_grad(lambda p: model.nll(p, b["inputs"], b["targets"])[0].mean()))(params)
 
 
-@pytest.mark.parametrize(
-    "switch",
-    [
-        "model.scan_layers=false",
-        *(pytest.param(s, marks=pytest.mark.slow) for s in ("model.remat=block", "model.loss_block=17")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", ["model.scan_layers=false", "model.remat=block", "model.loss_block=17"])
 def test_switches_that_change_memory_do_not_change_results(switch):
     plain = tiny_config("conformal_sympow")
     key, value = switch.split("=")
@@ -110,6 +105,7 @@ def test_switches_that_change_memory_do_not_change_results(switch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads, other_grads)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32_and_keeps_float32_parameters_and_loss():
     plain = tiny_config("conformal_sympow")
     half = override(plain, {"model.dtype": "bfloat16"})

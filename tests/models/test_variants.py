@@ -74,7 +74,7 @@ def test_streaming_equals_the_whole_sequence(variant):
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("variant", variants("conformal_sympow"))
+@pytest.mark.parametrize("variant", variants())
 def test_forms_agree_with_the_reference(variant):
     """Loss and the gradients of all parameters, the fast form against the dense one."""
     model, params = model_and_params(variant)

@@ -25,8 +25,8 @@ MORE = (pytest.mark.slow, pytest.mark.quick)
 
 
 def soon(spec: ArgSpec, implementation: str) -> bool:
-    """Power of degree 2 in every form and the other kernels in chunks; all the rest is in the slow suite."""
-    return spec in QUICK and (spec.degree == 2 or implementation == "chunked")
+    """Power of degree 2 in blocks, and it, degree 4 and Taylor's kernel in chunks; the rest is in the slow suite."""
+    return spec in QUICK and implementation in ("blockwise", "chunked")[spec.degree != 2 :] and spec.degree < 6
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from tests.tolerances import assert_bfloat16, assert_close, relative_error
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 FORMS = ({"implementation": "reference"}, {"implementation": "blockwise", "block_size": 16})
 MORE = (pytest.mark.slow, pytest.mark.quick)
-SOON = ("one_token", "strong_gates_window", "packed_window_fire", "all_biases", "cache_fire")  # in tiles; the rest slow
+SOON = ("one_token", "strong_gates_window", "packed_window_fire", "all_biases")  # in tiles; the rest slow
 
 
 def spec_named(name):
@@ -64,7 +64,7 @@ def named(result):
         pytest.param(spec, form, id=f"{spec.name}-{form['implementation']}", marks=() if soon else MORE)
         for spec in ARG_SPECS
         for form in FORMS
-        for soon in [spec.name in SOON and (form is FORMS[1] or spec.name == "packed_window_fire")]
+        for soon in [spec.name in SOON and form is FORMS[1]]
     ],
 )
 def test_agrees_with_float64_oracle(spec, form):
@@ -116,8 +116,8 @@ def brute_force(spec):
 @pytest.mark.parametrize(
     "name",
     [
-        *("strong_gates_window", "packed_window_fire", "cache_fire"),
-        *(pytest.param(name, marks=MORE) for name in ("gates_per_kv_head", "packed", "cache_window")),
+        *("strong_gates_window", "packed_window_fire"),
+        *(pytest.param(name, marks=MORE) for name in ("cache_fire", "gates_per_kv_head", "packed", "cache_window")),
     ],
 )
 def test_reference_is_the_definition(name):
@@ -184,7 +184,7 @@ def attend(arguments, window, form):
     return ops.softmax_attention(**arguments, window=window, **dict(form))
 
 
-@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.slow), 9])
 def test_stream_through_a_cache_equals_the_whole(window):
     """Chunks and a token: through preallocated slots, or through the last tokens with empty slots in front."""
     arrays, _ = make_args(dataclasses.replace(spec_named("gates_per_kv_head"), T=40, bias=("fire",)))

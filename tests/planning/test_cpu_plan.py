@@ -44,7 +44,7 @@ def config(*flags):
 @pytest.mark.parametrize(
     "variant",
     [
-        "softmax_rope",
+        pytest.param("softmax_rope", marks=pytest.mark.slow),
         pytest.param("conformal_sympow", marks=pytest.mark.slow),
         pytest.param("fox", marks=pytest.mark.slow),
     ],

@@ -117,6 +117,7 @@ def test_who_does_not_come_is_named_in_all(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("waiting up to 0.5 s for processes 1, 3 of --num_processes = 4\n")
 
 
+@pytest.mark.slow
 def test_two_processes_0_and_a_stranger_at_the_port(monkeypatch):
     said = sorted(call(monkeypatch, (2, 0), (2, 0), seconds=0.5))
     assert said[0].startswith("--coordinator_address: port ") and "--process_id=0" in said[0]

@@ -39,7 +39,10 @@ def run(how: str, *numbers: int) -> tuple[int, str, float]:
         return process.returncode, output, time.monotonic() - started
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, EXIT_SIGTERM), (signal.SIGINT, EXIT_SIGINT)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, EXIT_SIGTERM), pytest.param(signal.SIGINT, EXIT_SIGINT, marks=pytest.mark.slow)],
+)
 def test_the_first_signal_lets_the_run_save(number, code):
     assert run("once", number)[:2] == (code, "saving\n")
 
