@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import glob
 import logging
@@ -13,22 +14,17 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from sympow_jax import sharding
-from sympow_jax.config import ConfigError, check_numbers, nearest, parse_value
+from sympow_jax.config import ConfigError, MeshConfig, RunError, check_numbers, nearest, parse_value
 from sympow_jax.files import printable
-from sympow_jax.input_pipeline.prepare.corpus import cache_folder
-from sympow_jax.training.bad_steps import BadStepsError
-from sympow_jax.training.checkpoint import CheckpointError
-from sympow_jax.training.workdir import WorkdirError
 
-USER_ERRORS = (ConfigError, WorkdirError, CheckpointError, BadStepsError, ValueError, OSError)
+USER_ERRORS = (RunError, ValueError, OSError)  # a ConfigError is a ValueError
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # mallopt(3)
 
 _MAX_MESSAGE = 2000
 _PLACE = {"coordinator_address": "", "num_processes": 0, "process_id": -1}
 PROCESS_FLAGS = (*_PLACE, "heartbeat_seconds")
-MESH_FLAGS = tuple(f"mesh.{axis}" for axis in sharding.AXES)
+MESH_FLAGS = tuple(f"mesh.{axis.name}" for axis in dataclasses.fields(MeshConfig))
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +95,7 @@ def run_program(run: Callable[[Sequence[str]], int]) -> NoReturn:
     After an error nothing prints past its one line, and nothing holds up the end, as the threads of a failed save
     would. What the terminal's encoding lacks is printed as a question mark.
     """
+    gc.set_threshold(100_000)  # imports and tracing make objects by the million, nearly all of which stay
     keep_freed_memory()
     streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]  # None: closed by the caller
     for stream in streams:
@@ -170,7 +167,7 @@ def split_flags(
         else:
             if name in known:
                 raise ConfigError(f"--{name} needs a value: --{name}=VALUE")
-            raise ConfigError(f"--{name}: no such flag{nearest(name, [*known, *switches])}")
+            raise ConfigError(f"--{name}: no such flag{nearest(name, [*known, *switches, prefix])}")
     return values, rest
 
 
@@ -200,6 +197,8 @@ def step_flag(flags: Mapping[str, str]) -> str | int:
 @contextlib.contextmanager
 def joined_processes(flags: Mapping[str, str]) -> Iterator[None]:
     """Runs its block as one of the processes that PROCESS_FLAGS or a launcher name; they watch each other."""
+    from sympow_jax import sharding
+
     heartbeat = flag_value(flags, "heartbeat_seconds", sharding.HEARTBEAT_SECONDS, least=5.0)
     places = {name: flag_value(flags, name, default) for name, default in _PLACE.items()}
     sharding.join_processes(**places, heartbeat_seconds=heartbeat)
@@ -222,6 +221,8 @@ def use_compilation_cache() -> None:
     Where that folder cannot be made or written, or is another user's, a warning says so and nothing is kept.
     """
     import jax
+
+    from sympow_jax.input_pipeline.prepare.corpus import cache_folder
 
     try:
         folder = cache_folder() / "xla"

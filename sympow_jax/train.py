@@ -1,13 +1,12 @@
-"""The command train.py: flags -> config -> one run (the script's docstring lists the flags)."""
+"""The command train.py: flags -> config -> one run (the script's docstring lists the flags).
+
+JAX and all that stands on it are imported once the flags are right: an error of a flag, and --list, are there at once.
+"""
 
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
-
 from sympow_jax.command_line import PROCESS_FLAGS, joined_processes, run_program, split_flags, use_compilation_cache
 from sympow_jax.config import ConfigError, config_names, parse_flags
-from sympow_jax.training.loop import train
 from sympow_jax.variants import VARIANTS
 
 _SWITCHES = ("strict", "allow_learning_rate_change")
@@ -24,6 +23,9 @@ def run(argv: Sequence[str]) -> int:
     config = parse_flags(rest)
     if "workdir" not in own:
         raise ConfigError("--workdir is missing: the folder of the run, for example --workdir=runs/first")
+
+    from sympow_jax.training.loop import train
+
     use_compilation_cache()
     switches = {name: name in own for name in _SWITCHES}
     with joined_processes(own):
@@ -32,6 +34,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _print_list() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title="Variants (--config=FILE.py:VARIANT)", title_justify="left")
     for column in ("variant", "kernel", "position", "gate", "layers", "source"):
         table.add_column(column, overflow="fold", no_wrap=column == "variant")

@@ -115,3 +115,30 @@ def test_importing_everything_needs_no_tensorflow_torch_or_clu():
     code += "print({'tensorflow', 'torch', 'clu'} & set(sys.modules) or 'none')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "none", done.stdout + done.stderr
+
+
+LIGHT = """
+import sys
+from sympow_jax import train
+from sympow_jax.command_line import one_line_errors
+
+for flags in (["--list"], ["--confg=quickstart"], ["--config=quickstart:fxo"], ["--config=quickstart", "--workdir"],
+              ["--config=quickstart", "--config.data.seq_length=3"], ["--config=quickstart"],
+              ["--config=quickstart", "--workdir=W", "--config.data.seq_len=-3"]):
+    one_line_errors(train.run, flags)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        (LIGHT, "numpy jax flax optax orbax grain tensorstore scipy matplotlib tensorflow_datasets transformers"),
+        ("import sys, sympow_jax.training.loop", "scipy matplotlib tensorflow_datasets transformers tensorboardX"),
+    ],
+    ids=["a list and errors of flags", "a training run"],
+)
+def test_what_is_slow_to_import_is_imported_where_it_is_used(code, absent):
+    code += f"\nprint('imported:', *sorted({{*{absent.split()}}} & {{*sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "imported:", done.stdout + done.stderr
+    assert done.stderr.count("error: ") == 6 * (code.startswith(LIGHT)), done.stderr

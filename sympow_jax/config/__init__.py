@@ -7,7 +7,7 @@ that is misspelt, out of range or contradictory, before anything is compiled or 
 
 from sympow_jax.config.absent import resolve_saved
 from sympow_jax.config.architecture import check_scaling_acts
-from sympow_jax.config.errors import ConfigError, nearest, require
+from sympow_jax.config.errors import ConfigError, RunError, nearest, require
 from sympow_jax.config.files import config_folder, config_names, load_file, load_values
 from sympow_jax.config.flags import parse_flags, parse_variants
 from sympow_jax.config.resolve import override, resolve
@@ -40,6 +40,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PositionConfig",
+    "RunError",
     "TaskConfig",
     "check_numbers",
     "check_scaling_acts",

@@ -1,4 +1,4 @@
-"""What a wrong configuration raises."""
+"""What the user of a command can mend: a wrong configuration, or a run that cannot go on."""
 
 import difflib
 from collections.abc import Sequence
@@ -6,6 +6,10 @@ from collections.abc import Sequence
 
 class ConfigError(ValueError):
     """A wrong flag, key or value; the message is one line that says how to fix it."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or go on, with nothing wrong in the program; the message says what to do."""
 
 
 def nearest(word: str, options: Sequence[str]) -> str:

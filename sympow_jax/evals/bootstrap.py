@@ -6,7 +6,6 @@ counts once. All columns (lengths, bins) share the same draws: their intervals a
 """
 
 import numpy as np
-from scipy import special
 
 NUM_RESAMPLES = 2_000
 _BLOCK_ENTRIES = 1 << 24  # entries of the resampling weights that exist at once
@@ -53,6 +52,8 @@ def bootstrap_interval(
         size = min(block, num_resamples - start)
         weights = rng.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), size=size).astype(float)
         draws.append(combine(*(weights @ column for column in sums)))
+    from scipy import special  # slow to import; a training run may do without
+
     student = special.stdtrit(num_clusters - 1, (1 - confidence) / 2)
     tail = special.ndtr(student * np.sqrt(num_clusters / (num_clusters - 1)))
     return np.nanquantile(np.concatenate(draws), [tail, 1 - tail], axis=0).T

@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 
+from sympow_jax.config import RunError
 from sympow_jax.input_pipeline.batches import BatchSource
 from sympow_jax.training.metrics import MetricsWriter
 from sympow_jax.typing import PyTree
 
 
-class BadStepsError(RuntimeError):
+class BadStepsError(RunError):
     """Too many steps in a row were not applied."""
 
 

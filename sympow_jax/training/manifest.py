@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sympow_jax.config import RunError
 from sympow_jax.files import FileError, entry, inside, json_sha256, read_json
 from sympow_jax.training.digests import digest_arrays
 
 FORMAT = 1
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint cannot be written or read; the message is one line for each step tried."""
 
 

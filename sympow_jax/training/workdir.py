@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from sympow_jax.config import RunError
 from sympow_jax.files import FileError, inside, one_line, open_regular, refuse_link
 
 LOCK_NAME = ".lock"
@@ -18,7 +19,7 @@ _FILES = (LOCK_NAME, "config.json", "data.json", "init_from.json", "metrics.json
 _FOLDERS = ("checkpoints", "eval", "profile", "tensorboard", "tokenizer", "wandb")
 
 
-class WorkdirError(RuntimeError):
+class WorkdirError(RunError):
     """A workdir that cannot be written or is held by another run; the message is one line."""
 
 
