@@ -6,9 +6,9 @@ python eval.py --workdir=DIR --task=mqar|copy|selective_copy|passkey|needle [--l
                [--pairs=8,16,...] [--depths=0,0.5,1] [--data=STORE] [--name=NAME]
 
 Model, data and lengths come from the config saved in the workdir; a run trained on a task is asked that task.
-It runs on the run's mesh, or on --mesh.data=N --mesh.fsdp=N --mesh.tensor=N --mesh.seq=N; the numbers are those of one
-device. Results go to DIR/eval/NAME.{json,npz,png}. --pairs belongs to mqar and selective_copy, --depths to passkey and
-needle, whose haystack is --data.
+It runs on the run's mesh, or on --mesh.data=N --mesh.fsdp=N --mesh.tensor=N --mesh.seq=N, as one process or as one of
+several with the flags of train.py; the numbers are those of one device. Results go to DIR/eval/NAME.{json,npz,png}.
+--pairs belongs to mqar and selective_copy, --depths to passkey and needle, whose haystack is --data.
 """
 
 from sympow_jax.eval import main

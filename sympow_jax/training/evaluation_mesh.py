@@ -71,4 +71,4 @@ def mesh_note(config: Config, mesh: Mesh, asked: Mapping[str, int]) -> str:
     if asked or all(mesh.shape[axis] == size for axis, size in cut.items()):
         return note
     trained = " x ".join(f"{axis} {size}" for axis, size in cut.items())
-    return f"{note}; the run's {trained} does not fit the {len(jax.devices())} devices here"
+    return f"{note}; the run's {trained} does not fit what is here"

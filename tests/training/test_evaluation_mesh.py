@@ -66,4 +66,4 @@ def test_the_screen_says_where_another_mesh_than_the_runs_had_to_do():
     config = tiny_config("fox", "mesh.data=1", "mesh.fsdp=16")
     mesh = sharding.make_mesh({"data": 8, "fsdp": 1, "tensor": 1, "seq": 1})
     assert mesh_note(config, mesh, {"data": 8}) == "mesh: data 8: 8 x cpu"
-    assert mesh_note(config, mesh, {}) == "mesh: data 8: 8 x cpu; the run's fsdp 16 does not fit the 8 devices here"
+    assert mesh_note(config, mesh, {}) == "mesh: data 8: 8 x cpu; the run's fsdp 16 does not fit what is here"
