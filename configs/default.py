@@ -86,10 +86,20 @@ def _attention() -> ConfigDict:
 def _position() -> ConfigDict:
     p = ConfigDict()
     p.base = 10_000.0  # rope: frequencies are base^(-2i/D)
+    p.window_base = 0.0  # the base of `window` layers, which are then never scaled; 0 = as the other layers
+    p.rotary_fraction = 1.0  # share of the dims of a head, the first ones, that is rotated
     p.convention = "standard"  # standard | manifest: frequencies 2 pi / max_length^(2i/D)
     p.scaling = "none"  # none | linear | ntk | dynamic_ntk | yarn | llama3
     p.factor = 1.0  # how many times longer than original_length the scaling reaches
     p.original_length = 0  # tokens; 0 = data.seq_len
+    p.beta_fast = 32.0  # yarn: pairs that turn more often than this within original_length are kept
+    p.beta_slow = 1.0  # yarn: pairs that turn less often are interpolated, those between in part
+    p.truncate = True  # yarn: these bounds are rounded to whole pairs
+    p.attention_factor = 0.0  # yarn: multiplies rotated q and k; 0 = m(mscale) / m(mscale_all_dim)
+    p.mscale = 1.0  # yarn: x of m(x) = 0.1 x ln(factor) + 1
+    p.mscale_all_dim = 0.0  # yarn: likewise
+    p.low_freq_factor = 1.0  # llama3: pairs that turn less often than this within original_length are interpolated
+    p.high_freq_factor = 4.0  # llama3: pairs that turn more often are kept
     p.max_length = 0  # tokens: rows of the learned_absolute table, N of the manifest convention; 0 = longest evaluated
     p.alibi_slope_scale = 1.0  # multiplies ALiBi's slopes
     return p

@@ -15,8 +15,14 @@ from sympow_jax.training.train_state import abstract_params
 from sympow_jax.typing import PyTree
 from sympow_jax.variants import ROTARY_POSITIONS
 
+_YARN = (
+    "position.beta_fast", "position.beta_slow", "position.truncate", "position.attention_factor", "position.mscale",
+    "position.mscale_all_dim",
+)  # fmt: skip
+_LLAMA3 = ("position.low_freq_factor", "position.high_freq_factor")
 AT_EVALUATION = (
     "position.base", "position.scaling", "position.factor", "position.original_length", "position.alibi_slope_scale",
+    *_YARN, *_LLAMA3,
     "attention.implementation", "attention.chunk_size", "model.dtype",
 )  # fmt: skip
 
@@ -86,11 +92,12 @@ def evaluation_config(config: Config, overrides: Mapping[str, Any]) -> Config:
 _OF_SCALINGS = {
     "position.factor": ("linear", "ntk", "dynamic_ntk", "yarn", "llama3"),
     "position.original_length": ("dynamic_ntk", "yarn", "llama3"),
+    **dict.fromkeys(_YARN, ("yarn",)),
+    **dict.fromkeys(_LLAMA3, ("llama3",)),
 }
 _DECIDING = {  # what decides whether a setting is read
     "position.base": ("attention.position", "position.convention"),
-    "position.factor": ("attention.position", "position.scaling"),
-    "position.original_length": ("attention.position", "position.scaling"),
+    **dict.fromkeys(_OF_SCALINGS, ("attention.position", "position.scaling")),
     "position.alibi_slope_scale": ("attention.position",),
     "attention.chunk_size": ("attention.kernel", "attention.implementation"),
 }

@@ -91,6 +91,14 @@ def test_a_saved_config_resolves_to_itself():
         ([QUICKSTART, "--config.model.mlp=none", "--config.model.mlp_bias=all"], ["mlp_bias = 'all'", "use 'auto'"]),
         ([QUICKSTART, "--config.model.norm_eps=1e-45"], ["model.norm_eps = 1e-45", "0 in float32"]),
         ([QUICKSTART, "--config.attention.qk_norm_span=concatenated"], ["attention.qk_norm is false", "to true"]),
+        ([QUICKSTART, "--config.position.rotary_fraction=0.1"], ["rotary_fraction = 0.1", "is 3 of 32 dims", "0.5"]),
+        (
+            [f"{QUICKSTART}:fox", "--config.position.rotary_fraction=0.5"],
+            ["rotary_fraction = 0.5", "'none'", "use 1.0"],
+        ),
+        ([f"{QUICKSTART}:softmax_rope", "--config.position.window_base=1e4"], ["window_base", "`window`", "use 0"]),
+        ([QUICKSTART, "--config.position.beta_fast=1"], ["beta_slow = 1.0", "below position.beta_fast = 1.0"]),
+        ([QUICKSTART, "--config.position.low_freq_factor=4"], ["low_freq_factor", "below position.high_freq_factor"]),
         ([QUICKSTART, "--config.attention.layer_pattern=conv"], ["layer_pattern", "gated_conv"]),
         ([QUICKSTART, "--confg.seed=1"], ["--confg.seed", "no such flag"]),
         ([QUICKSTART, "--config.seed"], ["--config.seed", "VALUE"]),
@@ -125,6 +133,8 @@ def test_a_whole_number_is_a_float_and_no_truth_value_is():
     ("variant", "overrides", "message"),
     [
         ("softmax_rope", {"position.scaling": "yarn", "position.factor": "8"}, ""),
+        ("softmax_rope", {"position.scaling": "yarn", "position.factor": "8", "position.beta_fast": "16"}, ""),
+        ("softmax_rope", {"position.beta_fast": "16"}, r"beta_fast: has no effect .* set --position.scaling too"),
         ("conformal_sympow", {"position.base": "500000"}, ""),
         ("softmax_alibi", {"position.alibi_slope_scale": "0.5"}, ""),
         ("softmax_rope", {"position.factor": "8"}, r"--position.factor: has no effect .* set --position.scaling too"),

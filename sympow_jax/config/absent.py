@@ -42,6 +42,16 @@ ABSENT: tuple[tuple[str, Any], ...] = (
     ("model.residual_scale", 1.0),
     ("model.logit_scale", 1.0),
     ("model.logit_softcap", 0.0),
+    ("position.window_base", 0.0),
+    ("position.rotary_fraction", 1.0),
+    ("position.beta_fast", 32.0),
+    ("position.beta_slow", 1.0),
+    ("position.truncate", True),
+    ("position.attention_factor", 0.0),
+    ("position.mscale", 1.0),
+    ("position.mscale_all_dim", 0.0),
+    ("position.low_freq_factor", 1.0),
+    ("position.high_freq_factor", 4.0),
 )
 
 

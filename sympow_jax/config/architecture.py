@@ -74,13 +74,45 @@ def _check_attention(config: Config) -> None:
     )
 
 
+def _check_rotation(config: Config) -> None:
+    m, a, p = config.model, config.attention, config.position
+    rotates = a.position in variants.ROTARY_POSITIONS
+    require(
+        p.rotary_fraction == 1 or rotates,
+        f"position.rotary_fraction = {p.rotary_fraction}: attention.position is {a.position!r}, which rotates nothing; "
+        "use 1.0, or rope",
+    )
+    head_dims = {a.feature_dim if a.uses_feature_dim else m.head_dim}
+    for head_dim in head_dims | ({m.head_dim} if "window" in a.layer_pattern else set()):
+        require(
+            not rotates or p.rotary_fraction != 1 or head_dim % 2 == 0,
+            f"head_dim = {head_dim}: {a.position} rotates pairs, so it must be even",
+        )
+        dims = int(p.rotary_fraction * head_dim)
+        require(
+            p.rotary_fraction == 1 or (2 <= dims < head_dim and dims % 2 == 0),
+            f"position.rotary_fraction = {p.rotary_fraction}: is {dims} of {head_dim} dims, and pairs are rotated; use "
+            f"an even number of dims over {head_dim}, such as {head_dim // 4 * 2 / head_dim:g}",
+        )
+    require(
+        not p.window_base or (a.position == "rope" and p.convention == "standard" and "window" in a.layer_pattern),
+        f"position.window_base = {p.window_base}: is the base of rope in `window` layers, but attention.position is "
+        f"{a.position!r}, position.convention {p.convention!r} and attention.layer_pattern {a.layer_pattern}; use 0",
+    )
+    require(
+        p.beta_slow < p.beta_fast,
+        f"position.beta_slow = {p.beta_slow}: must be below position.beta_fast = {p.beta_fast}",
+    )
+    require(
+        p.low_freq_factor < p.high_freq_factor,
+        f"position.low_freq_factor = {p.low_freq_factor}: must be below position.high_freq_factor = "
+        f"{p.high_freq_factor}",
+    )
+
+
 def _check_position(config: Config) -> None:
     m, a, p = config.model, config.attention, config.position
-    head_dim = a.feature_dim if a.uses_feature_dim else m.head_dim
-    require(
-        a.position not in variants.ROTARY_POSITIONS or head_dim % 2 == 0,
-        f"head_dim = {head_dim}: {a.position} rotates pairs, so it must be even",
-    )
+    _check_rotation(config)
     require(
         not (a.is_linear and p.scaling == "dynamic_ntk"),
         "position.scaling = 'dynamic_ntk': it rotates old keys again as the text grows, which a finite state cannot "

@@ -40,7 +40,8 @@ _MAY_BE_ZERO = {
     "position.max_length", "optimizer.warmup_steps", "optimizer.final_fraction", "optimizer.b1", "optimizer.b2",
     "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.z_loss", "optimizer.max_skipped_steps",
     "optimizer.outlier_ratio", "evaluation.every_steps", "evaluation.contextwise_length", "checkpoint.keep_every",
-    "logging.peak_flops", "position.alibi_slope_scale",
+    "logging.peak_flops", "position.alibi_slope_scale", "position.window_base", "position.attention_factor",
+    "position.mscale_all_dim",
 }  # fmt: skip
 
 

@@ -92,10 +92,20 @@ class PositionConfig:
     """Settings of the position encodings; those of rope and ALiBi may change at evaluation."""
 
     base: float
+    window_base: float
+    rotary_fraction: float
     convention: str
     scaling: str
     factor: float
     original_length: int
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+    attention_factor: float
+    mscale: float
+    mscale_all_dim: float
+    low_freq_factor: float
+    high_freq_factor: float
     max_length: int
     alibi_slope_scale: float
 

@@ -1,5 +1,7 @@
 """What an attention layer makes of each token: queries, keys, values, gates and steps, and the biases beside them."""
 
+import dataclasses
+
 import jax.numpy as jnp
 from flax import nnx
 
@@ -37,6 +39,8 @@ class Projections(nnx.Module):
         self.num_heads, self.num_kv_heads = model.num_heads, model.num_kv_heads
         self.head_dim, self.value_head_dim = qk_head_dim(kind, model, attention), model.head_dim
         self.dtype = model.dtype
+        if kind == "window" and position.window_base:
+            position = dataclasses.replace(position, base=position.window_base, scaling="none")
         self.rotary = Rotary(attention.position, position, self.head_dim, attention.scale)
         E, H, K, D, Dv = model.embed_dim, self.num_heads, self.num_kv_heads, self.head_dim, self.value_head_dim
         bias = attention.bias != "none"

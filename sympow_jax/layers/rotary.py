@@ -10,6 +10,8 @@ from sympow_jax.layers.context import Context
 from sympow_jax.layers.tokens import Tokens
 from sympow_jax.typing import Array, Float, Int
 
+_CONSTANTS = [field.name for field in dataclasses.fields(ops.positions.ScalingConstants)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Rotary:
@@ -18,7 +20,7 @@ class Rotary:
     Attributes:
       encoding: the layer's position encoding; all but rope and learned_rope leave q and k as they are.
       config: frequencies and their scaling to longer contexts.
-      head_dim: D of queries and keys.
+      head_dim: D of queries and keys, of which the first config.rotary_fraction D dims are rotated.
       score_scale: what multiplies q . k; 0 means 1 / sqrt(D).
     """
 
@@ -42,9 +44,15 @@ class Rotary:
             phases, next_phase = ops.positions.learned_phases(
                 tokens.beta, frequencies, initial=phase, segment_ids=context.segment_ids
             )
-        k = tokens.k if keep_keys else ops.positions.rotate(tokens.k, phases)
-        rotated = dataclasses.replace(tokens, q=ops.positions.rotate(tokens.q, phases), k=k)
-        return rotated, scale * factor**2, next_phase
+        whole = self._rotary_dim == self.head_dim  # then the factor of q and k is one of their products
+        outer, inner = (scale * factor**2, 1.0) if whole else (scale, factor)
+        k = tokens.k if keep_keys else ops.positions.rotate(tokens.k, phases, inner)
+        rotated = dataclasses.replace(tokens, q=ops.positions.rotate(tokens.q, phases, inner), k=k)
+        return rotated, outer, next_phase
+
+    @property
+    def _rotary_dim(self) -> int:
+        return int(self.config.rotary_fraction * self.head_dim)
 
     @property
     def changes_with_length(self) -> bool:
@@ -63,12 +71,13 @@ class Rotary:
         """inv_freq [D/2], an array of NumPy or JAX, and attention factor, at the context of these tokens."""
         c = self.config
         if c.convention == "manifest":
-            return ops.positions.manifest_frequencies(self.head_dim, c.max_length), 1.0
+            return ops.positions.manifest_frequencies(self._rotary_dim, c.max_length), 1.0
         return ops.positions.rope_frequencies(
-            self.head_dim,
+            self._rotary_dim,
             base=c.base,
             scaling=None if c.scaling == "none" else c.scaling,
             factor=c.factor,
             original_length=c.original_length,
             length=context.length or context.offset + num_tokens,
+            constants=ops.positions.ScalingConstants(**{name: getattr(c, name) for name in _CONSTANTS}),
         )

@@ -54,10 +54,13 @@ def _attention(config: Config, kind: str, p, x):
 
 
 def _rotated(config: Config, kind: str, x):
-    base, half = config.position.base, x.shape[-1] // 2
-    angles = np.arange(len(x))[:, None] * base ** (-np.arange(half) / half)
-    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
-    return np.concatenate([turned.real, turned.imag], -1)
+    p, half = config.position, round(config.position.rotary_fraction * x.shape[-1]) // 2
+    own = kind == "window" and p.window_base
+    frequencies = (p.window_base if own else p.base) ** (-np.arange(half) / half)
+    frequencies /= p.factor if p.scaling == "linear" and not own else 1.0
+    turned = x[..., :half] + 1j * x[..., half : 2 * half]
+    turned = turned * np.exp(1j * np.arange(len(x))[:, None] * frequencies)[:, None]
+    return np.concatenate([turned.real, turned.imag, x[..., 2 * half :]], -1)
 
 
 def _mlp(config: Config, p, x):

@@ -20,10 +20,12 @@ FAMILIES = {
         "softmax_rope", *GROUPED, *RMS, "model.norm_placement=sandwich", "model.mlp=geglu", "model.mlp_bias=all",
         "attention.bias=all", "attention.qk_norm=true", "attention.scale=0.7", "model.logit_softcap=2.0",
         "model.embedding_scale=3.0", "model.residual_scale=0.3", "model.logit_scale=0.5", "model.vocab_size=64",
+        "attention.layer_pattern=window,attention", "position.rotary_fraction=0.5",
+        "position.window_base=100", "position.scaling=linear", "position.factor=4",
     ),
     "gpt-neox": (
-        "softmax_rope", "model.parallel_residual=true", "attention.bias=all", "model.mlp=gelu_exact",
-        "model.embedding_norm=false", "model.tied_embeddings=false",
+        "softmax_rope", "position.rotary_fraction=0.25", "model.parallel_residual=true", "attention.bias=all",
+        "model.mlp=gelu_exact", "model.embedding_norm=false", "model.tied_embeddings=false",
     ),
     "gpt-2": ("softmax_absolute", "attention.bias=all", "model.embedding_norm=false"),
     "granite": (
@@ -53,14 +55,13 @@ def test_a_family_is_its_decoder_by_hand_and_streams(family):
     found, _ = run(params, tokens)
     spread = want.std()
     np.testing.assert_allclose(found[0], want, rtol=0, atol=3e-5 * spread)
-    state, parts = model.initial_state(1, T), []
-    for start, stop in ((0, 18), (18, 19), (19, T)):
-        part, state = run(params, tokens[:, start:stop], state=state)
-        parts.append(part)
-    np.testing.assert_allclose(np.concatenate(parts, 1), found, rtol=0, atol=1e-4 * spread)
-    last, _ = jax.jit(model.next_logits)(params, tokens, model.initial_state(1, T))
-    np.testing.assert_allclose(last, found[:, -1, :VOCAB], rtol=0, atol=1e-4 * spread)
     assert found.shape[-1] == (config.model.vocab_size or VOCAB)
+    first, state = run(params, tokens[:, :18], state=model.initial_state(1, T))
+    np.testing.assert_allclose(first, found[:, :18], rtol=0, atol=1e-4 * spread)
+    step = jax.jit(model.next_logits)
+    for t in (18, 19):
+        last, state = step(params, tokens[:, t : t + 1], state)
+        np.testing.assert_allclose(last, found[:, t, :VOCAB], rtol=0, atol=1e-4 * spread)
 
 
 def test_a_capped_loss_in_blocks_is_the_dense_one_with_its_gradients(rng):
@@ -74,7 +75,9 @@ def test_a_capped_loss_in_blocks_is_the_dense_one_with_its_gradients(rng):
     def blocked(hidden, kernel):
         return token_nll(hidden, kernel, targets, block=4, scale=0.5, softcap=3.0)[0].sum()
 
-    (want, wanted), (found, gradients) = (jax.value_and_grad(f, (0, 1))(hidden, kernel) for f in (dense, blocked))
+    (want, wanted), (found, gradients) = (
+        jax.jit(jax.value_and_grad(f, (0, 1)))(hidden, kernel) for f in (dense, blocked)
+    )
     np.testing.assert_allclose(found, want, rtol=1e-6)
     for a, b in zip(gradients, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -83,3 +86,25 @@ def test_a_capped_loss_in_blocks_is_the_dense_one_with_its_gradients(rng):
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():
     with pytest.raises(ConfigError, match=r"model.vocab_size = 60: the tokenizer has 61 ids; use 0, or at least that"):
         Model(tiny_config("softmax_rope", "model.vocab_size=60"), VOCAB)
+
+
+def test_yarns_factor_multiplies_the_rotated_dims_only():
+    """Scores are factor^2 (rotated part) + the rest."""
+    flags = (
+        "position.rotary_fraction=0.5",
+        "position.scaling=yarn",
+        "position.factor=4",
+        "position.attention_factor=2",
+    )
+    model = Model(tiny_config("softmax_rope", *flags), VOCAB)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = moved(jax.tree.map(lambda s: np.zeros(s.shape, np.float32), shapes), 0.2)
+    bound = model.bind(jax.device_put(params))
+    mixer, context = next(bound.layers()).mixer, bound.begin(jnp.zeros((1, 3), jnp.int32))[1]
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 3, 32)), jnp.float32)
+    tokens = mixer.tokens(x)
+    q, k, _, scale = mixer.kernel_inputs(x, context)
+    found = scale * jnp.sum(q[:, 0] * k[:, 0], -1)  # of the first token, where the angle is 0
+    products = tokens.q[:, 0] * tokens.k[:, 0] / 4
+    want = 4 * jnp.sum(products[..., :8], -1) + jnp.sum(products[..., 8:], -1)
+    np.testing.assert_allclose(found, want, rtol=1e-5)

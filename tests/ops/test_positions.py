@@ -111,6 +111,28 @@ def test_rope_ntk_and_llama3_are_their_formulas():
     np.testing.assert_allclose(manifest, 2 * np.pi * 4096.0 ** (-np.arange(32) / 32))
 
 
+def test_constants_of_yarn_and_llama3_are_in_their_formulas():
+    """Pairs are kept or divided by the factor on the two sides of the bounds that the constants set."""
+    options = {"base": 1e4, "factor": 8.0, "original_length": 4096}
+    plain, _ = positions.rope_frequencies(64)
+    turns = 4096 * plain / (2 * np.pi)
+    constants = positions.ScalingConstants(low_freq_factor=2.0, high_freq_factor=16.0)
+    found, _ = positions.rope_frequencies(64, scaling="llama3", constants=constants, **options)
+    kept = np.clip((turns - 2) / 14, 0, 1)
+    np.testing.assert_allclose(found, kept * plain + (1 - kept) * plain / 8, rtol=1e-12)
+    bounds = {"beta_fast": 100.0, "beta_slow": 3.0}
+    low, high = (64 * np.log(4096 / (2 * np.pi * beta)) / (2 * np.log(1e4)) for beta in bounds.values())
+    for truncate in (False, True):
+        a, b = (np.floor(low), np.ceil(high)) if truncate else (low, high)
+        constants = positions.ScalingConstants(**bounds, truncate=truncate, mscale=0.7, mscale_all_dim=0.3)
+        found, factor = positions.rope_frequencies(64, scaling="yarn", constants=constants, **options)
+        ramp = np.clip((np.arange(32) - a) / (b - a), 0, 1)
+        np.testing.assert_allclose(found, plain * (1 - ramp) + plain / 8 * ramp, rtol=1e-12)
+        assert factor == pytest.approx((1 + 0.07 * np.log(8)) / (1 + 0.03 * np.log(8)))
+    given = positions.ScalingConstants(attention_factor=1.5)
+    assert positions.rope_frequencies(64, scaling="yarn", constants=given, **options)[1] == 1.5
+
+
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [

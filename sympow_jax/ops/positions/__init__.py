@@ -10,13 +10,12 @@ from sympow_jax.ops.positions.biases import (
     sandwich,
     t5_bucket,
 )
+from sympow_jax.ops.positions.frequencies import ScalingConstants, manifest_frequencies, rope_frequencies
 from sympow_jax.ops.positions.rotary import (
     PhaseState,
     initial_phase_state,
     learned_phases,
-    manifest_frequencies,
     phase_state,
-    rope_frequencies,
     rope_phases,
     rotate,
     sum_phases,
@@ -24,6 +23,7 @@ from sympow_jax.ops.positions.rotary import (
 
 __all__ = [
     "PhaseState",
+    "ScalingConstants",
     "alibi_bias",
     "alibi_slopes",
     "fire_input",

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from sympow_jax.ops.positions.rotary import rope_frequencies, rope_phases
+from sympow_jax.ops.positions.frequencies import rope_frequencies
+from sympow_jax.ops.positions.rotary import rope_phases
 from sympow_jax.typing import Array, Float, Int
 
 

@@ -15,92 +15,7 @@ import numpy as np
 
 from sympow_jax.typing import Array, Bool, Float, Int, PyTree, accumulation_dtype
 
-SCALINGS = ("linear", "ntk", "dynamic_ntk", "yarn", "llama3")
 _UNIT = 1 << 30  # fixed-point units of learned positions: beta is rounded to multiples of 2^-30
-
-
-def rope_frequencies(
-    head_dim: int,
-    *,
-    base: float = 10000.0,
-    scaling: str | None = None,
-    factor: float = 1.0,
-    original_length: int | None = None,
-    length: int | Int[Array, ""] | None = None,
-) -> tuple[np.ndarray | jax.Array, float]:
-    """Angular frequencies of RoPE, base^(-2i/D) radians per token, and the factor on cos and sin.
-
-    Args:
-      head_dim: D.
-      base: 10000 in RoFormer; for Manifest AI's convention, 2 pi / N^(2i/D), see `manifest_frequencies`.
-      scaling: None, or how to reach beyond original_length: "linear" (arXiv 2306.15595), "ntk" (a larger base),
-        "dynamic_ntk" (a base that grows with `length`), "yarn" (arXiv 2309.00071), "llama3".
-      factor: the longest length over original_length.
-      original_length: L, what the model was trained at (dynamic_ntk, yarn, llama3).
-      length: the current one, for dynamic_ntk; no effect up to L. May be a traced scalar.
-
-    Returns:
-      inv_freq [D/2], a float64 NumPy array (float32 JAX array if `length` is one), and attention_factor.
-
-    Raises:
-      ValueError: an odd head_dim, an unknown scaling, or one that lacks its arguments.
-    """
-    if head_dim < 2 or head_dim % 2:
-        raise ValueError(f"head_dim={head_dim}: rotary pairs need an even head_dim >= 2")
-    exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
-    if scaling is None:
-        return base**-exponents, 1.0
-    if scaling not in SCALINGS:
-        raise ValueError(f"scaling={scaling!r}: legal are None, {', '.join(SCALINGS)}")
-    if factor < 1:
-        raise ValueError(f"factor={factor}: legal are factors >= 1, the new length over original_length")
-    if scaling == "linear":
-        return base**-exponents / factor, 1.0
-    if head_dim == 2 and "ntk" in scaling:
-        raise ValueError(f"head_dim=2: scaling={scaling!r} raises the base to D / (D - 2); use head_dim >= 4")
-    if scaling == "ntk":
-        return _ntk_base(base, factor, head_dim) ** -exponents, 1.0
-    if original_length is None:
-        raise ValueError(f"original_length=None: scaling={scaling!r} needs the length the model was trained at")
-    if scaling == "dynamic_ntk":
-        if length is None:
-            raise ValueError("length=None: scaling='dynamic_ntk' needs the current length")
-        excess = (np if isinstance(length, int) else jnp).maximum(length / original_length, 1.0)
-        return _ntk_base(base, factor * excess - (factor - 1), head_dim) ** -exponents, 1.0
-    if scaling == "yarn":
-        return _yarn(base**-exponents, base, factor, original_length), 0.1 * math.log(factor) + 1.0
-    return _llama3(base**-exponents, factor, original_length), 1.0
-
-
-def manifest_frequencies(head_dim: int, max_document_length: int) -> np.ndarray:
-    """Manifest AI's convention, 2 pi / N^(2i/D) radians per token [D/2], N the longest document (arXiv 2503.03269).
-
-    N is a fixed property of the data: with the current length in its place, frequencies would change at evaluation.
-    """
-    return 2 * math.pi * np.asarray(rope_frequencies(head_dim, base=float(max_document_length))[0])
-
-
-def _ntk_base(base, stretch, head_dim):
-    return base * stretch ** (head_dim / (head_dim - 2))
-
-
-def _yarn(inv_freq: np.ndarray, base: float, factor: float, original_length: int) -> np.ndarray:
-    """NTK-by-parts with beta_fast 32 and beta_slow 1: slow pairs interpolated, fast pairs kept (arXiv 2309.00071)."""
-    D = 2 * len(inv_freq)
-
-    def pair_of(rotations):  # the pair that turns this often within original_length
-        return D * math.log(original_length / (rotations * 2 * math.pi)) / (2 * math.log(base))
-
-    low, high = max(math.floor(pair_of(32)), 0), min(math.ceil(pair_of(1)), D - 1)
-    ramp = np.clip((np.arange(D // 2) - low) / (high - low if high != low else 0.001), 0, 1)
-    return inv_freq / factor * ramp + inv_freq * (1 - ramp)
-
-
-def _llama3(inv_freq: np.ndarray, factor: float, original_length: int) -> np.ndarray:
-    """Llama 3.1: wavelengths above L divided by factor, below L/4 kept, between interpolated smoothly."""
-    rotations = original_length * inv_freq / (2 * math.pi)
-    smooth = np.clip((rotations - 1.0) / (4.0 - 1.0), 0, 1)
-    return (1 - smooth) * inv_freq / factor + smooth * inv_freq
 
 
 def rope_phases(
@@ -270,19 +185,26 @@ def _add_within_segment(later, earlier):
 _learned_turns.defvjp(_learned_turns_forward, _learned_turns_backward)
 
 
-def rotate(x: Float[Array, "B T H D"], phases: Float[Array, "#B T K F"]) -> Float[Array, "B T H D"]:
-    """Rotates the half-split pairs (x_i, x_(i + D/2)) by phases in turns, in float32, and casts back to x.dtype.
+def rotate(
+    x: Float[Array, "B T H D"], phases: Float[Array, "#B T K F"], factor: float = 1.0
+) -> Float[Array, "B T H D"]:
+    """Rotates the half-split pairs (x_i, x_(i + F)), i < F, by phases in turns, in float32, and casts back to x.dtype.
 
     Args:
-      x: queries or keys.
-      phases: F = D/2 turns, per head or shared: K divides H, and query head h uses phases h // (H / K).
+      x: queries or keys; dims beyond the first 2 F stay as they are.
+      phases: F <= D/2 turns, per head or shared: K divides H, and query head h uses phases h // (H / K).
+      factor: what the rotated dims are multiplied by.
     """
-    B, T, H, D = x.shape
-    K = phases.shape[2]
+    B, T, H, _ = x.shape
+    K, F = phases.shape[2:]
+    if x.shape[3] > 2 * F:
+        return jnp.concatenate([rotate(x[..., : 2 * F], phases, factor), x[..., 2 * F :]], axis=-1)
     dtype = accumulation_dtype(x)
     angles = phases.astype(dtype)[:, :, :, None, :] * (2 * math.pi)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    pairs = x.astype(dtype).reshape(B, T, K, H // K, D)
-    first, second = pairs[..., : D // 2], pairs[..., D // 2 :]
+    if factor != 1:
+        cos, sin = factor * cos, factor * sin
+    pairs = x.astype(dtype).reshape(B, T, K, H // K, 2 * F)
+    first, second = pairs[..., :F], pairs[..., F:]
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
-    return rotated.reshape(B, T, H, D).astype(x.dtype)
+    return rotated.reshape(B, T, H, 2 * F).astype(x.dtype)
