@@ -11,8 +11,9 @@ from sympow_jax.generation.sampling import Sampling, sample
 from sympow_jax.input_pipeline.tokenizers import Tokenizer
 
 MAX_STOP_LENGTH = 256  # characters; as many are held back while they may be the start of a stop string
-# What later tokens may change: part of a character, whose up to three bytes may show as U+FFFD each, or of an escape.
-_UNSETTLED = re.compile("\ufffd{0,3}(?:\\\\(?:u[0-9a-fA-F]{0,3})?)?\\Z")
+# What later tokens may change: part of an escape, or of a character, whose bytes may show as U+FFFD each, and with byte
+# fallback those of whole characters before it too.
+_UNSETTLED = re.compile("\ufffd*(?:\\\\(?:u[0-9a-fA-F]{0,3})?)?\\Z")
 
 
 def prompt_tokens(tokenizer: Tokenizer, text: str, *, batch_size: int = 1, bos: bool = True) -> np.ndarray:
@@ -50,7 +51,7 @@ class TextStream:
         self._ends = {tokenizer.bos_id, *tokenizer.eos_ids, *special} - {None}
         self._ids = _whole_start(tokenizer, list(context)[-RECENT:])
         self._known = _UNSETTLED.sub("", tokenizer.decode(self._ids))  # the text of _ids that has been told
-        self._waited = 0  # tokens since it was told
+        self._waited = 0  # tokens without anything told
         self._held = ""  # settled, but it may be the start of a stop string
 
     def push(self, token: int) -> str:
@@ -63,9 +64,10 @@ class TextStream:
         text = self._tokenizer.decode(self._ids)
         settled = _UNSETTLED.sub("", text)
         self._waited += 1
-        waiting = settled != text and self._waited < RECENT
-        if waiting and not settled.startswith(self._known):  # byte fallback shows a run of bytes whole, or none of it
-            return ""
+        if settled != text and len(settled) <= len(self._known):
+            if self._waited < RECENT:
+                return ""
+            settled = text[:-3]  # bytes of no character; the last three may still become one
         self._waited = 0
         new, self._known = settled[len(self._known) :], max(settled, self._known, key=len)
         if len(self._ids) >= 2 * RECENT and settled == text:

@@ -1,4 +1,4 @@
-"""Text in the styles of known tokenizers: it streams as it decodes, after a prompt of whole characters."""
+"""Text in the styles of known tokenizers: it streams as it decodes, wherever the prompt ends."""
 
 import functools
 
@@ -19,11 +19,9 @@ def tokenizer_of(style: str) -> HuggingFaceTokenizer:
 def test_streamed_text_is_decoded_text_without_parts_of_characters(style, before):
     tokenizer = tokenizer_of(style)
     ids = tokenizer.encode(TEXT).tolist()
-    while tokenizer.decode(ids[:before]).endswith("\ufffd"):
-        before += 1
     stream = TextStream(tokenizer, context=ids[:before])
     pieces = [stream.push(token) for token in ids[before:]]
     pieces.append(stream.finish())
     assert tokenizer.decode(ids) == TEXT
-    assert tokenizer.decode(ids[:before]) + "".join(pieces) == TEXT
+    assert tokenizer.decode(ids[:before]).rstrip("\ufffd") + "".join(pieces) == TEXT
     assert not any("\ufffd" in piece for piece in pieces)
