@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,9 @@ def _dense(q, k, v, log_gates, *, einsum):
     return einsum("ij,je->ie", weights, v) / jnp.sum(weights, axis=1, keepdims=True)
 
 
-def check_bfloat16(platform: str, log_gate: float, mean: float, chunk_size: int = 16) -> None:
+def check_bfloat16(
+    platform: str, log_gate: float, mean: float, chunk_size: int = 16, form: Literal["pallas", "chunked"] = "pallas"
+) -> None:
     """Gold is float64, the reference the dense formula with bfloat16 operands; values have this mean."""
     T, D = 320, 32
     rng = np.random.default_rng(0)
@@ -102,7 +105,7 @@ def check_bfloat16(platform: str, log_gate: float, mean: float, chunk_size: int 
         return [np.asarray(x, np.float64) for x in (out, *vjp(cotangent.astype(out.dtype)))]
 
     def kernels(q, k, v, gates):
-        options: dict = {"log_gates": gates[None, :, None], "implementation": "pallas", "chunk_size": chunk_size}
+        options: dict = {"log_gates": gates[None, :, None], "implementation": form, "chunk_size": chunk_size}
         q, k, v = (x[None, :, None] for x in (q, k, v))
         return ops.power_attention(q, k, v, scale=1.0, **options)[0, :, 0]
 

@@ -7,6 +7,7 @@ sides are contiguous, and the expansion works on whole vectors of tokens.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from sympow_jax.ops.platform import target_platform
 from sympow_jax.ops.residuals import kept
 from sympow_jax.typing import Array, Float
 
+KEPT_ON_GPU = 2**29  # numbers in the states that a call keeps: 2 GiB
+
 
 def chunked(
     kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"], chunk_size: int
@@ -27,7 +30,7 @@ def chunked(
     """Returns num / den of every row and the final state; see the package docstring for the equations."""
     B, T, K, G, D = inputs.q.shape
     P, e = state.shape[2:]
-    chunks, segment = _plan(T, chunk_size)
+    chunks, segment = _plan(T, chunk_size, state.size)
     inputs = pad_time(inputs, chunks * chunk_size)
 
     segments = (chunks // segment, segment)
@@ -63,10 +66,13 @@ def _by_rows(kernel: Kernel, arguments, state: Array) -> tuple[Array, Array]:
     return jnp.moveaxis(out, 0, 2).reshape(*out.shape[1:3], R, *out.shape[4:]), final.reshape(state.shape)
 
 
-def _plan(T: int, chunk_size: int) -> tuple[int, int]:
-    """How many chunks, and how many of them between two checkpoints of the state: about the square root."""
+def _plan(T: int, chunk_size: int, state_size: int) -> tuple[int, int]:
+    """How many chunks, and how many of them between two checkpoints of the state: about the square root.
+
+    On a GPU, bound by memory traffic, all states are kept as long as they are few numbers.
+    """
     chunks = -(-T // chunk_size)
-    if chunks <= 16:
+    if chunks <= 16 or (target_platform() == "gpu" and chunks * state_size <= KEPT_ON_GPU):
         return chunks, 1
     root = math.isqrt(chunks)
     segment = min(range(root // 2 + 1, 2 * root), key=lambda m: (-chunks % m, abs(m - root)))
@@ -78,9 +84,20 @@ def _tile(decay: Array, G: int) -> Array:
     return jnp.tile(decay, (1, G))[:, None]
 
 
-def _update(kernel: Kernel, state: Array, k: Array, values: Array, decay: ChunkDecay) -> Array:
+def _store(phi: Array, inputs: Any) -> Array:
+    """Features, or their cotangents, as memory holds them: on a GPU in bfloat16 if the inputs are, half the bytes.
+
+    Products take them in the dtype of the sums again. All values and the normaliser read the same rounded features,
+    and cotangents are rounded after theirs have cancelled.
+    """
+    if target_platform() != "gpu" or inputs != jnp.bfloat16:
+        return phi
+    return jax.lax.optimization_barrier(phi.astype(jnp.bfloat16)).astype(phi.dtype)  # or XLA keeps the float32
+
+
+def _update(kernel: Kernel, inputs: Any, state: Array, k: Array, values: Array, decay: ChunkDecay) -> Array:
     """The state after a chunk: the state before it, decayed, plus the chunk's keys."""
-    added = jnp.einsum("rec,rpc->rep", values * decay.to_state[:, None], kernel.features(k))
+    added = jnp.einsum("rec,rpc->rep", values * decay.to_state[:, None], _store(kernel.features(k), inputs))
     return decay.carry[:, None, None] * state + added
 
 
@@ -95,15 +112,15 @@ def _chunked(kernel: Kernel, tokens: tuple[Array, Array, Array], log_gates: Arra
 
 
 def _forward(kernel: Kernel, tokens: tuple[Array, Array, Array], log_gates: Array, runs: Array, state: Array):
-    dtype = log_gates.dtype
+    dtype, inputs = log_gates.dtype, tokens[1].dtype
 
     def chunk(state, xs):
         q, k, values, decay = _cast(xs, dtype)
         scores, decays = _pairs(q, k, decay)
         out = jnp.einsum("rej,rji->rei", values, kernel.weight(scores) * decays)
-        read = jnp.einsum("rep,rpi->rei", state, kernel.features(q))
+        read = jnp.einsum("rep,rpi->rei", state, _store(kernel.features(q), inputs))
         out += read * _tile(decay.from_state, q.shape[2] // k.shape[2])
-        return _update(kernel, state, k, values, decay), out
+        return _update(kernel, inputs, state, k, values, decay), out
 
     def one_segment(before, xs):
         after, out = jax.lax.scan(_unless_padding(chunk), before, xs)
@@ -117,11 +134,11 @@ def _forward(kernel: Kernel, tokens: tuple[Array, Array, Array], log_gates: Arra
 def _backward(kernel: Kernel, residuals, cotangents):
     tokens, log_gates, runs, out, checkpoints, final = residuals
     dout, dfinal = cotangents
-    dtype = log_gates.dtype
+    dtype, inputs = log_gates.dtype, tokens[1].dtype
 
     def advance(state, xs):
         _, k, values, decay = _cast(xs, dtype)
-        return _update(kernel, state, k, values, decay), state
+        return _update(kernel, inputs, state, k, values, decay), state
 
     def chunk(dstate, xs, out, dout, state):
         q, k, values, decay = _cast(xs, dtype)
@@ -129,12 +146,14 @@ def _backward(kernel: Kernel, residuals, cotangents):
         # what the queries read of the state before the chunk
         dread = dout * _tile(decay.from_state, G)
         features, features_vjp = jax.vjp(kernel.features, q)
-        (dq,) = features_vjp(jnp.einsum("rep,rei->rpi", state, dread))
-        dbefore = decay.carry[:, None, None] * dstate + jnp.einsum("rei,rpi->rep", dread, features)
+        (dq,) = features_vjp(_store(jnp.einsum("rep,rei->rpi", state, dread), inputs))
+        dbefore = decay.carry[:, None, None] * dstate
+        dbefore += jnp.einsum("rei,rpi->rep", dread, _store(features, inputs))
         # what the keys add to the state after the chunk
         features, features_vjp = jax.vjp(kernel.features, k)
-        (dk,) = features_vjp(jnp.einsum("rep,rej->rpj", dstate, values * decay.to_state[:, None]))
-        dvalues = jnp.einsum("rep,rpj->rej", dstate, features) * decay.to_state[:, None]
+        dfeatures = jnp.einsum("rep,rej->rpj", dstate, values * decay.to_state[:, None])
+        (dk,) = features_vjp(_store(dfeatures, inputs))
+        dvalues = jnp.einsum("rep,rpj->rej", dstate, _store(features, inputs)) * decay.to_state[:, None]
         # the pairs inside the chunk
         scores, decays = _pairs(q, k, decay)
         dvalues += jnp.einsum("rei,rji->rej", dout, kernel.weight(scores) * decays)
@@ -162,11 +181,13 @@ def _unless_padding(chunk):
     """A scan body that skips chunks of padding.
 
     The branch is also what makes XLA materialise the slices of a chunk, instead of fusing them into the expansion,
-    whose loop then is not vectorised.
+    whose loop then is not vectorised. A GPU would wait for the host at each branch: it has none.
     """
 
     def body(state, xs):
         tokens, *rest = xs if isinstance(xs[0], tuple) else (xs,)
+        if target_platform() == "gpu":
+            return chunk(state, tokens, *rest)
         values, decay = tokens[2:]
         skipped = jax.eval_shape(chunk, state, tokens, *rest)[1]
 
