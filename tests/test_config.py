@@ -288,6 +288,13 @@ LATER = {  # what programs of the time did, by hand
     "task.vocab_size": 8192, "task.num_pairs": 8, "task.num_passes": 1,
     "task.power": 0.01, "task.random_filler": True, "task.tokenizer": "byte", "evaluation.contextwise_length": 0,
     "mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1, "mesh.seq": 1,
+    "model.mlp_bias": "all", "model.norm_eps": 1e-5, "model.norm_placement": "pre", "model.parallel_residual": False,
+    "model.vocab_size": 0, "model.embedding_scale": 1.0, "model.residual_scale": 1.0, "model.logit_scale": 1.0,
+    "model.logit_softcap": 0.0, "attention.scale": 0.0, "attention.bias": "none", "attention.qk_norm_span": "head",
+    "attention.qk_norm_eps": 1e-6, "position.window_base": 0.0, "position.rotary_fraction": 1.0,
+    "position.beta_fast": 32.0, "position.beta_slow": 1.0, "position.truncate": True, "position.attention_factor": 0.0,
+    "position.mscale": 1.0, "position.mscale_all_dim": 0.0, "position.low_freq_factor": 1.0,
+    "position.high_freq_factor": 4.0,
 }  # fmt: skip
 
 

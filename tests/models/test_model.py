@@ -153,6 +153,14 @@ def test_training_flops_are_three_times_the_forward_ones_by_hand():
     assert rest == 6 * (2 * (4 * 32 * 32 + 2 * 32 * 48) + VOCAB * 32)
 
 
+def test_training_flops_count_the_gate_of_an_mlp_and_surplus_rows_of_the_logits():
+    """Biases, norms, caps and scales are no products."""
+    options = ("model.mlp=geglu", "model.mlp_bias=all", "attention.bias=all", "model.norm_placement=sandwich")
+    config = tiny_config("softmax_rope", *options, "model.vocab_size=64", "model.logit_softcap=30")
+    params = jax.eval_shape(Model(config, VOCAB).init, jax.random.key(0))
+    assert flops.matrix_parameters(config, params) == 2 * (4 * 32 * 32 + 3 * 32 * 48) + 64 * 32
+
+
 def test_yarns_factor_multiplies_queries_and_keys():
     """So the scale of the logits has it squared: (0.1 ln 4 + 1)^2 / sqrt(16)."""
     changes = {"position.scaling": "yarn", "position.factor": 4.0}

@@ -173,12 +173,17 @@ def test_groups_name_every_kind_of_parameter():
     assert conformal[f"{mixer}gate/kernel"] == conformal[f"{mixer}beta/kernel"] == "other"
     hybrid = flat(parameter_groups(shapes("based")))
     assert hybrid["blocks_0/mixer/kernel"] == "other" and hybrid["blocks_0/mixer/input/kernel"] == "matrix"
+    options = ("attention.bias=all", "attention.qk_norm=true", "model.mlp=geglu", "model.mlp_bias=all")
+    gated = flat(parameter_groups(shapes("softmax_rope", *options, "model.norm_placement=sandwich")))
+    assert {name for name, group in gated.items() if group == "other"} == {
+        name for name in gated if name.endswith(("/bias", "/scale"))
+    }
     decayed = flat(weight_decay_mask(shapes("conformal_sympow")))
     assert all(decayed[name] == (group != "other") for name, group in conformal.items())
 
 
-def shapes(variant: str):
-    return jax.eval_shape(Model(tiny_config(variant), VOCAB).init, jax.random.key(0))
+def shapes(variant: str, *flags: str):
+    return jax.eval_shape(Model(tiny_config(variant, *flags), VOCAB).init, jax.random.key(0))
 
 
 def one_update(name: str, params, grads, **changes):

@@ -18,6 +18,7 @@ from sympow_jax.training.step import make_train_step
 from sympow_jax.training.train_state import create_train_state
 from tests.input_pipeline.stores import random_tokens, write_store
 from tests.models.small import ROOT, VOCAB, tiny_config
+from tests.models.test_model_options import FAMILIES
 from tests.training.test_processes import finish, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.quick]
@@ -62,6 +63,14 @@ def test_every_mesh_has_the_loss_curve_of_one_device(variant):
     assert max(want) - min(want) > 1e-2
     for name, flags in MESHES.items():
         np.testing.assert_allclose(loss_curve(variant, *flags), want, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("family", ["everything-sandwiched", "olmo2"])
+def test_options_of_a_model_have_the_loss_curve_of_one_device(family):
+    variant, *options = FAMILIES[family]
+    want = loss_curve(variant, *options, "mesh.data=1")
+    assert max(want) - min(want) > 1e-2
+    np.testing.assert_allclose(loss_curve(variant, *options, *MESHES["mixed"]), want, rtol=1e-5)
 
 
 def test_a_mesh_keeps_accumulation_and_remat():
