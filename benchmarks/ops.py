@@ -4,7 +4,8 @@
     python -m benchmarks.ops --case=p2,1,16384,4,64:chunked --case=p4,1,16384,4,16:blockwise:128
 
 A case is KERNEL,B,T,H,D[:implementation[:chunk]], KERNEL one of p2, p4, p6, taylor (all with data gates), softmax,
-fox (softmax with data gates), fire (softmax with FIRE's bias). --torch adds PyTorch's causal
+fox (softmax with data gates), or an additive bias of softmax (alibi, kerple_log, kerple_power, t5, sandwich, fire).
+Gated and biased softmax takes turns with the plain one. --torch adds PyTorch's causal
 scaled_dot_product_attention at the lengths of the softmax cases and of `LONG`. Every case runs in a process of its
 own, so that memory and thread pools are not shared; --output keeps the cases that it holds already, so that a
 stopped run goes on. The forward pass by itself is timed up to 16,384 tokens.
@@ -20,6 +21,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+GATED_OR_BIASED = ("fox", "alibi", "kerple_log", "kerple_power", "t5", "sandwich", "fire")
 LENGTHS = {
     "p2,1,{T},4,64:chunked": (1024, 4096, 8192, 16384, 65536, 131072),
     "p2,1,{T},4,32:chunked": (1024, 4096, 16384, 65536),
@@ -29,13 +31,12 @@ LENGTHS = {
     "taylor,1,{T},4,16:chunked": (16384,),
     "softmax,1,{T},4,64:blockwise": (1024, 4096, 8192, 16384),
     "softmax,1,{T},4,32:blockwise": (1024, 4096, 16384),
-    "fox,1,{T},4,64:blockwise": (16384,),
-    "fire,1,{T},4,64:blockwise": (16384,),
+    **{kernel + ",1,{T},4,64:blockwise": (2048, 16384) for kernel in GATED_OR_BIASED},
 }
 LONG = (32768, 65536)
 FORWARD_UP_TO = 16384
 PARTS = ("forward", "forward+backward")
-SOFTMAX = ("softmax", "fox", "fire")
+SOFTMAX = ("softmax", *GATED_OR_BIASED)
 
 
 def parse(case: str) -> dict:
@@ -73,18 +74,21 @@ def programs(case: dict, dtype: str) -> dict:
     import numpy as np
 
     from sympow_jax import ops
+    from sympow_jax.ops.softmax_attention import arg_specs
 
     rng = np.random.default_rng(0)
     shape = tuple(case[n] for n in "BTHD")
     q, k, v, cotangent = (jnp.asarray(rng.normal(size=shape), dtype) for _ in range(4))
     gates = jax.nn.log_sigmoid(jnp.asarray(6.9 + rng.normal(size=shape[:3]), jnp.float32))
-    bias = ops.positions.learned_bias("fire", ops.positions.init_bias("fire", jax.random.key(0), case["H"]))
+    extra: dict = {}
+    if case["kernel"] in GATED_OR_BIASED:
+        gated = case["kernel"] == "fox"
+        extra = {"log_gates": gates} if gated else {"bias": arg_specs.make_bias(case["kernel"], case["H"])}
     options = {"implementation": case["implementation"]}
 
-    def attention(q, k, v, gates, bias):
+    def attention(q, k, v, gates, extra):
         kernel = case["kernel"]
         if kernel in SOFTMAX:
-            extra = {"fox": {"log_gates": gates}, "fire": {"bias": bias}}.get(kernel, {})
             return ops.softmax_attention(q, k, v, block_size=case["chunk"], **extra, **options)
         arguments = {"log_gates": gates, "chunk_size": case["chunk"], **options}
         if kernel == "taylor":
@@ -94,7 +98,7 @@ def programs(case: dict, dtype: str) -> dict:
     def both(cotangent, *inputs):
         return jax.vjp(attention, *inputs)[1](cotangent)
 
-    inputs = q, k, v, gates, bias
+    inputs = q, k, v, gates, extra
     compiled = {"forward+backward": (jax.jit(both).lower(cotangent, *inputs).compile(), (cotangent, *inputs))}
     if case["T"] <= FORWARD_UP_TO:
         compiled["forward"] = (jax.jit(attention).lower(*inputs).compile(), inputs)
@@ -110,7 +114,10 @@ def measure(case: dict, dtype: str, seconds: float) -> dict:
     product, probe_flops = probe.gemm_probe()
     product()
     bare = probe.peak_memory_bytes()
-    times = probe.interleaved({"probe": product, **programs(case, dtype)}, seconds=seconds)
+    plain = {}
+    if case["kernel"] in GATED_OR_BIASED:
+        plain = {f"plain {name}": program for name, program in programs({**case, "kernel": "softmax"}, dtype).items()}
+    times = probe.interleaved({"probe": product, **programs(case, dtype), **plain}, seconds=seconds)
     peak = probe_flops / times["probe"]["median"]
     flops = useful_flops(case)
     row = {
@@ -125,6 +132,8 @@ def measure(case: dict, dtype: str, seconds: float) -> dict:
         if name in times:
             rate = flops[name] / times[name]["median"]
             row[name] = {**times[name], "gflops": rate / 1e9, "fraction_of_probe": rate / peak}
+            if plain:
+                row[name]["over_softmax"] = times[name]["median"] / times[f"plain {name}"]["median"]
     return with_time_per_token(row)
 
 
@@ -187,8 +196,10 @@ def print_table(rows: list[dict]) -> None:
             fraction = row.get(part, {}).get("fraction_of_probe")
             cells.append(f"{1e3 * row[part]['median']:9.1f}" if part in row else " " * 9)
             cells.append(f"{fraction:8.1%}" if fraction else " " * 8)
+        ratios = [f"{row[part]['over_softmax']:.2f}" for part in PARTS if "over_softmax" in row.get(part, {})]
         memory = f"{row['peak_memory_mb']:7.0f}" if "peak_memory_mb" in row else ""
-        print(f"{name_of(row):42s} {' '.join(cells)} {row[PARTS[1]]['us_per_token']:9.2f} {memory}")
+        beside = f"  {', '.join(ratios)} of softmax" if ratios else ""
+        print(f"{name_of(row):42s} {' '.join(cells)} {row[PARTS[1]]['us_per_token']:9.2f} {memory}{beside}")
     times = {(r["kernel"], r["T"]): r[PARTS[1]]["median"] for r in rows if r["D"] == 64}
     for slow in ("softmax", "torch sdpa"):
         shared = sorted(T for kernel, T in times if kernel == slow and ("p2", T) in times)

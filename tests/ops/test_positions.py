@@ -1,5 +1,6 @@
 """Position encodings against published values, NumPy in float64, and their own invariants; gates too."""
 
+import dataclasses
 import fractions
 import pathlib
 
@@ -10,6 +11,7 @@ import pytest
 
 from sympow_jax.ops import gates, positions
 from sympow_jax.ops.positions.relu_mlp import relu_mlp
+from sympow_jax.ops.softmax_attention.arg_specs import make_bias
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "positions.npz")
 
@@ -327,6 +329,28 @@ def test_kerple_parameters_are_projected_and_can_come_back():
     np.testing.assert_allclose(power, [-0.01 * 4**0.01, -0.5 * 4**2], rtol=1e-5)
     gradient = jax.grad(lambda p: positions.learned_bias("kerple_power", p)(q, k).sum())(params)
     assert all((np.asarray(g) != 0).all() for g in gradient.values())
+
+
+def test_biases_of_the_distance_are_the_same_along_diagonals(rng):
+    """Values and gradients over consecutive positions, from one row, against those pair by pair: 5 x 9 of 700 apart."""
+    biases = {kind: make_bias(kind, 3) for kind in ("alibi", "kerple_log", "kerple_power", "t5", "sandwich")}
+    places = 703 + jnp.arange(5, dtype=jnp.int32), jnp.arange(9, dtype=jnp.int32)
+    cotangent = jnp.asarray(rng.normal(size=(3, 5, 9)), jnp.float32)
+
+    @jax.jit
+    def both(biases):
+        def evaluate(bias):
+            out, pull = jax.vjp(lambda params: dataclasses.replace(bias, params=params)(*places), bias.params)
+            return out, pull(cotangent)
+
+        return [[evaluate(b) for b in (bias, bias.on_consecutive())] for bias in biases.values()]
+
+    for kind, (pairs, row) in zip(biases, both(biases), strict=True):
+        for expected, found in zip(jax.tree.leaves(pairs), jax.tree.leaves(row), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5, err_msg=kind)
+    assert biases["t5"].on_consecutive().function != biases["t5"].function
+    fire = make_bias("fire", 3)
+    assert fire.on_consecutive() is fire  # it depends on the query's position too
 
 
 # Gates

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sympow_jax import ops
+from sympow_jax.ops.softmax_attention.api import fill_in
 from sympow_jax.ops.softmax_attention.arg_specs import ARG_SPECS, make_args
 from sympow_jax.ops.softmax_attention.inputs import Inputs
 from sympow_jax.ops.softmax_attention.tiles import cut, ranges, transposed_ranges
@@ -18,7 +19,8 @@ from tests.tolerances import assert_bfloat16, assert_close, relative_error
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 FORMS = ({"implementation": "reference"}, {"implementation": "blockwise", "block_size": 16})
 MORE = (pytest.mark.slow, pytest.mark.quick)
-SOON = ("one_token", "strong_gates_window", "packed_window_fire", "all_biases")  # in tiles; the rest slow
+# in tiles; the rest slow
+SOON = ("one_token", "strong_gates_window", "packed_window_fire", "all_biases", "gates_window_t5")
 
 
 def spec_named(name):
@@ -277,6 +279,13 @@ def test_only_tiles_with_visible_pairs_are_visited():
     assert tile_ranges(64, 16, window=18)[0] == [[0, 1], [0, 2], [0, 3], [1, 4]]
     segments = jnp.repeat(jnp.array([[1, 2]], jnp.int32), 32, axis=1)
     assert tile_ranges(64, 16, segments=segments)[0] == [[0, 1], [0, 2], [2, 3], [2, 4]]
+
+
+def test_positions_that_are_given_need_not_count_up():
+    x, places = jnp.zeros((1, 4, 1, 2)), jnp.zeros((1, 4), jnp.int32)
+    for positions, key_positions in ((None, None), (places, None), (places, places)):
+        inputs = fill_in(x, x, x, None, None, None, positions, key_positions)
+        assert inputs.consecutive == (positions is None)
 
 
 def test_automatic_choice():

@@ -1,8 +1,8 @@
 """The additive biases as attention takes them, `PositionBias`, and the initial parameters of the learned ones.
 
-A bias function maps (params, q_positions [q], k_positions [k]) to [H, q, k] in float32. Biases that are not learned
-take their constants as params too, behind stop_gradient. A new learned bias is a function, an initial value, and a
-row of `_LEARNED`.
+A bias function maps (params, q_positions [q], k_positions [k]) to [H, q, k] in float32; one of the distance alone maps
+(params, distance [...]) to [H, ...] and is wrapped in `OfDistance`. Biases that are not learned take their constants as
+params too, behind stop_gradient. A new learned bias is a function, an initial value, and a row of `_LEARNED`.
 """
 
 import jax
@@ -17,7 +17,7 @@ from sympow_jax.ops.positions.biases import (
     sandwich_strengths,
     t5_bucket,
 )
-from sympow_jax.ops.positions.position_bias import PositionBias
+from sympow_jax.ops.positions.position_bias import OfDistance, PositionBias
 from sympow_jax.ops.positions.relu_mlp import relu_mlp
 from sympow_jax.ops.positions.rotary import phase_turns
 from sympow_jax.typing import Array, Float, PRNGKeyArray
@@ -32,7 +32,7 @@ Params = dict[str, jax.Array]
 
 def alibi_bias(slopes: Float[Array, "H"]) -> PositionBias:
     """ALiBi, -slope_h * distance, usually with `alibi_slopes`; the slopes are not learned."""
-    return PositionBias({"slopes": slopes}, _alibi)
+    return PositionBias({"slopes": slopes}, OfDistance(_alibi))
 
 
 def sandwich_bias(num_heads: int, *, dim: int = 128) -> PositionBias:
@@ -41,7 +41,7 @@ def sandwich_bias(num_heads: int, *, dim: int = 128) -> PositionBias:
         "strengths": sandwich_strengths(num_heads),
         "frequencies": jnp.asarray(sandwich_frequencies(dim), jnp.float32),
     }
-    return PositionBias(params, _sandwich)
+    return PositionBias(params, OfDistance(_sandwich, pairs=_sandwich_of_embeddings))
 
 
 def init_bias(kind: str, key: PRNGKeyArray, num_heads: int) -> Params:
@@ -65,9 +65,9 @@ def _learned(kind: str):
     return _LEARNED[kind]
 
 
-def _alibi(params, q_positions, k_positions):
+def _alibi(params, distance):
     slopes = jax.lax.stop_gradient(params["slopes"])
-    return -slopes[:, None, None] * _distance(q_positions, k_positions).astype(slopes.dtype)[None]
+    return -slopes.reshape(-1, *[1] * distance.ndim) * distance.astype(slopes.dtype)[None]
 
 
 def _init_kerple(key, num_heads):
@@ -75,28 +75,34 @@ def _init_kerple(key, num_heads):
     return {"p": 2 * p, "a": a}
 
 
-def _kerple_log(params, q_positions, k_positions):
+def _kerple_log(params, distance):
     """p and a are projected to >= 0.01."""
     p, a = _project(params["p"], _KERPLE_FLOOR), _project(params["a"], _KERPLE_FLOOR)
-    return kerple_log(_distance(q_positions, k_positions), p=p, a=a)
+    return kerple_log(distance, p=p, a=a)
 
 
-def _kerple_power(params, q_positions, k_positions):
+def _kerple_power(params, distance):
     """a is projected to >= 0.01 and p to [0.01, 2]."""
     a, p = _project(params["a"], _KERPLE_FLOOR), _project(params["p"], _KERPLE_FLOOR, 2.0)
-    return kerple_power(_distance(q_positions, k_positions), a=a, p=p)
+    return kerple_power(distance, a=a, p=p)
 
 
 def _init_t5(key, num_heads):
     return {"table": 0.02 * jax.random.normal(key, (_T5_BUCKETS, num_heads), jnp.float32)}
 
 
-def _t5(params, q_positions, k_positions):
-    bucket = t5_bucket(_distance(q_positions, k_positions), num_buckets=_T5_BUCKETS)
-    return params["table"].T[:, bucket]
+def _t5(params, distance):
+    return params["table"].T[:, t5_bucket(distance, num_buckets=_T5_BUCKETS)]
 
 
-def _sandwich(params, q_positions, k_positions):
+def _sandwich(params, distance):
+    strengths, frequencies = jax.lax.stop_gradient((params["strengths"], params["frequencies"]))
+    total = jnp.sum(jnp.cos(phase_turns(distance, frequencies) * np.float32(2 * np.pi)) - 1.0, -1)
+    return strengths.reshape(-1, *[1] * distance.ndim) * total.astype(strengths.dtype)[None]
+
+
+def _sandwich_of_embeddings(params, q_positions, k_positions):
+    """The sum of cosines as the product of embeddings that it is: for Q queries and K keys, Q + K of them."""
     strengths, frequencies = jax.lax.stop_gradient((params["strengths"], params["frequencies"]))
 
     def embed(positions):
@@ -141,8 +147,8 @@ def _project(x, low, high=None):
 
 
 _LEARNED = {
-    "kerple_log": (_init_kerple, _kerple_log),
-    "kerple_power": (_init_kerple, _kerple_power),
-    "t5": (_init_t5, _t5),
+    "kerple_log": (_init_kerple, OfDistance(_kerple_log)),
+    "kerple_power": (_init_kerple, OfDistance(_kerple_power)),
+    "t5": (_init_t5, OfDistance(_t5)),
     "fire": (_init_fire, _fire),
 }

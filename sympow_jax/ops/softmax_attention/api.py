@@ -112,7 +112,8 @@ def fill_in(q, k, v, log_gates, bias, segment_ids, positions, key_positions) -> 
     if log_gates is not None:
         gates = _gates_at_queries_and_keys(log_gates, q, q_order, key_positions)
     segments = None if segment_ids is None else (segment_ids, segment_ids)
-    return Inputs(q, k, v, gates, bias, q_positions, k_positions, q_order, k_order, segments)
+    consecutive = positions is None and key_positions is None
+    return Inputs(q, k, v, gates, bias, q_positions, k_positions, q_order, k_order, segments, consecutive)
 
 
 def _gates_at_queries_and_keys(log_gates, q, q_order, key_positions) -> tuple[Gates, Gates]:

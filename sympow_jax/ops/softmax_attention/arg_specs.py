@@ -39,6 +39,7 @@ ARG_SPECS = (
     ArgSpec("packed", packed=True, gates="query"),
     ArgSpec("packed_window_fire", packed=True, window=9, bias=("fire",)),
     ArgSpec("all_biases", H=6, bias=("alibi", "kerple_log", "kerple_power", "t5", "sandwich", "fire")),
+    ArgSpec("gates_window_t5", gates="kv", window=20, bias=("t5",)),
     ArgSpec("cache_fire", T=20, cache=26, gates="kv", bias=("fire",)),
     ArgSpec("cache_window", T=20, cache=26, gates="query", window=9),
 )
@@ -64,7 +65,7 @@ def make_args(spec: ArgSpec, dtype=jnp.float32, seed: int = 0) -> tuple[dict, di
     options: dict[str, Any] = {"window": spec.window}
     if spec.bias:
         biases = {kind: make_bias(kind, spec.H) for kind in spec.bias}
-        arrays["bias"] = PositionBias(biases, _sum)
+        arrays["bias"] = PositionBias(biases, _sum) if len(biases) > 1 else biases[spec.bias[0]]
     if spec.packed:
         options["segment_ids"], options["positions"] = _packed(B, T)
     if spec.cache:

@@ -27,10 +27,10 @@ def blockwise(x: Inputs, *, scale: float, window: int | None, block_size: int) -
     """The same function as `reference`, in tiles of block_size positions."""
     B, T, H, _ = x.q.shape
     q, k, v, q_rows, k_rows = cut(x, block_size)
-    function, params = (None, None) if x.bias is None else (x.bias.function, x.bias.params)
-    out: Any = _attend(
-        scale, window, function, q, k, v, (q_rows.gates, k_rows.gates), params, q_rows, k_rows
-    )  # [N, B, K, G, C, Dv]
+    bias = x.bias.on_consecutive() if x.bias is not None and x.consecutive else x.bias
+    function, params = (None, None) if bias is None else (bias.function, bias.params)
+    gates = None if x.gates is None else (q_rows.gates.within, k_rows.gates.within)
+    out: Any = _attend(scale, window, function, q, k, v, gates, params, q_rows, k_rows)  # [N, B, K, G, C, Dv]
     return out.transpose(1, 0, 4, 2, 3, 5).reshape(B, -1, H, v.shape[-1])[:, :T]
 
 
@@ -41,18 +41,17 @@ def _tile_logits(q, k, q_tile: Rows, k_tile: Rows, bias, scale, window):
     if bias is not None:
         logits += bias.astype(dtype).reshape(-1, *q.shape[1:3], *bias.shape[-2:])
     if q_tile.gates is not None:
-        at_q, at_k = _relative_gates(q_tile.gates, k_tile.gates)
-        logits += at_q[..., :, None] - at_k[..., None, :]
+        shift = _shift(q_tile.gates, k_tile.gates)
+        logits += (q_tile.gates.within + shift[..., None])[..., :, None] - k_tile.gates.within[..., None, :]
     segments = None if q_tile.segments is None else (q_tile.segments, k_tile.segments)
     mask = visible(q_tile.order, k_tile.order, segments, window)
     return jnp.where(mask[:, None, None], logits, _MASKED)
 
 
-def _relative_gates(q_gates, k_gates):
-    """Cumulative log gates of a pair of tiles relative to the last key, as single floats: [B, K, G, C] each."""
-    end_high, end_low = (g[..., -1:] for g in k_gates)
-    at_q, at_k = ((high - end_high) + (low - end_low) for high, low in (q_gates, k_gates))
-    return at_q, at_k
+def _shift(q_gates, k_gates):
+    """Log gates between the last tokens of two tiles, [B, K, G]."""
+    (q_high, q_low), (k_high, k_low) = q_gates.last, k_gates.last
+    return (q_high - k_high) + (q_low - k_low)
 
 
 def _dot(equation, a, b, dtype):
@@ -130,7 +129,7 @@ def _backward(scale, window, function, residuals, d_out):
             return d_q, d_q_gates, d_params, d_k, d_v, d_gates
 
         zeros = partial(jnp.zeros, dtype=dtype)
-        d_gates = None if k_rows.gates is None else zeros(k_tile.gates[0].shape)
+        d_gates = None if k_rows.gates is None else zeros(k_tile.gates.within.shape)
         # [B, K, D, C']: with features first, XLA's CPU products are twice as fast as with keys first.
         carry = (*carry, zeros(k_j.mT.shape), zeros(v_j.mT.shape), d_gates)
         with expected_trips(pairs / len(k)):
@@ -141,9 +140,8 @@ def _backward(scale, window, function, residuals, d_out):
     carry = (jnp.zeros(q.shape, dtype), d_q_gates, jax.tree.map(jnp.zeros_like, params))
     tiles = (k, v, k_rows, *transposed_ranges(q_rows, k_rows, window))
     (d_q, d_q_gates, d_params), (d_k, d_v, d_gates) = jax.lax.scan(key_tile, carry, tiles)
-    # Row sums are 0 in exact arithmetic; kept, rounding cancels for pairs on the same side of a gate. The high part
-    # carries the derivative of the pair (high, low).
-    d_gates = jax.tree.map(lambda d: (d, jnp.zeros_like(d)), (d_q_gates, d_gates))
+    # Row sums are 0 in exact arithmetic; kept, rounding cancels for pairs on the same side of a gate.
+    d_gates = None if d_q_gates is None else (d_q_gates, d_gates)
     d_q, d_k = (d_q * scale).astype(q.dtype), (d_k.mT * scale).astype(k.dtype)
     return d_q, d_k, d_v.mT.astype(v.dtype), d_gates, d_params, None, None
 

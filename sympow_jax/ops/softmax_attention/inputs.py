@@ -24,6 +24,7 @@ class Inputs:
       q_positions, k_positions: [T], [S] or [B, T], [B, S]: what the bias sees.
       q_order, k_order: [b, T], [b, S], b 1 or B: key j is visible to query i when 0 <= k_order_j <= q_order_i.
       segments: None or ids at queries and keys, [B, T], [B, S]; 0 is padding.
+      consecutive: the positions are known to be 0..T-1.
     """
 
     q: jax.Array
@@ -36,6 +37,7 @@ class Inputs:
     q_order: jax.Array
     k_order: jax.Array
     segments: tuple[jax.Array, jax.Array] | None
+    consecutive: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 def visible(

@@ -11,11 +11,25 @@ from sympow_jax.typing import PyTree
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class TileGates:
+    """Cumulative log gates of N tiles, single floats for each token: two floats of each would be added up pair by pair.
+
+    Attributes:
+      within: relative to the last token of the tile, [N, B, K, G, C]; the gradient goes through it alone.
+      last: of that token, in two floats (high, low), each [N, B, K, G].
+    """
+
+    within: PyTree
+    last: PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Rows:
     """What the N tiles of C queries, or of C keys, carry besides their vectors; one tile of it has no N.
 
     Attributes:
-      gates: None or cumulative log gates (high, low), each [N, B, K, G, C].
+      gates: None or TileGates.
       positions: [N, C] or [N, B, C], for the bias.
       order: [N, b, C], for visibility; padding is -1, which neither sees nor is seen.
       segments: None or [N, B, C].
@@ -37,12 +51,17 @@ def cut(x: Inputs, size: int) -> tuple[jax.Array, jax.Array, jax.Array, Rows, Ro
     def heads(gates):  # [B, T, H] -> [N, B, K, G, C]
         return _tile(gates.reshape(*gates.shape[:2], K, H // K), 1, size, mode="edge").transpose(1, 0, 3, 4, 2)
 
+    def tile_gates(gates):
+        high, low = (heads(part) for part in gates)
+        last = jax.lax.stop_gradient((high[..., -1], low[..., -1]))
+        return TileGates((high - last[0][..., None]) + (low - last[1][..., None]), last)
+
     def last(a, **pad):  # [..., T] -> [N, ..., C]
         return jnp.moveaxis(_tile(a, a.ndim - 1, size, **pad), -2, 0)
 
     def rows(gates, positions, order, segments):
         return Rows(
-            gates=jax.tree.map(heads, gates),
+            gates=None if gates is None else tile_gates(gates),
             positions=last(positions, mode="edge"),
             order=last(order, constant_values=-1),
             segments=None if segments is None else last(segments),
