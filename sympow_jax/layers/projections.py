@@ -9,6 +9,7 @@ from sympow_jax import ops, variants
 from sympow_jax.config import AttentionConfig, ModelConfig, PositionConfig
 from sympow_jax.layers.context import Context
 from sympow_jax.layers.linear import make_linear
+from sympow_jax.layers.norm import LayerNorm
 from sympow_jax.layers.position_bias import BiasParameters, fixed_bias
 from sympow_jax.layers.rotary import Rotary
 from sympow_jax.layers.tokens import Tokens
@@ -60,7 +61,7 @@ class Projections(nnx.Module):
     def _make_norms(self, rngs: nnx.Rngs) -> None:
         a, H, K, D = self.attention, self.num_heads, self.num_kv_heads, self.head_dim
         if self.kernel == "rebased":
-            norm, span, eps = nnx.LayerNorm, a.rebased_norm, 1e-5
+            norm, span, eps = LayerNorm, a.rebased_norm, 1e-5
         elif a.qk_norm:
             norm, span, eps = nnx.RMSNorm, a.qk_norm_span, a.qk_norm_eps
         else:

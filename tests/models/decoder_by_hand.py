@@ -26,7 +26,8 @@ def _linear(p, x):
     return x @ p["kernel"] + p.get("bias", 0.0)
 
 
-def _normed(p, x, eps, *, centred):
+def normed(p, x, eps, *, centred):
+    """LayerNorm (centred) or RMSNorm over the last dim."""
     x = x - x.mean(-1, keepdims=True) if centred else x
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * p["scale"] + p.get("bias", 0.0)
 
@@ -37,10 +38,10 @@ def _attention(config: Config, kind: str, p, x):
     T, H, K, D = len(x), m.num_heads, m.num_kv_heads, m.head_dim
     q, k, v = (_linear(p[name], x) for name in ("query", "key", "value"))
     if a.qk_norm and a.qk_norm_span == "concatenated":
-        q, k = (_normed(p[f"{n}_norm"], y, a.qk_norm_eps, centred=False) for n, y in (("query", q), ("key", k)))
+        q, k = (normed(p[f"{n}_norm"], y, a.qk_norm_eps, centred=False) for n, y in (("query", q), ("key", k)))
     q, k, v = q.reshape(T, H, D), k.reshape(T, K, D), v.reshape(T, K, D)
     if a.qk_norm and a.qk_norm_span == "head":
-        q, k = (_normed(p[f"{n}_norm"], y, a.qk_norm_eps, centred=False) for n, y in (("query", q), ("key", k)))
+        q, k = (normed(p[f"{n}_norm"], y, a.qk_norm_eps, centred=False) for n, y in (("query", q), ("key", k)))
     if a.position == "rope":
         q, k = _rotated(config, kind, q), _rotated(config, kind, k)
     scores = np.einsum("ihd,jhd->hij", q, k.repeat(H // K, 1)) * (a.scale or D**-0.5)
@@ -74,7 +75,7 @@ def logits(config: Config, params, tokens):
     m = config.model
 
     def norm(p, name, x):
-        return _normed(p[name], x, m.norm_eps, centred=m.norm == "layernorm") if name in p else x
+        return normed(p[name], x, m.norm_eps, centred=m.norm == "layernorm") if name in p else x
 
     table = params["embedding"]["embedding"]
     x = m.embedding_scale * table[tokens]

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from sympow_jax.config import ConfigError
+from sympow_jax.layers.norm import make_norm
 from sympow_jax.models.loss import token_nll
 from sympow_jax.models.model import Model
 from tests.models import decoder_by_hand
@@ -62,6 +64,17 @@ def test_a_family_is_its_decoder_by_hand_and_streams(family):
     for t in (18, 19):
         last, state = step(params, tokens[:, t : t + 1], state)
         np.testing.assert_allclose(last, found[:, t, :VOCAB], rtol=0, atol=1e-4 * spread)
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_a_norm_is_exact_where_the_mean_is_large(norm, rng):
+    """A mean of 300 standard deviations, which cancels in mean(x^2) - mean^2."""
+    config = tiny_config("softmax_rope", f"model.norm={norm}")
+    x = (300 + rng.normal(size=(2, 5, 32))).astype(np.float32)
+    params = {"scale": np.ones(32), "bias": np.zeros(32)}
+    want = decoder_by_hand.normed(params, x.astype(np.float64), 1e-5, centred=norm == "layernorm")
+    found = make_norm(config.model, rngs=nnx.Rngs(0))(jnp.asarray(x))
+    np.testing.assert_allclose(found, want, atol=1e-4)
 
 
 def test_a_capped_loss_in_blocks_is_the_dense_one_with_its_gradients(rng):
