@@ -4,12 +4,14 @@
         [--max_new_tokens=256] [--temperature=0.8] [--top_k=0] [--top_p=1] [--seed=0] [--batch=1] [--stop=TEXT ...]
         [--step=latest|best|N] [--position.scaling=yarn ...] [--save_state=DIR] [--load_state=DIR]
     python -m sympow_jax.generate --workdir=DIR --check [--prompt_file=FILE]
+        [--mesh.data=N --mesh.fsdp=N --mesh.tensor=N --mesh.seq=N]     # both, on the run's mesh by default
 
 Prints the continuation as it comes, without the prompt; rows of a batch one after another. Speed and the size of the
 state go to standard error. --temperature=0 takes the most likely token. --save_state keeps what was read, so that
 --load_state continues a long document without reading it again; --max_new_tokens=0 only reads.
 """
 
+import hashlib
 import math
 import pathlib
 import sys
@@ -20,15 +22,31 @@ from typing import Any
 import jax
 
 from sympow_jax import generation
-from sympow_jax.command_line import flag_value, run_program, split_flags, step_flag, use_compilation_cache
+from sympow_jax.command_line import (
+    MESH_FLAGS,
+    PROCESS_FLAGS,
+    flag_value,
+    joined_processes,
+    mesh_flags,
+    run_program,
+    split_flags,
+    step_flag,
+    use_compilation_cache,
+)
 from sympow_jax.config import ConfigError
 from sympow_jax.files import printable
 from sympow_jax.generation import check
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
 from sympow_jax.loading import AT_EVALUATION, check_stream, load_step
+from sympow_jax.models.model import Model
+from sympow_jax.training import same_run
+from sympow_jax.training.evaluation_mesh import evaluation_mesh, mesh_note
+from sympow_jax.training.run_files import load_config
+from sympow_jax.typing import PyTree
 
 _DEFAULTS = {"max_new_tokens": 256, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0, "batch": 1}
-_FLAGS = ("workdir", "step", "prompt", "prompt_file", "save_state", "load_state", *_DEFAULTS)
+_OWN = ("workdir", "step", "prompt", "prompt_file", "save_state", "load_state", *_DEFAULTS)
+_FLAGS = (*_OWN, *AT_EVALUATION, *MESH_FLAGS, *PROCESS_FLAGS)
 
 
 def read_prompt(flags: Mapping[str, str]) -> str:
@@ -85,10 +103,10 @@ def _write(decoder: generation.Decoder, stream: generation.Stream, pieces: Itera
     before, begin, rows = stream.tokens_read, time.perf_counter(), [""] * stream.batch_size
     for new in pieces:
         rows = [row + text for row, text in zip(rows, new, strict=True)]
-        print(shown(new[0]), end="", flush=True)
-    print()
+        _say(shown(new[0]), end="", flush=True)
+    _say("")
     for number, text in enumerate(rows[1:], start=2):
-        print(f"--- sample {number} ---\n{shown(text)}")
+        _say(f"--- sample {number} ---\n{shown(text)}")
     seconds, steps = time.perf_counter() - begin, stream.tokens_read - before
     if steps:
         rate = f"{steps * stream.batch_size / seconds:,.1f} tokens/s, {1e3 * seconds / steps:.2f} ms a step"
@@ -98,14 +116,20 @@ def _write(decoder: generation.Decoder, stream: generation.Stream, pieces: Itera
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr)
+    _say(text, file=sys.stderr)
+
+
+def _say(text: str, **options: Any) -> None:
+    """Prints, in the first process."""
+    if jax.process_index() == 0:
+        print(text, **options)
 
 
 def run(argv: Sequence[str]) -> int:
     """Continues the text, or checks the model, as the flags say; returns the exit code."""
     stop = [flag.removeprefix("--stop=") for flag in argv if flag.startswith("--stop=")]
     rest = [flag for flag in argv if not flag.startswith("--stop=")]
-    own, _ = split_flags(rest, [*_FLAGS, "stop", *AT_EVALUATION], switches=("check",), may_be_empty=("prompt",))
+    own, _ = split_flags(rest, [*_FLAGS, "stop"], switches=("check",), may_be_empty=("prompt",))
     if "workdir" not in own:
         raise ConfigError("--workdir is missing: the folder of a trained run")
     numbers = _numbers(own)
@@ -116,11 +140,24 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(f"--save_state with --batch = {batch}: the state of one text is kept; use --batch=1")
     optional = "check" in own or "load_state" in own
     prompt = read_prompt(own) if "prompt" in own or "prompt_file" in own or not optional else ""
-    overrides = {name: own[name] for name in AT_EVALUATION if name in own}
     use_compilation_cache()
-    model, params, _ = load_step(own["workdir"], step_flag(own), overrides=overrides)
+    with joined_processes(own):
+        return _run(own, prompt, stop, sampling, batch=1 if "check" in own else batch, new_tokens=new_tokens)
+
+
+def _run(
+    own: Mapping[str, str],
+    prompt: str,
+    stop: Sequence[str],
+    sampling: generation.Sampling,
+    *,
+    batch: int,
+    new_tokens: int,
+) -> int:
+    """`run` on the mesh, in each of its processes."""
+    model, params = _load(own, prompt, stop, batch)
     if "check" not in own:
-        check_stream(model.config, overrides)
+        check_stream(model.config, _overrides(own))
         sampling.check_vocabulary(model.vocab_size)
     tokenizer = load_tokenizer(pathlib.Path(own["workdir"]) / "tokenizer")
     if "check" in own:
@@ -139,6 +176,22 @@ def run(argv: Sequence[str]) -> int:
         generation.save_state(own["save_state"], decoder, stream, params)
         _note(f"state after {stream.tokens_read:,} tokens: {own['save_state']}")
     return 0
+
+
+def _load(own: Mapping[str, str], prompt: str, stop: Sequence[str], batch: int) -> tuple[Model, PyTree]:
+    """The model and its parameters where they live on the mesh, once all processes agree on what is asked."""
+    config, asked = load_config(own["workdir"]), mesh_flags(own)
+    told = {name: value for name, value in own.items() if name not in (*PROCESS_FLAGS, "prompt", "prompt_file")}
+    same_run.check_settings(config, **told, stop=stop, prompt=hashlib.sha256(prompt.encode()).hexdigest()[:12])
+    mesh = evaluation_mesh(config, asked, rows=batch)
+    if mesh.size > 1 or asked:
+        _note(mesh_note(config, mesh, asked))
+    model, params, _ = load_step(own["workdir"], step_flag(own), overrides=_overrides(own), mesh=mesh)
+    return model, params
+
+
+def _overrides(own: Mapping[str, str]) -> dict[str, str]:
+    return {name: own[name] for name in AT_EVALUATION if name in own}
 
 
 def main() -> None:

@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from sympow_jax import ops
+from sympow_jax import ops, sharding
 from sympow_jax.config import override
 from sympow_jax.generation.decoder import Decoder
 from sympow_jax.generation.text import prompt_tokens
@@ -33,7 +34,7 @@ from sympow_jax.layers.context import Context
 from sympow_jax.models.model import Model
 from sympow_jax.models.transformer import layer_runs
 from sympow_jax.ops.linear_attention.dispatch import LINEAR_FORMS
-from sympow_jax.typing import Array, Float, PyTree
+from sympow_jax.typing import AnyArray, Array, Float, PyTree
 
 DEFAULT_LENGTH, LONGEST = 320, 2_048  # tokens; the dense forms are quadratic
 TOLERANCES = {"float32": 2e-5, "bfloat16": 3e-2}  # of a row with condition number 1
@@ -82,16 +83,19 @@ def check_layers(model: Model, params: PyTree, tokens: np.ndarray) -> list[Layer
         form: Model(override(config, changes | {"attention.implementation": form}), model.vocab_size).bind(params)
         for form in ("reference", "blockwise", *linear)
     }
-    x, context = modules["reference"].begin(jnp.asarray(tokens, jnp.int32))
+    whole = sharding.everywhere(model.mesh)
+    begin = jax.jit(lambda params, tokens: model.bind(params).begin(tokens), out_shardings=whole)
+    x, context = begin(params, np.asarray(tokens, np.int32))
     found, number = [], 0
     for i, (kind, depth) in enumerate(layer_runs(config)):
         graphs, stacked = {}, None
         for form, module in modules.items():
             if kind in ("attention", "window") or form == "reference":
                 graphs[form], stacked = nnx.split(getattr(module, f"blocks_{i}"))
-        compare = jax.jit(functools.partial(_compare, graphs, config.attention.degree))
+        compare = functools.partial(_compare, model.mesh, graphs, config.attention.degree)
+        compare = jax.jit(compare, out_shardings=whole)
         for n in range(depth):
-            x, condition, errors = compare(jax.tree.map(lambda leaf, n=n: leaf[n], stacked), x, context)
+            x, condition, errors = compare(stacked, np.int32(n), x, context)
             found += [_worst(number, kind, form, e, condition, config.model.dtype) for form, e in errors.items()]
             number += 1
     return found
@@ -109,15 +113,26 @@ def _worst(layer: int, kind: str, form: str, errors: Array, condition: Array, dt
 
 
 def _compare(
-    graphs: dict[str, Any], degree: int, parameters: PyTree, x: Float[Array, "B T E"], context: Context
+    mesh: Mesh | None,
+    graphs: dict[str, Any],
+    degree: int,
+    stacked: PyTree,
+    number: AnyArray,
+    x: Float[Array, "B T E"],
+    context: Context,
 ) -> tuple[Float[Array, "B T E"], Float[Array, "B T"], dict[str, Float[Array, "B T"]]]:
-    """The layer's output, the condition number of each token (0 where no kernel is expanded), and errors by form."""
+    """The layer's output, the condition number of each token (0 where no kernel is expanded), and errors by form.
+
+    `stacked` holds the parameters of a run of layers, of which this is the one with the number.
+    """
+    parameters = jax.tree.map(lambda leaf: leaf[number], stacked)
     blocks = {form: nnx.merge(graph, parameters) for form, graph in graphs.items()}
     dense = blocks["reference"]
     inputs = dense.mixer_input(x)
-    outputs = {form: block.mixer(inputs, context)[0] for form, block in blocks.items()}
-    outputs["prefill + decode"] = _decode(dense, inputs, context)
-    want = outputs.pop("reference").astype(jnp.float32)
+    want = dense.mixer(inputs, context)[0].astype(jnp.float32)  # as one device computes it
+    with sharding.use_mesh(mesh):
+        outputs = {form: block.mixer(inputs, context)[0] for form, block in blocks.items() if form != "reference"}
+        outputs["prefill + decode"] = _decode(dense, inputs, context)
     sizes = jnp.linalg.norm(want, axis=-1)
     floor = 0.1 * jnp.sqrt(jnp.mean(sizes**2)) + 1e-30
     errors = {
@@ -160,7 +175,8 @@ def check_logits(model: Model, params: PyTree, tokens: np.ndarray) -> tuple[floa
     Where the token of one pass is nearly the best of the other, within ten tolerances of the logits' spread, the two
     are ties and agree.
     """
-    whole = np.asarray(jax.jit(lambda p, t: model.logits(p, t)[0])(params, jnp.asarray(tokens, jnp.int32)))
+    logits = jax.jit(lambda p, t: model.logits(p, t)[0], out_shardings=sharding.everywhere(model.mesh))
+    whole = np.asarray(logits(params, np.asarray(tokens, np.int32)))
     whole = whole[0, :, : model.vocab_size]
     decoder, half = Decoder(model, params), max(tokens.shape[1] // 2, 1)
     stream = decoder.start(1, tokens.shape[1])
@@ -179,9 +195,17 @@ def check_logits(model: Model, params: PyTree, tokens: np.ndarray) -> tuple[floa
 def check(model: Model, params: PyTree, tokens: np.ndarray) -> int:
     """Prints a row for the worst form of each layer, the worst layer, and the logits; 0 when all agree, else 1."""
     results = check_layers(model, params, tokens)
-    table = Table(
-        title=f"{model.config.variant}, {model.config.model.dtype}, {tokens.shape[1]} tokens", title_justify="left"
-    )
+    difference, agree, total = check_logits(model, params, tokens)
+    passed = max(r.ratio for r in results) <= 1 and agree == total
+    if jax.process_index() == 0:
+        _print_layers(f"{model.config.variant}, {model.config.model.dtype}, {tokens.shape[1]} tokens", results)
+        found = f"largest difference {difference:.1e}; greedy tokens agree at {agree} of {total}"
+        print(f"logits, prefill + decode: {found}\n{'all forms agree' if passed else 'FORMS DISAGREE'}")
+    return 0 if passed else 1
+
+
+def _print_layers(title: str, results: list[LayerCheck]) -> None:
+    table = Table(title=title, title_justify="left")
     for column in ("layer", "kind", "worst form", "position", "error", "tolerance", "x condition factor", "ratio"):
         table.add_column(column, justify="left" if column in ("kind", "worst form") else "right")
     worst = [max((r for r in results if r.layer == n), key=lambda r: r.ratio) for n in range(results[-1].layer + 1)]
@@ -195,8 +219,3 @@ def check(model: Model, params: PyTree, tokens: np.ndarray) -> int:
         f"worst layer {last.layer} ({last.kind}), {last.form}, token {last.position}: error {last.error:.1e}, "
         f"tolerance {last.tolerance:.0e} x {last.factor:.3g}, the condition factor of the row"
     )
-    difference, agree, total = check_logits(model, params, tokens)
-    print(f"logits, prefill + decode: largest difference {difference:.1e}; greedy tokens agree at {agree} of {total}")
-    passed = last.ratio <= 1 and agree == total
-    print("all forms agree" if passed else "FORMS DISAGREE")
-    return 0 if passed else 1

@@ -6,7 +6,9 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from sympow_jax import sharding
 from sympow_jax.config import ConfigError
 from sympow_jax.models.model import Model
 from sympow_jax.typing import PyTree
@@ -44,6 +46,9 @@ class Stream:
 class Decoder:
     """Feeds tokens to a model, with one compiled program for each of CHUNK_SIZES, whatever the position.
 
+    On the model's mesh states lie over heads, and rows over data and fsdp where they divide; the tokens of a prompt lie
+    over seq under a linear kernel. Every process reads the same tokens and sees the same logits.
+
     The programs own the state that they are given and write it in place.
 
     Attributes:
@@ -52,7 +57,7 @@ class Decoder:
 
     def __init__(self, model: Model, params: PyTree):
         self.model, self.compile_seconds = model, 0.0
-        self._params = _unstack_layers(params)
+        self._params = _unstack_layers(params, model.mesh)
         self._programs: dict[tuple, jax.stages.Compiled] = {}
 
     def start(self, batch_size: int = 1, max_length: int = 0) -> Stream:
@@ -67,9 +72,8 @@ class Decoder:
           ConfigError: a softmax model without max_length, or one beyond the rows of a learned_absolute table.
         """
         bound = self._longest(max_length)
-        create = jax.jit(self.model.initial_state, static_argnums=(0, 1))  # so that no two leaves share a buffer
         recent = np.zeros((batch_size, 0), np.int32)
-        return Stream(create(batch_size, bound or 1), None, 0, batch_size, bound, recent)
+        return Stream(self.model.initial_state(batch_size, bound or 1), None, 0, batch_size, bound, recent)
 
     def _longest(self, max_length: int) -> int | None:
         config = self.model.config
@@ -111,8 +115,8 @@ class Decoder:
         for size in CHUNK_SIZES:
             while tokens.shape[1] - start >= size:
                 program = self._program(stream, size)
-                part = jnp.asarray(tokens[:, start : start + size])
-                stream.logits, stream.state = program(self._params, part, stream.state)
+                stream.logits, stream.state = program(self._params, tokens[:, start : start + size], stream.state)
+                jax.block_until_ready(stream.logits)  # a backend holds a bounded number of programs of several devices
                 start += size
         stream.tokens_read = total
         stream.recent = np.concatenate([stream.recent, tokens], axis=1)[:, -RECENT:]
@@ -129,12 +133,13 @@ class Decoder:
         if key not in self._programs:
             begin = time.perf_counter()
             length = (stream.max_length or 0) if self.model.depends_on_length else 0
-            tokens = jax.ShapeDtypeStruct((stream.batch_size, size), jnp.int32)
+            whole = sharding.everywhere(self.model.mesh)
+            tokens = jax.ShapeDtypeStruct((stream.batch_size, size), jnp.int32, sharding=whole)
 
             def advance(layers, tokens, state):
                 return self.model.next_logits(_stack_layers(layers), tokens, state, length=length)
 
-            program = jax.jit(advance, donate_argnums=2)
+            program = jax.jit(advance, donate_argnums=2, out_shardings=(whole, None))
             self._programs[key] = program.lower(self._params, tokens, stream.state).compile()
             self.compile_seconds += time.perf_counter() - begin
         return self._programs[key]
@@ -148,13 +153,16 @@ def _bucket(length: int) -> int:
     return max(64, 1 << (length - 1).bit_length()) if length <= 4096 else -(-length // 4096) * 4096
 
 
-def _unstack_layers(params: PyTree) -> PyTree:
+def _unstack_layers(params: PyTree, mesh: Mesh | None) -> PyTree:
     """Parameters with those of each layer apart: a compiled step need not cut them out of the stack every time."""
 
     @jax.jit
     def cut(stacked):
         depth = jax.tree.leaves(stacked)[0].shape[0]
-        return tuple(jax.tree.map(lambda leaf, n=n: leaf[n], stacked) for n in range(depth))
+        layers = [jax.tree.map(lambda leaf, n=n: leaf[n], stacked) for n in range(depth)]
+        if mesh is not None:
+            layers = [jax.lax.with_sharding_constraint(x, sharding.tree_shardings(x, mesh)) for x in layers]
+        return tuple(layers)
 
     return {name: cut(tree) if name.startswith("blocks_") else tree for name, tree in params.items()}
 

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sympow_jax.config import ConfigError
 from sympow_jax.typing import Array, Float, Int
@@ -56,9 +57,9 @@ def sample(logits: Float[Array, "B V"], position: int, sampling: Sampling) -> In
     """One token a row, int32, for the token at `position` (from 0) of the stream."""
     if sampling.temperature == 0:
         return _most_likely(logits)
-    options = (jnp.float32(sampling.temperature), jnp.float32(sampling.top_p))
+    options = (np.float32(sampling.temperature), np.float32(sampling.top_p))  # of no device
     top_k = min(sampling.top_k, logits.shape[1])
-    return _draw(logits, jnp.uint32(sampling.seed), jnp.uint32(position), *options, top_k, sampling.top_p < 1)
+    return _draw(logits, np.uint32(sampling.seed), np.uint32(position), *options, top_k, sampling.top_p < 1)
 
 
 @jax.jit

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sympow_jax import config as config_lib
+from sympow_jax import sharding
 from sympow_jax.config import Config, ConfigError
 from sympow_jax.config.absent import ABSENT
 from sympow_jax.evals.files import plain, read_npz, write_json, write_npz
@@ -31,6 +32,8 @@ _COMPUTED_ALIKE = (
 def save_state(folder: str | pathlib.Path, decoder: Decoder, stream: Stream, params: PyTree) -> None:
     """Writes folder/state.npz (the state and the next logits) and folder/state.json (what they belong to).
 
+    All processes of a mesh call this, and the first one writes.
+
     Slots of caches that were not written are left out. Both files are replaced atomically, the JSON last; it holds
     the digest of the arrays, so that a pair that does not belong together is noticed.
     """
@@ -38,10 +41,12 @@ def save_state(folder: str | pathlib.Path, decoder: Decoder, stream: Stream, par
     small = jax.eval_shape(lambda: decoder.model.initial_state(stream.batch_size, max(stream.tokens_read, 1)))
     arrays = {}
     for name, leaf in _named(stream.state).items():
-        arrays[name] = leaf[tuple(slice(0, size) for size in _named(small)[name].shape)]
+        arrays[name] = sharding.fetch(leaf)[tuple(slice(0, size) for size in _named(small)[name].shape)]
     if stream.logits is None:
         raise ConfigError("--save_state: nothing was read; give a prompt")
-    arrays["logits"] = stream.logits
+    arrays["logits"], digest = sharding.fetch(stream.logits), params_digest(params)
+    if jax.process_index() != 0:
+        return
     write_npz(folder / "state.npz", {name: _storable(np.asarray(array)) for name, array in arrays.items()})
     about = {
         "format": FORMAT,
@@ -49,7 +54,7 @@ def save_state(folder: str | pathlib.Path, decoder: Decoder, stream: Stream, par
         "batch_size": stream.batch_size,
         "recent": stream.recent.tolist(),
         "config": _identity(decoder.model.config),
-        "params": params_digest(params),
+        "params": digest,
         "dtypes": {name: str(array.dtype) for name, array in arrays.items()},
         "arrays": file_sha256(folder / "state.npz"),
     }
@@ -93,7 +98,7 @@ def load_state(
 
 def _restore(folder: pathlib.Path, name: str, empty: jax.Array, saved: np.ndarray, batch_size: int) -> jax.Array:
     """The saved array at the start of an empty one: all of it, or the written slots of a cache."""
-    saved, full = _repeat(saved, batch_size), np.array(empty)
+    saved, full = _repeat(saved, batch_size), np.array(sharding.fetch(empty))
     if (
         saved.ndim != full.ndim
         or saved.dtype != full.dtype
@@ -104,7 +109,7 @@ def _restore(folder: pathlib.Path, name: str, empty: jax.Array, saved: np.ndarra
             f"{full.dtype}{list(full.shape)}; save it again"
         )
     full[tuple(slice(0, size) for size in saved.shape)] = saved
-    return jnp.asarray(full)
+    return jax.make_array_from_callback(full.shape, empty.sharding, lambda index: full[index])
 
 
 def _recent(folder: pathlib.Path, about: Mapping[str, Any], vocab_size: int) -> np.ndarray:

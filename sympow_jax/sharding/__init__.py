@@ -14,6 +14,7 @@ from sympow_jax.sharding.mesh import axis_size as axis_size
 from sympow_jax.sharding.mesh import constrain as constrain
 from sympow_jax.sharding.mesh import dividing as dividing
 from sympow_jax.sharding.mesh import everywhere as everywhere
+from sympow_jax.sharding.mesh import fetch as fetch
 from sympow_jax.sharding.mesh import infer_sizes as infer_sizes
 from sympow_jax.sharding.mesh import is_sharded as is_sharded
 from sympow_jax.sharding.mesh import make_mesh as make_mesh

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -98,6 +98,13 @@ def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
 def everywhere(mesh: Mesh | None) -> NamedSharding | None:
     """The layout of what every device, and so every process, holds whole; None, any layout, without a mesh."""
     return None if mesh is None else NamedSharding(mesh, P())
+
+
+def fetch(array: Array) -> np.ndarray:
+    """The whole array in this process's memory; all processes that hold a part of it call this."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def shard_counts(mesh: Mesh | None) -> tuple[int, int]:

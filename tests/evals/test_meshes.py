@@ -1,14 +1,19 @@
 """Losses and answers on any mesh are those of one device."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from sympow_jax import sharding
+from sympow_jax.evals.files import write_json
 from sympow_jax.evals.length_generalisation import length_generalisation
 from sympow_jax.evals.retrieval import Matcher
 from sympow_jax.evals.streaming import Scorer
+from sympow_jax.loading import load_step
 from sympow_jax.models.model import Model, resolve_implementation
+from sympow_jax.training.checkpoint import Checkpointer
 from tests.evals.toy import make_store
 from tests.models.small import VOCAB, moved, tiny_config
 
@@ -79,3 +84,26 @@ def test_every_mesh_has_the_answers_of_one_device(variant):
             right = Matcher(*on(sizes), chunk_size=chunk_size).right(inputs, targets, asked)
             wanted = asked & (np.arange(50) % 3 > 0)
             assert (right == wanted).mean() > 0.99, (sizes, chunk_size)
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+def test_a_checkpoint_of_any_mesh_is_measured_on_every_other(tmp_path):
+    """Saved as training saves it, read as eval.py reads it; each device holds its part of each parameter."""
+    on, targets = models("conformal_sympow"), np.random.default_rng(0).integers(0, VOCAB, (2, 32)).astype(np.uint16)
+    found = []
+    for number, saved_on in enumerate((None, *MESHES)):
+        workdir, (model, params) = tmp_path / str(number), on(saved_on)
+        write_json(workdir / "config.json", dataclasses.asdict(model.config))
+        write_json(workdir / "data.json", {"vocab_size": VOCAB})
+        with Checkpointer(workdir / "checkpoints") as checkpointer:
+            checkpointer.save(1, {"params": params}, metadata={})
+        for sizes in (None, *MESHES):
+            mesh = on(sizes)[0].mesh
+            model, params, _ = load_step(str(workdir), mesh=mesh)
+            if sizes is not None and "fsdp" in sizes:
+                table = params["embedding"]["embedding"]
+                assert table.addressable_shards[0].data.size == table.size / 8
+            options = {"chunk_size": 8, "batch_size": 1, "num_windows": 2}
+            found.append(Scorer(model, params, bos_id=VOCAB - 1, **options).cumulative(targets, [5, 32]))
+    np.testing.assert_allclose(found[1:], np.broadcast_to(found[0], (15, 2, 2)), rtol=1e-6)

@@ -1,6 +1,7 @@
 """Evaluations by several processes: the numbers of one device, written once, and one line where they disagree."""
 
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -34,6 +35,7 @@ def test_processes_measure_what_one_device_does(tmp_path):
     together(2, 2, eval_command(run, "two"))
     together(4, 1, eval_command(run, "four", "--mesh.data=2", "--mesh.tensor=2"))
     run_processes([eval_command(run, "one")], [{}])
+    _check_text(run)
     want = read_npz(run / "eval" / "one.npz")
     for name in ("two", "four"):
         found = read_npz(run / "eval" / f"{name}.npz")
@@ -49,6 +51,20 @@ def test_processes_measure_what_one_device_does(tmp_path):
     for start, stop in itertools.pairwise(octaves):
         mean = sums[(edges[:-1] >= start) & (edges[1:] <= stop)].sum() / (3 * (stop - start))
         assert row[f"contextwise/{stop}"] == pytest.approx(mean, rel=1e-6)
+
+
+def _check_text(run) -> None:
+    """Greedy text of 64 tokens, on the run's mesh and on one device, and the state that it leaves behind."""
+    flags = ("--prompt=import os", "--max_new_tokens=64", "--temperature=0")
+    command = [sys.executable, "-m", "sympow_jax.generate", f"--workdir={run}", *flags]
+    together(2, 2, [*command, f"--save_state={run}/two"])
+    run_processes([[*command, f"--save_state={run}/one"]], [{}])
+    one, two = (read_npz(run / name / "state.npz") for name in ("one", "two"))
+    texts = [json.loads((run / name / "state.json").read_text())["recent"] for name in ("one", "two")]
+    assert texts[0] == texts[1] and len(texts[0][0]) == 64
+    assert one.keys() == two.keys()
+    for name, array in one.items():
+        np.testing.assert_allclose(two[name], array, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_processes_that_are_asked_otherwise_say_so_and_write_nothing(tmp_path):
