@@ -25,6 +25,7 @@ COMMANDS = {
     "eval",
     "generate",
     "inspect",
+    "lm_eval",
     "plan",
     "prepare",
     "report",

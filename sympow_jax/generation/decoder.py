@@ -76,22 +76,20 @@ class Decoder:
         return Stream(self.model.initial_state(batch_size, bound or 1), None, 0, batch_size, bound, recent)
 
     def _longest(self, max_length: int) -> int | None:
-        config = self.model.config
-        learned = config.attention.position == "learned_absolute"
-        rows = config.position.max_length
-        if learned and max_length > rows:
+        rows = self.model.max_length
+        if rows is not None and max_length > rows:
             raise ConfigError(
                 f"{max_length:,} tokens: learned_absolute has {rows:,} positions (position.max_length); use a shorter "
                 "prompt or fewer new tokens"
             )
         if self.model.streams_constant:
-            return rows if learned else None
+            return rows
         if max_length < 1:
             raise ConfigError(f"max_length = {max_length}: a softmax cache needs the number of tokens it must hold")
         if self.model.depends_on_length:
             return max_length
         room = _bucket(max_length)
-        return min(room, rows) if learned else room
+        return room if rows is None else min(room, rows)
 
     def read(self, stream: Stream, tokens: np.ndarray | jax.Array) -> None:
         """Reads tokens [B, T] into the stream, T >= 0, and leaves the logits of the token after them.

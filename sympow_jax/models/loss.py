@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from sympow_jax import sharding
-from sympow_jax.typing import AnyArray, Array, Float, Int
+from sympow_jax.typing import AnyArray, Array, Bool, Float, Int
 
 
 def token_logits(
@@ -40,9 +40,44 @@ def token_nll(
       block: how many tokens have logits at once on a device; the backward pass computes them again.
       scale, softcap: of the logits.
     """
+    return _by_blocks(_nll_and_log_z, hidden, kernel, targets, block, scale=scale, softcap=softcap)
+
+
+def token_scores(
+    hidden: Float[Array, "B T E"],
+    kernel: Float[Array, "E V"],
+    targets: Int[AnyArray, "B T"],
+    *,
+    block: int,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """nll_t of `token_nll`, and whether the target is the most likely token (the first of equals)."""
+    return _by_blocks(_nll_and_rank, hidden, kernel, targets, block, scale=scale, softcap=softcap)
+
+
+def _nll_and_log_z(logits: Array, targets: AnyArray) -> tuple[Array, Array]:
+    picked = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+    log_z = jax.nn.logsumexp(logits, axis=1)
+    return log_z - picked, log_z
+
+
+def _nll_and_rank(logits: Array, targets: AnyArray) -> tuple[Array, Array]:
+    return _nll_and_log_z(logits, targets)[0], jnp.argmax(logits, axis=1) == targets
+
+
+def _by_blocks(
+    of_block: Callable[[Array, AnyArray], tuple[Array, Array]],
+    hidden: Array,
+    kernel: Array,
+    targets: AnyArray,
+    block: int,
+    **logit_options: float,
+) -> tuple[Array, Array]:
+    """`of_block(logits, targets)` of all tokens [B, T], each device on its own, `block` at a time."""
     kernel = kernel.astype(hidden.dtype)
-    logits_of = functools.partial(token_logits, scale=scale, softcap=softcap)
-    local = functools.partial(_local_nll, block=block, logits_of=logits_of)
+    logits_of = functools.partial(token_logits, **logit_options)
+    local = functools.partial(_local_blocks, of_block=of_block, block=block, logits_of=logits_of)
     if not sharding.is_sharded():
         return local(hidden, kernel, targets)
     B, T = targets.shape
@@ -51,24 +86,23 @@ def token_nll(
     return sharding.over_shards(local, (hidden, kernel, targets), (tokens, P(), tokens), tokens)
 
 
-def _local_nll(
-    hidden: Array, kernel: Array, targets: AnyArray, *, block: int, logits_of: Callable[[Array, Array], Array]
+def _local_blocks(
+    hidden: Array,
+    kernel: Array,
+    targets: AnyArray,
+    *,
+    of_block: Callable[[Array, AnyArray], tuple[Array, Array]],
+    block: int,
+    logits_of: Callable[[Array, Array], Array],
 ) -> tuple[Array, Array]:
     B, T, E = hidden.shape
-
-    def block_nll(hidden_block, target_block):
-        logits = logits_of(hidden_block, kernel)
-        picked = jnp.take_along_axis(logits, target_block[:, None], axis=1)[:, 0]
-        log_z = jax.nn.logsumexp(logits, axis=1)
-        return log_z - picked, log_z
-
     flat, target = hidden.reshape(B * T, E), targets.reshape(B * T)
     if block >= B * T:
-        return jax.tree.map(lambda x: x.reshape(B, T), block_nll(flat, target))
+        return jax.tree.map(lambda x: x.reshape(B, T), of_block(logits_of(flat, kernel), target))
     blocks = -(-B * T // block)
     padding = blocks * block - B * T
     flat = jnp.pad(flat, ((0, padding), (0, 0))).reshape(blocks, block, E)
     target = jnp.pad(target, (0, padding)).reshape(blocks, block)
-    body = jax.checkpoint(lambda _, xs: (None, block_nll(*xs)))
-    _, losses = jax.lax.scan(body, None, (flat, target))
-    return jax.tree.map(lambda x: x.reshape(-1)[: B * T].reshape(B, T), losses)
+    body = jax.checkpoint(lambda _, xs: (None, of_block(logits_of(xs[0], kernel), xs[1])))
+    _, found = jax.lax.scan(body, None, (flat, target))
+    return jax.tree.map(lambda x: x.reshape(-1)[: B * T].reshape(B, T), found)

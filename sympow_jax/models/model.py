@@ -15,10 +15,10 @@ from sympow_jax.config import Config, ConfigError
 from sympow_jax.layers.projections import qk_head_dim
 from sympow_jax.layers.state_specs import state_specs
 from sympow_jax.models.flops import expansion
-from sympow_jax.models.loss import token_logits, token_nll
+from sympow_jax.models.loss import token_logits, token_nll, token_scores
 from sympow_jax.models.transformer import Transformer
 from sympow_jax.ops.linear_attention import accelerators, dispatch
-from sympow_jax.typing import AnyArray, Array, Float, Int, PyTree
+from sympow_jax.typing import AnyArray, Array, Bool, Float, Int, PyTree
 
 
 def resolve_implementation(config: Config) -> Config:
@@ -101,6 +101,12 @@ class Model:
         """True when the state of a stream has a size that does not depend on its length."""
         a = self.config.attention
         return "attention" not in a.layer_pattern or (a.is_linear and not a.has_additive_bias)
+
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens that a sequence can have, the rows of a table of positions; None where nothing bounds it."""
+        learned = self.config.attention.position == "learned_absolute"
+        return self.config.position.max_length if learned else None
 
     @property
     def depends_on_length(self) -> bool:
@@ -197,6 +203,20 @@ class Model:
         with sharding.use_mesh(self.mesh):
             hidden, kernel, state = self._hidden(params, inputs, segment_ids, positions, state, length)
             return token_nll(hidden, kernel, targets, **self._loss_options)[0], state
+
+    def scores(
+        self,
+        params: PyTree,
+        inputs: Int[AnyArray, "B T"],
+        targets: Int[AnyArray, "B T"],
+        *,
+        state: PyTree | None = None,
+        length: int = 0,
+    ) -> tuple[tuple[Float[Array, "B T"], Bool[Array, "B T"]], PyTree | None]:
+        """((loss of each target, whether it is the most likely token), next state); arguments as in `logits`."""
+        with sharding.use_mesh(self.mesh):
+            hidden, kernel, state = self._hidden(params, inputs, None, None, state, length)
+            return token_scores(hidden, kernel, targets, **self._loss_options), state
 
     def losses(
         self,

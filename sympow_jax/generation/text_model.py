@@ -1,0 +1,114 @@
+"""A model of texts: what a harness asks of it, log-likelihoods of continuations and of whole texts, and greedy text."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sympow_jax.config import ConfigError
+from sympow_jax.evals.continuations import ContinuationScorer
+from sympow_jax.generation.decoder import Decoder
+from sympow_jax.generation.sampling import Sampling
+from sympow_jax.generation.text import generate
+from sympow_jax.input_pipeline.tokenizers import Tokenizer
+from sympow_jax.models.model import Model
+from sympow_jax.typing import PyTree
+
+_SAMPLING = ("temperature", "top_k", "top_p")
+_LENGTH = ("max_gen_toks", "max_new_tokens", "max_tokens")
+DEFAULT_NEW_TOKENS = 256
+
+
+class TextModel:
+    """Scores and continues texts.
+
+    Args:
+      model, params, tokenizer: of a run; see sympow_jax.loading.load.
+      batch_size: rows that are scored side by side.
+      bos: whether texts begin with BOS, as the texts of training do.
+
+    Attributes:
+      scorer: of continuations.
+    """
+
+    def __init__(self, model: Model, params: PyTree, tokenizer: Tokenizer, *, batch_size: int = 16, bos: bool = True):
+        self.tokenizer, self._bos, self._model = tokenizer, bos, model
+        chunk_size = model.config.evaluation.chunk_size
+        self.scorer = ContinuationScorer(model, params, batch_size=batch_size, chunk_size=chunk_size)
+        self._decoder = Decoder(model, params)
+
+    def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
+        """The ids of a text, after BOS unless that is off."""
+        start = [self.tokenizer.bos_id] if (self._bos if bos is None else bos) else []
+        return start + self.tokenizer.encode(text).tolist()
+
+    def log_likelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+        """(log p(continuation | context) in nats, whether it is the greedy one) of pairs of ids.
+
+        An empty context is BOS. Where positions are bounded (learned_absolute), the last tokens that fit are read.
+
+        Raises:
+          ConfigError: a continuation that is empty, or longer than the positions.
+        """
+        rows, counts = [], []
+        for context, continuation in pairs:
+            if not continuation:
+                raise ConfigError("an empty continuation has no log-likelihood; leave the request out")
+            row = [*(context or [self.tokenizer.bos_id]), *continuation]
+            kept = row if self._model.max_length is None else row[-self._model.max_length - 1 :]
+            if len(kept) <= len(continuation):
+                raise ConfigError(
+                    f"a continuation of {len(continuation):,} tokens: learned_absolute has {self._model.max_length:,} "
+                    "positions (position.max_length); use a shorter one"
+                )
+            rows.append(np.asarray(kept, np.int32))
+            counts.append(len(continuation))
+        return self.scorer.scores(rows, counts)
+
+    def whole(self, texts: Sequence[str]) -> list[float]:
+        """log p(text) in nats, each in one pass from BOS; of an empty text 0.
+
+        Where positions are bounded, a text is read in stretches of as many tokens, the last with all context that fits.
+        """
+        pieces = [list(self._stretches(self.encode(text, bos=False))) for text in texts]
+        found = iter(self.log_likelihoods([pair for pairs in pieces for pair in pairs]))
+        return [sum(next(found)[0] for _ in pairs) for pairs in pieces]
+
+    def _stretches(self, ids: list[int]) -> Iterator[tuple[list[int], list[int]]]:
+        """(context, ids to score) that cover `ids` once."""
+        bound = self._model.max_length or max(1, len(ids))
+        row = [self.tokenizer.bos_id, *ids]
+        for start in range(0, len(ids), bound):
+            stop = min(start + bound, len(ids))
+            yield row[max(0, stop - bound) : start + 1], row[start + 1 : stop + 1]
+
+    def continuation(self, prompt: str, options: Mapping[str, Any]) -> str:
+        """The text after `prompt`, up to a stop string, the end of the text, or the most new tokens.
+
+        Args:
+          prompt: what is read first.
+          options: `until` (a text or several), `max_gen_toks`, `do_sample`, `temperature`, `top_k`, `top_p`, as tasks
+            spell them; without do_sample, or at temperature 0, the most likely token is taken.
+
+        Raises:
+          ConfigError: an option that is not known, or out of range.
+        """
+        options = dict(options)
+        until = options.pop("until", None) or []
+        stop = [until] if isinstance(until, str) else list(until)
+        lengths = [options.pop(name) for name in _LENGTH if name in options]
+        most = int(lengths[0]) if lengths else DEFAULT_NEW_TOKENS
+        chosen = {name: options.pop(name) for name in _SAMPLING if name in options}
+        sampling = Sampling(**chosen) if options.pop("do_sample", False) else Sampling(temperature=0.0)
+        if options:
+            known = ", ".join(["until", "do_sample", *_LENGTH, *_SAMPLING])
+            raise ConfigError(f"generation option {next(iter(options))!r} is not known; these are: {known}")
+        ids = self.encode(prompt) or [self.tokenizer.bos_id]
+        if self._model.max_length is not None:
+            ids = ids[-max(1, self._model.max_length - most) :]
+        stream = self._decoder.start(1, len(ids) + most)
+        self._decoder.read(stream, np.asarray([ids], np.int32))
+        pieces = generate(
+            self._decoder, stream, self.tokenizer, sampling=sampling, max_new_tokens=most, stop=[s for s in stop if s]
+        )
+        return "".join(new[0] for new in pieces)

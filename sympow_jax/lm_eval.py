@@ -1,0 +1,127 @@
+"""The tasks of the Language Model Evaluation Harness (lm-eval, arXiv 2405.14782) on a trained run.
+
+    python -m sympow_jax.lm_eval --workdir=DIR --tasks=NAME[,NAME ...] [--step=latest|best|N] [--limit=N]
+        [--num_fewshot=N] [--include_path=FOLDER] [--batch_size=N] [--bos=true|false] [--output=FILE.json]
+        [--position.scaling=...] [--mesh.AXIS=N]
+
+--include_path is a folder of tasks (YAML), whose data may be local: nothing is then downloaded. --bos=false reads texts
+without the BOS that the texts of training begin with. Needs the extra `lm-eval`.
+"""
+
+import importlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from sympow_jax.command_line import (
+    MESH_FLAGS,
+    flag_value,
+    mesh_flags,
+    run_program,
+    split_flags,
+    step_flag,
+    use_compilation_cache,
+)
+from sympow_jax.config import ConfigError
+from sympow_jax.files import write_json_atomic
+from sympow_jax.generation.text_model import TextModel
+from sympow_jax.input_pipeline.tokenizers import load_tokenizer
+from sympow_jax.loading import AT_EVALUATION, check_stream, load_step
+from sympow_jax.training.evaluation_mesh import evaluation_mesh, mesh_note
+from sympow_jax.training.run_files import load_config
+
+_OWN = ("workdir", "tasks", "step", "limit", "num_fewshot", "include_path", "batch_size", "bos", "output")
+
+
+def harness() -> Any:
+    """The package lm_eval.
+
+    Raises:
+      ConfigError: it is not installed.
+    """
+    try:
+        importlib.import_module("lm_eval.tasks")
+        return importlib.import_module("lm_eval")
+    except ImportError as error:
+        raise ConfigError(f"lm-eval cannot be imported ({error}); pip install 'sympow_jax[lm-eval]'") from None
+
+
+def language_model(texts: TextModel) -> Any:
+    """`texts` as an lm_eval.api.model.LM, for `lm_eval.simple_evaluate(model=...)`."""
+    template = harness().api.model.TemplateLM
+
+    class SympowLM(template):
+        """A run of sympow_jax behind the harness's interface; texts are encoded as there."""
+
+        tokenizer_name = texts.tokenizer.digest
+
+        @property
+        def eot_token_id(self) -> int:
+            return next(iter(texts.tokenizer.eos_ids), texts.tokenizer.bos_id)
+
+        @property
+        def prefix_token_id(self) -> int:
+            return texts.tokenizer.bos_id
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+            return texts.encode(string, bos=add_special_tokens)
+
+        def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+            return texts.log_likelihoods([(context, continuation) for _, context, continuation in requests])
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+            return texts.whole([request.args[0] for request in requests])
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            return [texts.continuation(*request.args) for request in requests]
+
+    return SympowLM()
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the tasks and prints the harness's table; returns the exit code."""
+    flags, _ = split_flags(argv, [*_OWN, *AT_EVALUATION, *MESH_FLAGS])
+    for name, what in (("workdir", "the folder of a trained run"), ("tasks", "names of tasks, with commas between")):
+        if name not in flags:
+            raise ConfigError(f"--{name} is missing: {what}")
+    limit, shots = (flag_value(flags, name, -1, least=-1) for name in ("limit", "num_fewshot"))
+    batch_size = flag_value(flags, "batch_size", 16, least=1)
+    bos = flag_value(flags, "bos", True)
+    overrides = {name: flags[name] for name in AT_EVALUATION if name in flags}
+    lm_eval = harness()
+    tasks = lm_eval.tasks.TaskManager(include_path=flags.get("include_path"))
+    names = tasks.match_tasks(flags["tasks"].split(","))
+    unknown = set(flags["tasks"].split(",")) - set(names)
+    if unknown:
+        raise ConfigError(f"--tasks: {sorted(unknown)[0]!r} is no task that lm-eval or --include_path has")
+    use_compilation_cache()
+    saved = load_config(flags["workdir"])
+    mesh = evaluation_mesh(saved, mesh_flags(flags), rows=1)
+    print(mesh_note(saved, mesh, mesh_flags(flags)))
+    model, params, step = load_step(flags["workdir"], step_flag(flags), overrides=overrides, mesh=mesh)
+    check_stream(model.config, overrides)
+    tokenizer = load_tokenizer(pathlib.Path(flags["workdir"]) / "tokenizer")
+    texts = TextModel(model, params, tokenizer, batch_size=batch_size, bos=bos)
+    results = lm_eval.simple_evaluate(
+        model=language_model(texts),
+        tasks=names,
+        task_manager=tasks,
+        limit=limit if limit >= 0 else None,
+        num_fewshot=shots if shots >= 0 else None,
+    )
+    print(f"step {step}, {texts.scorer.num_programs} programs compiled for scoring")
+    print(lm_eval.utils.make_table(results))
+    if "output" in flags:
+        found = json.loads(json.dumps(results, default=str))  # tasks keep functions among their settings
+        write_json_atomic(pathlib.Path(flags["output"]), found)
+    return 0
+
+
+def main() -> None:
+    """Runs the command on this process's flags and exits."""
+    run_program(run)
+
+
+if __name__ == "__main__":
+    main()

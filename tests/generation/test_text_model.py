@@ -1,0 +1,84 @@
+"""Texts scored and continued as an evaluation harness asks: the model's own log-probabilities, its greedy text."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from sympow_jax import lm_eval
+from sympow_jax.config import ConfigError
+from sympow_jax.generation.text_model import TextModel
+from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
+from sympow_jax.models.model import Model, resolve_implementation
+from tests.models.small import moved, tiny_config
+
+
+def text_model(variant: str = "conformal_sympow", *flags: str, **options):
+    tokenizer = ByteTokenizer()
+    model = Model(resolve_implementation(tiny_config(variant, *flags)), tokenizer.vocab_size)
+    params = jax.device_put(moved(model.init(jax.random.key(0)), 0.1))
+    return TextModel(model, params, tokenizer, batch_size=2, **options), jax.jit(model.logits), params
+
+
+def logits_after(logits_of, params, ids, padded=32):
+    """[len(ids), V] float64; what pads the row comes after it."""
+    return np.asarray(logits_of(params, np.pad(ids, (0, padded - len(ids)))[None])[0], np.float64)[0, : len(ids)]
+
+
+def log_p(logits_of, params, ids, padded=32):
+    """log p(ids[i] | ids[:i]) of all but the first."""
+    logits = logits_after(logits_of, params, ids[:-1], padded)
+    return (logits - np.log(np.exp(logits).sum(1, keepdims=True)))[np.arange(len(ids) - 1), ids[1:]]
+
+
+def test_texts_are_scored_from_bos_and_continued_by_their_likeliest_tokens():
+    texts, logits_of, params = text_model()
+    each = log_p(logits_of, params, texts.encode("two words"))
+    assert texts.whole(["", "two words"]) == [0, pytest.approx(each.sum(), rel=1e-6)]
+    ((total, greedy),) = texts.log_likelihoods([(texts.encode("two "), list(b"words"))])
+    assert total == pytest.approx(each[4:].sum(), rel=1e-6) and not greedy
+    more = texts.continuation("two ", {"max_gen_toks": 4, "do_sample": False, "until": ["\n\n"]})
+    ids = texts.encode("two ")
+    for _ in range(4):
+        ids.append(int(logits_after(logits_of, params, ids)[-1].argmax()))
+    assert more == texts.tokenizer.decode(ids[5:])
+    assert TextModel.encode(texts, "a", bos=False) == [97]
+
+
+@pytest.mark.slow
+def test_a_bounded_text_is_covered_once_with_all_context_that_fits():
+    texts, logits_of, params = text_model("softmax_absolute", "position.max_length=48")
+    text = "".join(map(chr, range(33, 33 + 90)))
+    ids = texts.encode(text)
+    want = log_p(logits_of, params, ids[:49], 48).sum() + log_p(logits_of, params, ids[42:91], 48)[6:].sum()
+    assert texts.whole([text])[0] == pytest.approx(want, rel=1e-5)
+    with pytest.raises(ConfigError, match="a continuation of 49 tokens: learned_absolute has 48 positions"):
+        texts.log_likelihoods([([], list(range(49)))])
+
+
+def test_options_of_tasks_that_are_not_known_are_named():
+    texts, _, _ = text_model()
+    with pytest.raises(ConfigError, match="generation option 'num_beams' is not known"):
+        texts.continuation("a", {"num_beams": 4})
+    with pytest.raises(ConfigError, match="an empty continuation has no log-likelihood"):
+        texts.log_likelihoods([([1], [])])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tasks=a"], "--workdir is missing"),
+        (["--workdir=a"], "--tasks is missing"),
+        (["--workdir=a", "--tasks=b", "--batch_size=0"], "--batch_size = 0: must be at least 1"),
+    ],
+)
+def test_flags_of_the_command(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        lm_eval.run(flags)
+
+
+def test_without_the_harness_its_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(ConfigError, match=r"pip install 'sympow_jax\[lm-eval\]'"):
+        lm_eval.run(["--workdir=a", "--tasks=b"])
