@@ -175,8 +175,11 @@ def abstract_batch(config: Config, mesh: Mesh | None, *, packed: bool = False) -
 
 
 def vocabulary(config: Config) -> int:
-    """The vocabulary that a config will have, without opening its data: GPT-2's where only the data would tell."""
+    """The vocabulary that a config will have, without opening its data.
+
+    Where only the data would tell it is model.vocab_size, or GPT-2's.
+    """
     name = config.data.train
     if name in TASKS:
         return make_task(name, config.data.seq_len, config.task).vocab_size
-    return BYTE_VOCABULARY if name == "python-stdlib" else GPT2_VOCABULARY
+    return BYTE_VOCABULARY if name == "python-stdlib" else config.model.vocab_size or GPT2_VOCABULARY

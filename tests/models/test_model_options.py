@@ -10,6 +10,7 @@ from sympow_jax.config import ConfigError
 from sympow_jax.layers.norm import make_norm
 from sympow_jax.models.loss import token_nll
 from sympow_jax.models.model import Model
+from sympow_jax.training.data import vocabulary
 from tests.models import decoder_by_hand
 from tests.models.small import VOCAB, moved, tiny_config
 
@@ -99,6 +100,8 @@ def test_a_capped_loss_in_blocks_is_the_dense_one_with_its_gradients(rng):
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():
     with pytest.raises(ConfigError, match=r"model.vocab_size = 60: the tokenizer has 61 ids; use 0, or at least that"):
         Model(tiny_config("softmax_rope", "model.vocab_size=60"), VOCAB)
+    unseen = tiny_config("softmax_rope", "model.vocab_size=60", "data.train=a/store", "data.heldout=a/store")
+    assert vocabulary(unseen) == 60
 
 
 def test_yarns_factor_multiplies_the_rotated_dims_only():
