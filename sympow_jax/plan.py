@@ -6,7 +6,7 @@
     python -m sympow_jax.plan --list
 
 --programs=FOLDER keeps compiled programs and does not compile them again; --kernels adds the static schedules of TPU
-kernels, whose time then counts.
+kernels, whose time then counts. --evaluate plans eval.py instead: memory at each of evaluation.lengths.
 Repeat --config and --topology, or name --variants=a,b,c (or all), for one matrix of all of them. --output=NAME writes
 NAME.json, and NAME.md for more than one plan. mesh.* that is left alone is chosen: rows of the batch over `data`, what
 is left over `seq`; for linear kernels in a quadratic form, over `tensor`.
@@ -26,7 +26,7 @@ from sympow_jax import config as config_lib
 from sympow_jax.command_line import flag_value, run_program, split_flags
 from sympow_jax.config import Config, ConfigError, parse_variants
 from sympow_jax.files import FileError, read_json, write_text_atomic
-from sympow_jax.planning import fit, report, targets
+from sympow_jax.planning import evaluation, fit, report, targets
 from sympow_jax.training.data import vocabulary
 
 
@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     topologies = [flag.partition("=")[2] for flag in argv if flag.startswith("--topology=")]
     known = ("topology", "output", "variants", "max_compiles", "programs")
-    own, rest = split_flags(argv, known, switches=("fit", "kernels"), prefix="config")
+    own, rest = split_flags(argv, known, switches=("fit", "kernels", "evaluate"), prefix="config")
     if not topologies:
         raise ConfigError("--topology is missing: for example --topology=v5e:4x4 or h100:8; --list names them all")
     configs = parse_configs(rest, own.get("variants", ""))
@@ -75,11 +75,15 @@ def run(argv: Sequence[str]) -> int:
                 plans += _search(config, vocab_size, target, max_compiles, folder)
                 continue
             config = config if chosen_mesh else fit.with_default_mesh(config, target)
+            if "evaluate" in own:
+                plans.append(evaluation.plan_evaluation(config, vocab_size, target, folder))
+                console.print(evaluation.evaluation_table(plans[-1]))
+                continue
             plans.append(fit.try_plan(config, vocab_size, target, folder, kernels="kernels" in own))
             console.print(report.table(plans[-1]))
             _write(own, plans)
     _write(own, plans)
-    if len(plans) > 1:
+    if len(plans) > 1 and "evaluate" not in own:
         print(report.matrix(plans), end="")
     return 0 if any(p["status"] == "fits" for p in plans) else 2
 
@@ -118,7 +122,7 @@ def _write(own: dict[str, str], plans: Sequence[report.Plan]) -> None:
         return
     path = pathlib.Path(own["output"].removesuffix(".json"))
     write_text_atomic(path.with_name(path.name + ".json"), json.dumps(plans, indent=1) + "\n")
-    if len(plans) > 1:
+    if len(plans) > 1 and "evaluate" not in own:
         write_text_atomic(path.with_name(path.name + ".md"), report.matrix(plans))
 
 

@@ -22,6 +22,7 @@ from sympow_jax.input_pipeline.store import Store
 BOS_RULE = "the input before the first target of every window is BOS"
 BINS_PER_OCTAVE = 4
 NUM_TARGETS = 256
+DOCUMENTS_AT_ONCE = 8  # on a device
 
 
 def bin_edges(train_length: int, longest: int, *, bins_per_octave: int = BINS_PER_OCTAVE) -> np.ndarray:
@@ -54,7 +55,7 @@ def length_generalisation(
     num_documents: int = 48,
     num_targets: int = NUM_TARGETS,
     chunk_size: int = 512,
-    batch_size: int = 8,
+    batch_size: int = DOCUMENTS_AT_ONCE,
     window: int = 0,
     stride: int = 0,
     seed: int = 0,

@@ -92,16 +92,26 @@ class Scorer:
         """Whether the loss of a target depends on how long the window is that is read, beyond what precedes it."""
         return self._model.depends_on_length
 
+    def call_shape(self, length: int) -> tuple[int, int]:
+        """(windows, tokens of each) of one call on all devices, for windows of `length` tokens."""
+        streams, chunk = self._model.streams_constant, min(self._chunk_size, length)
+        batch = self.batch_size if streams else _multiple(max(1, self.batch_size * chunk // length), self._rows)
+        halves = 2 * self._shards if self._shards > 1 else 1  # softmax works on halves of shards
+        return batch, _multiple(chunk if streams else length, halves)
+
+    def trace(self, length: int, state: Any) -> jax.stages.Traced:
+        """The program of a call, for `params` and a `state`, or None, that may be shapes."""
+        batch, chunk = self.call_shape(length)
+        where = sharding.everywhere(self._model.mesh)
+        tokens = jax.ShapeDtypeStruct((batch, chunk + 1), np.int32, sharding=where)
+        return self._step.trace(self.params, tokens, state, length=length if self._model.depends_on_length else 0)
+
     def losses(self, targets: np.ndarray) -> Iterator[tuple[slice, int, np.ndarray]]:
         """Yields (rows, start, nll [rows, c] float32) for windows `targets` [N, L], each read from a fresh state."""
         num_windows, length = targets.shape
-        streams = self._model.streams_constant
-        chunk = min(self._chunk_size, length)
-        batch = self.batch_size if streams else _multiple(max(1, self.batch_size * chunk // length), self._rows)
-        halves = 2 * self._shards if self._shards > 1 else 1  # softmax works on halves of shards
-        chunk = _multiple(chunk if streams else length, halves)
+        streams, context = self._model.streams_constant, length if self._model.depends_on_length else 0
+        batch, chunk = self.call_shape(length)
         padded = _multiple(length, chunk)
-        context = length if self._model.depends_on_length else 0
         for first in range(0, num_windows, batch):
             rows = slice(first, min(first + batch, num_windows))
             window = np.zeros((batch, padded + 1), targets.dtype)  # padding is scored and dropped

@@ -121,6 +121,14 @@ class Model:
         """
         return self._create_state(batch_size, max_length)
 
+    def abstract_state(self, batch_size: int, max_length: int) -> PyTree:
+        """Shapes, dtypes and, on the mesh, shardings of `initial_state`."""
+        state = jax.eval_shape(lambda: self.initial_state(batch_size, max_length))
+        if self.mesh is None:
+            return state
+        with sharding.use_mesh(self.mesh):
+            return sharding.with_shardings(state, sharding.named_shardings(state_specs(state), self.mesh))
+
     @functools.cached_property
     def _create_state(self) -> Callable[[int, int], PyTree]:
         def create(batch_size: int, max_length: int) -> PyTree:

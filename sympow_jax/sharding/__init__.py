@@ -28,3 +28,4 @@ from sympow_jax.sharding.table import batch_sharding as batch_sharding
 from sympow_jax.sharding.table import named_shardings as named_shardings
 from sympow_jax.sharding.table import tree_shardings as tree_shardings
 from sympow_jax.sharding.table import tree_specs as tree_specs
+from sympow_jax.sharding.table import with_shardings as with_shardings

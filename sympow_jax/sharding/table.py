@@ -71,6 +71,11 @@ def named_shardings(specs: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda axes: NamedSharding(mesh, _shortest(axes, mesh)), specs, is_leaf=_is_spec)
 
 
+def with_shardings(tree: PyTree, shardings: PyTree) -> PyTree:
+    """ShapeDtypeStructs of a tree of arrays or shapes, placed."""
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings)
+
+
 def _is_spec(leaf: PyTree) -> bool:
     return isinstance(leaf, P)
 

@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 
 from sympow_jax.config import TASKS, Config, ConfigError
-from sympow_jax.evals.length_generalisation import bin_edges, choose_documents, read_documents
+from sympow_jax.evals.length_generalisation import DOCUMENTS_AT_ONCE, bin_edges, choose_documents, read_documents
 from sympow_jax.evals.streaming import Scorer
 from sympow_jax.models.model import Model
 from sympow_jax.training.data import RunData
 from sympow_jax.training.step import make_accuracy_step, make_eval_step
 from sympow_jax.typing import PyTree
-
-_DOCUMENTS_AT_ONCE = 8  # on a device
 
 
 class Heldout:
@@ -62,7 +60,7 @@ class Heldout:
         rows = choose_documents(store.num_documents, e.num_documents, seed=0)
         edges = bin_edges(self._config.data.seq_len, e.contextwise_length, bins_per_octave=1)
         if self._scorer is None:  # it compiles once
-            options = {"chunk_size": e.chunk_size, "batch_size": _DOCUMENTS_AT_ONCE, "num_windows": len(rows)}
+            options = {"chunk_size": e.chunk_size, "batch_size": DOCUMENTS_AT_ONCE, "num_windows": len(rows)}
             self._scorer = Scorer(self._model, params, bos_id=store.bos_id, **options)
         self._scorer.params, size = params, self._scorer.batch_size
         sums = np.zeros(len(edges) - 1)

@@ -61,10 +61,7 @@ def abstract_params(model: Model) -> PyTree:
 
 
 def _placed(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    if mesh is None:
-        return tree
-    place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
-    return jax.tree.map(place, tree, sharding.tree_shardings(tree, mesh))
+    return tree if mesh is None else sharding.with_shardings(tree, sharding.tree_shardings(tree, mesh))
 
 
 def check_host_memory(model: Model) -> None:
