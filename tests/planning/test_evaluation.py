@@ -30,20 +30,15 @@ def test_the_axes_cut_parameters_states_and_windows():
     whole = entries("conformal_sympow", "attention.implementation=chunked")[0]["memory"]
     cut = entries("conformal_sympow", "attention.implementation=chunked", "mesh.fsdp=4", "mesh.tensor=2")[0]["memory"]
     assert cut["parameters"] < 0.2 * whole["parameters"]  # norms are whole everywhere
-    rows, heads = (48 // 8, 1), (48 // 4, 2)
-    assert cut["state"] == pytest.approx(whole["state"] * rows[1] * heads[0] / (rows[0] * heads[1]), rel=0.1)
+    assert cut["state"] == pytest.approx(whole["state"] * 8 / 6 / 2, rel=0.01)  # 8 rows for 6, half of the heads
     shards = entries("softmax_rope", "mesh.data=1", "mesh.seq=8")[1]
     assert (shards["windows"], shards["tokens"]) == (8, 256)
 
 
 def test_the_command_writes_the_plan_and_fails_where_a_length_does_not_fit(tmp_path, monkeypatch):
     with jax.numpy_dtype_promotion("standard"):
-        flags = [
-            "--config=configs/quickstart.py:sympow",
-            "--config.model.num_layers=1",
-            "--config.evaluation.lengths=64",
-        ]
-        flags += ["--topology=cpu:2", "--evaluate", f"--output={tmp_path}/plan"]
+        flags = ["--config=configs/quickstart.py:sympow", "--config.model.num_layers=1", "--topology=cpu:2"]
+        flags += ["--config.evaluation.lengths=64", "--evaluate", f"--output={tmp_path}/plan"]
         assert command.run(flags) == 0
         (plan,) = read_json(tmp_path / "plan.json", kind=list)
         assert plan["status"] == plan["evaluations"][0]["status"] == "fits" and plan["compiled_for"] == "cpu:2"
