@@ -22,6 +22,7 @@ LEVELS = {
 }  # fmt: skip
 SIDEWAYS = {("config", "variants")}  # the config checks itself against the table
 COMMANDS = {
+    "convert",
     "eval",
     "generate",
     "inspect",

@@ -80,6 +80,10 @@ class HuggingFaceTokenizer(Tokenizer):
         """The id of a token, None if there is none of that name."""
         return self._tokenizer.token_to_id(name) if isinstance(name, str) else None
 
+    def name_of(self, number: int) -> str:
+        """The name of a token."""
+        return self._tokenizer.id_to_token(number)
+
     def has_id(self, number: Any) -> bool:
         """Whether `number` is the id of a token."""
         return isinstance(number, int) and number >= 0 and self._tokenizer.id_to_token(number) is not None

@@ -1,0 +1,1 @@
+"""Between the checkpoints of other libraries and workdirs: one table per family, read in both directions."""

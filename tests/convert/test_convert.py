@@ -1,0 +1,290 @@
+"""Import and export as a user meets them: the command, files that are wrong, and the plain format."""
+
+import json
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from sympow_jax.command_line import one_line_errors
+from sympow_jax.config import ConfigError, override
+from sympow_jax.convert import __main__ as command
+from sympow_jax.convert import safetensors
+from sympow_jax.convert.architecture import make_config
+from sympow_jax.convert.exporting import exact, export_workdir
+from sympow_jax.convert.families import FAMILIES
+from sympow_jax.convert.importing import import_folder, open_folder
+from sympow_jax.convert.layouts import Columns, HeadRows, Rows, ScaleMinusOne
+from sympow_jax.convert.parts import NotExactError
+from sympow_jax.convert.safetensors import Pending, TensorFolder, write_folder
+from sympow_jax.convert.windows import shortest_pattern
+from sympow_jax.loading import load
+from tests.convert.cases import CASES, GOLDEN, change, make_folder
+from tests.convert.test_families import same
+from tests.test_generate import make_run
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TOKENS = np.load(GOLDEN / "llama_tied" / "logits.npz")["tokens_64"][None, :16]
+
+
+@pytest.fixture
+def folder(tmp_path) -> pathlib.Path:
+    return make_folder("llama_tied", tmp_path / "in")
+
+
+def foreign(case: str) -> dict:
+    return json.loads((GOLDEN / case / "config.json").read_text())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_configurations_are_read_written_and_read_again(case):
+    theirs = foreign(case)
+    family = FAMILIES[theirs["model_type"]]
+    config = make_config(family.read(theirs))
+    written = exact(family, config, theirs["vocab_size"])
+    assert make_config(family.read(written)) == config
+    fewer = {name: value for name, value in theirs.items() if not isinstance(value, bool)}
+    unknown = {"moe_layers": 3}
+    with pytest.raises(ConfigError, match="moe_layers = '3': this key of"):
+        family.read(fewer | unknown)
+
+
+def test_a_model_that_differs_in_one_value_is_not_of_the_family():
+    config = make_config(FAMILIES["llama"].read(foreign("llama")))
+    for key, value in (("model.residual_scale", 0.5), ("attention.output_gate", True), ("position.scaling", "ntk")):
+        with pytest.raises(NotExactError, match=key.replace(".", "[.]")):
+            exact(FAMILIES["llama"], override(config, {key: value, "position.factor": 2.0}), 96)
+
+
+def test_older_names_of_rotary_settings_mean_the_same():
+    family, theirs = FAMILIES["llama"], foreign("llama_yarn")
+    new = family.read(theirs)
+    settings = theirs.pop("rope_parameters")
+    old = {"rope_theta": settings.pop("rope_theta"), "rope_scaling": settings | {"type": settings.pop("rope_type")}}
+    assert family.read(theirs | old) == new
+    theirs = foreign("gemma3")
+    new = FAMILIES["gemma3_text"].read(theirs)
+    assert (new["position.base"], new["position.window_base"]) == (1e6, 1e4)
+    theirs["rope_parameters"] = ...
+    old = {"rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0}
+    assert FAMILIES["gemma3_text"].read({k: v for k, v in theirs.items() if v is not ...} | old) == new
+
+
+@pytest.mark.parametrize(
+    ("case", "values", "said"),
+    [
+        ("llama", {"hidden_act": "relu"}, "hidden_act = 'relu': is not understood; legal are 'silu'"),
+        ("llama", {"hidden_size": "32"}, "hidden_size = '32': expected int, got str"),
+        ("llama", {"vocab_size": None}, "vocab_size: missing"),
+        ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type = 'longrope': is not understood"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "sections": 3}}, "sections = '3'"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5: is not understood in this family"),
+        ("gemma2", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0: attention has no such cap"),
+        ("qwen3", {"layer_types": ["full_attention"]}, "layer_types = .*: expected 2 of full_attention, sliding"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True: is not under"),
+    ],
+)
+def test_what_cannot_be_expressed_is_named(case, values, said):
+    theirs = foreign(case) | values
+    with pytest.raises(ConfigError, match=said):
+        FAMILIES[theirs["model_type"]].read(theirs)
+
+
+def test_an_absent_cap_of_gemma_2_is_not_none():
+    theirs = foreign("gemma2")
+    del theirs["attn_logit_softcapping"]
+    with pytest.raises(ConfigError, match=r"attn_logit_softcapping = 50\.0"):
+        FAMILIES["gemma2"].read(theirs)
+
+
+@pytest.mark.parametrize(
+    ("layout", "shapes", "whole"),
+    [
+        (Columns(), [(3, 4), (3, 2)], (3, 6)),
+        (Rows(), [(3, 4), (3, 2), (3, 2)], (8, 3)),
+        (Rows(), [(4,), (2,)], (6,)),
+        (HeadRows(2), [(3, 4), (3, 4), (3, 4)], (12, 3)),
+        (HeadRows(2), [(4,), (4,), (4,)], (12,)),
+        (ScaleMinusOne(), [(5,)], (5,)),
+    ],
+)
+def test_layouts_split_what_they_join(layout, shapes, whole, rng):
+    arrays = [1 + rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    tensor = layout.join(arrays)
+    assert tensor.shape == layout.shape(shapes) == whole
+    again = layout.split(tensor, shapes)
+    assert all(
+        np.allclose(one, other, atol=1e-6) and one.shape == other.shape
+        for one, other in zip(arrays, again, strict=True)
+    )
+
+
+def test_rows_by_head_hold_queries_keys_and_values_of_a_head_together():
+    q, k, v = (np.full((3, 4), number, np.float32) for number in range(3))
+    assert HeadRows(2).join([q, k, v])[:, 0].tolist() == [0, 0, 1, 1, 2, 2] * 2
+
+
+def test_patterns_are_as_short_as_they_can_be():
+    assert shortest_pattern("wwawwaww") == tuple("wwa")
+    assert shortest_pattern("wwaw") == tuple("wwa")
+    assert shortest_pattern("aaa") == ("a",)
+
+
+def test_files_of_several_shards_and_of_bfloat16(tmp_path, monkeypatch, rng):
+    monkeypatch.setattr(safetensors, "_SHARD_BYTES", 40)
+    arrays = {name: rng.standard_normal((2, 3)).astype(np.float32) for name in "abcd"}
+    for dtype in ("float32", "bfloat16"):
+        pending = [Pending(name, array.shape, lambda array=array: array) for name, array in arrays.items()]
+        write_folder(tmp_path / dtype, pending, dtype)
+        read = TensorFolder(tmp_path / dtype)
+        for name, array in arrays.items():
+            assert np.array_equal(
+                read[name], array.astype(np.dtype(dtype) if dtype == "float32" else ml_dtypes.bfloat16)
+            )
+    index = json.loads((tmp_path / "float32" / safetensors.INDEX).read_text())
+    assert index["metadata"] == {"total_size": 96} and len({*index["weight_map"].values()}) == 4
+    assert len({*json.loads((tmp_path / "bfloat16" / safetensors.INDEX).read_text())["weight_map"].values()}) == 2
+
+
+def test_an_imported_folder_is_a_workdir_and_the_command_says_what_it_did(folder, tmp_path, capsys):
+    assert command.run(["import", str(folder), f"--workdir={tmp_path / 'w'}"]) == 0
+    _, params, tokenizer = load(str(tmp_path / "w"))
+    assert (
+        command.run(["export", f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'out'}", "--dtype=bfloat16"]) == 0
+    )
+    assert "llama" in capsys.readouterr().out
+    again = open_folder(str(tmp_path / "out"))
+    assert again.model.config.model.dtype == "bfloat16" and again.tokenizer.digest == tokenizer.digest
+    assert {entry.dtype for entry in again.tensors.entries.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    assert again.tensors["model.norm.weight"].tolist() == params["final_norm"]["scale"].astype(jnp.bfloat16).tolist()
+
+
+def damage(folder: pathlib.Path, how: str) -> None:
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    if how == "cut":
+        file.write_bytes(content[:-4])
+    elif how == "header":
+        file.write_bytes(content[:40])
+    elif how == "tokenizer":
+        (folder / "tokenizer.json").unlink()
+    elif how == "weights":
+        file.unlink()
+    elif how in ("absent", "outside"):
+        file.rename(folder / "other.safetensors")
+        name = {"absent": "model-1.safetensors", "outside": "../in/other.safetensors"}[how]
+        (folder / safetensors.INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(header, name)}))
+    else:
+        name = "model.layers.1.mlp.up_proj.weight"
+        if how == "missing":
+            header["extra"] = header.pop(name)
+        elif how == "extra":
+            header["extra"] = header[name]
+        elif how == "shape":
+            header[name]["shape"] = header[name]["shape"][::-1]
+        elif how == "dtype":
+            header[name]["dtype"] = "I32"
+        elif how == "offsets":
+            header[name]["data_offsets"][1] += 4
+        text = json.dumps(header).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("cut", r"model\.safetensors: has [\d,]+ bytes where its header says"),
+        ("header", "was cut off within its header"),
+        ("tokenizer", r"has no tokenizer\.json; make one with transformers"),
+        ("weights", r"has neither model\.safetensors nor"),
+        ("absent", r"model-1\.safetensors: does not exist, and model\.safetensors\.index\.json names it"),
+        ("outside", r"names '\.\./in/other\.safetensors'; files must be in the same folder"),
+        ("missing", r"has no tensor model\.layers\.1\.mlp\.up_proj\.weight, which config\.json asks for"),
+        ("extra", "extra has no place in this model"),
+        ("shape", r"up_proj\.weight has shape \[32, 48\], and config\.json asks for \[48, 32\]"),
+        ("dtype", r"up_proj\.weight is I32; only floating point numbers are read"),
+        ("offsets", r"bytes are not those of F32\[48, 32\]"),
+    ],
+)
+def test_a_folder_that_is_wrong_is_one_line_and_nothing_is_written(how, said, folder, tmp_path, capsys):
+    damage(folder, how)
+    assert one_line_errors(command.run, ["import", str(folder), f"--workdir={tmp_path / 'w'}"]) == 1
+    error = capsys.readouterr().err
+    assert re.search(said, error) and error.count("\n") == 1, error
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "use `import FOLDER --workdir=W` or"),
+        (["import", "--workdir=w"], "one folder and --workdir are needed"),
+        (["import", "nowhere", "--workdir=w"], r"nowhere: has no config\.json"),
+        (["export", "--workdir=w"], "--output is missing"),
+        (["export", "--workdir=w", "--output=x", "--dtype=int8"], "--dtype = 'int8': choose one of float32, bfloat16"),
+    ],
+)
+def test_wrong_arguments_are_one_line(argv, said, capsys):
+    assert one_line_errors(command.run, argv) == 1
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_full_folders_unknown_kinds_and_tokens_beyond_the_embedding_are_refused(folder, tmp_path):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "x").touch()
+    with pytest.raises(ConfigError, match=r"--workdir = .* is not empty"):
+        import_folder(str(folder), str(tmp_path / "w"))
+    with pytest.raises(ConfigError, match=r"--output = .* is not empty"):
+        export_workdir("anywhere", str(tmp_path / "w"))
+    change(folder, model_type="lama")
+    with pytest.raises(ConfigError, match=r"model_type = 'lama': known are .*; did you mean 'llama'"):
+        open_folder(str(folder))
+    change(folder, model_type="llama", vocab_size=90)
+    with pytest.raises(ConfigError, match=r"vocab_size = 90: the tokenizer beside it has 96 ids"):
+        open_folder(str(folder))
+
+
+def test_tied_embeddings_may_be_there_twice_if_they_are_equal(folder):
+    entry = TensorFolder(folder)["model.embed_tokens.weight"]
+    names = [*TensorFolder(folder).entries]
+    arrays = {name: np.array(TensorFolder(folder)[name]) for name in names} | {"lm_head.weight": np.array(entry)}
+    for more, legal in ((0, True), (1, False)):
+        arrays["lm_head.weight"] = np.array(entry) + np.float32(more)
+        write_folder(folder, [Pending(n, a.shape, lambda a=a: a) for n, a in arrays.items()], "float32")
+        safetensors._mapped.cache_clear()
+        if legal:
+            open_folder(str(folder))
+        else:
+            with pytest.raises(ConfigError, match=r"lm_head\.weight has no place in this model"):
+                open_folder(str(folder))
+
+
+def read_with_numpy() -> object:
+    """The reader that docs/convert.md shows."""
+    code = re.search(r"```python\n(import json.+?)```", (ROOT / "docs" / "convert.md").read_text(), re.DOTALL)
+    assert code and len(code[1].strip().splitlines()) <= 10
+    names: dict = {}
+    exec(code[1], names)
+    return names["read"]
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+def test_a_sympow_model_is_exported_by_our_own_names_and_read_back(tmp_path):
+    workdir = make_run(tmp_path / "run", "conformal_sympow")
+    _, params, tokenizer = load(workdir)
+    assert export_workdir(workdir, str(tmp_path / "out")) == "sympow_jax"
+    arrays = read_with_numpy()(tmp_path / "out" / "model.safetensors")
+    first = params["blocks_0"]["mixer"]["query"]["kernel"][0]
+    assert np.array_equal(arrays["layers.0.mixer.query.kernel"], first)
+    import_folder(str(tmp_path / "out"), str(tmp_path / "again"))
+    again, params_again, tokenizer_again = load(str(tmp_path / "again"))
+    assert same(params, params_again) and tokenizer_again.digest == tokenizer.digest
+    assert again.config.model.vocab_size == 257
+    assert jax.tree.structure(params) == jax.tree.structure(params_again)
