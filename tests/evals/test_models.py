@@ -32,6 +32,7 @@ def tiny_model(variant):
     return model, model.init(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_streamed_losses_equal_one_call():
     model, params = tiny_model("conformal_sympow")
     assert model.streams_constant

@@ -98,7 +98,8 @@ def test_reading_in_pieces_is_reading_at_once():
         np.testing.assert_allclose(np.asarray(stream.logits)[0], logits[0, stop - 1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("layers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [1, 2])
 def test_dynamic_ntk_decodes_as_the_parallel_pass_of_the_same_length(layers):
     """Keys are cached unrotated. A fixed length suits any depth; a growing one the first layer, which reads tokens."""
     flags = (f"model.num_layers={layers}", "position.original_length=8", "position.factor=4.0")

@@ -32,6 +32,7 @@ def log_p(logits_of, params, ids, padded=32):
     return (logits - np.log(np.exp(logits).sum(1, keepdims=True)))[np.arange(len(ids) - 1), ids[1:]]
 
 
+@pytest.mark.slow
 def test_texts_are_scored_from_bos_and_continued_by_their_likeliest_tokens():
     texts, logits_of, params = text_model()
     each = log_p(logits_of, params, texts.encode("two words"))

@@ -154,7 +154,9 @@ def test_zero_rows_and_dead_gates_are_zero_and_finite(implementation):
     np.testing.assert_allclose(out[:, 5], jnp.broadcast_to(v[:, 5], out[:, 5].shape), rtol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "chunked", "blockwise"])
+@pytest.mark.parametrize(
+    "implementation", ["chunked", *(pytest.param(n, marks=MORE) for n in ("reference", "blockwise"))]
+)
 def test_documents_equal_running_each_alone(implementation):
     (q, k, v), gates = random_inputs(1, 30, 2, 2, 4)
     ids = jnp.asarray(np.repeat([[3, 5, 0, 3]], [11, 8, 2, 9], axis=1), jnp.int32)

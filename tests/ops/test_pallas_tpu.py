@@ -41,7 +41,8 @@ def test_all_cases_are_the_chunked_form(spec):
     check("tpu", spec)
 
 
-@pytest.mark.parametrize("kernel", [PowerKernel(2), pytest.param(TaylorKernel(), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [PowerKernel(2), TaylorKernel()], ids=str)
 def test_the_state_left_behind(kernel):
     check_state("tpu", kernel)
 
