@@ -209,3 +209,14 @@ def test_what_a_launcher_says_wrongly_is_one_line(monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2(x3)")
     with pytest.raises(ValueError, match=r"OMPI_COMM_WORLD_SIZE = '2\(x3\)': must be a number of processes"):
         processes.join_processes()
+
+
+def test_what_does_not_divide_is_whole():
+    """Rows of one prompt, one token."""
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 1, "seq": 2})
+    with sharding.use_mesh(mesh):
+        found = [sharding.dividing(size, sharding.BATCH) for size in (1, 2, 4, 6, 8)]
+        assert found == [None, None, sharding.BATCH, None, sharding.BATCH]
+        assert sharding.dividing(1, "seq") is None and sharding.dividing(6, "seq") == "seq"
+        assert sharding.dividing(3, None) is None
+    assert sharding.dividing(3, sharding.BATCH) == sharding.BATCH  # without a mesh nothing is cut

@@ -32,7 +32,7 @@ def sizes_of(config, asked, devices, **options):
         ((), 8, {}, 1, (1, 1, 1, 1)),  # one prompt
         ((), 8, {}, 12, (4, 1, 1, 1)),
         (("mesh.data=2", "mesh.fsdp=4"), 8, {}, 8, (2, 4, 1, 1)),
-        (("mesh.data=2", "mesh.fsdp=4"), 8, {}, 6, (1, 4, 1, 1)),
+        (("mesh.data=2", "mesh.fsdp=4"), 8, {}, 9, (1, 4, 1, 1)),
         ((), 8, {"data": 8}, 1, (8, 1, 1, 1)),  # as asked
     ],
 )
