@@ -5,7 +5,7 @@
 
 A case is KERNEL,B,T,H,D[:implementation[:chunk]], KERNEL one of p2, p4, p6, taylor (all with data gates), softmax,
 fox (softmax with data gates), or an additive bias of softmax (alibi, kerple_log, kerple_power, t5, sandwich, fire).
-Gated and biased softmax takes turns with the plain one. --torch adds PyTorch's causal
+Gated and biased softmax takes turns with the plain one, and CPU seconds are compared. --torch adds PyTorch's causal
 scaled_dot_product_attention at the lengths of the softmax cases and of `LONG`. Every case runs in a process of its
 own, so that memory and thread pools are not shared; --output keeps the cases that it holds already, so that a
 stopped run goes on. The forward pass by itself is timed up to 16,384 tokens.
@@ -133,7 +133,7 @@ def measure(case: dict, dtype: str, seconds: float) -> dict:
             rate = flops[name] / times[name]["median"]
             row[name] = {**times[name], "gflops": rate / 1e9, "fraction_of_probe": rate / peak}
             if plain:
-                row[name]["over_softmax"] = times[name]["median"] / times[f"plain {name}"]["median"]
+                row[name]["over_softmax"] = times[name]["cpu_median"] / times[f"plain {name}"]["cpu_median"]
     return with_time_per_token(row)
 
 

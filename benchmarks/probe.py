@@ -19,20 +19,26 @@ def gemm_probe(size: int = PROBE_SIZE) -> tuple[Callable[[], object], float]:
 
 
 def interleaved(cases: dict[str, Callable[[], object]], *, seconds: float, repeats: int = 7) -> dict[str, dict]:
-    """Runs the compiled cases in turn until the time is over; seconds per run of each.
+    """Runs the compiled cases in turn until the time is over; seconds per run of each, and the median of CPU seconds.
 
+    CPU seconds, of all threads of this process, compare cases where other work on the machine moves the time.
     The first round is a warm-up that does not count, unless it takes half of the time.
     """
     times: dict[str, list[float]] = {name: [] for name in cases}
+    cpu: dict[str, list[float]] = {name: [] for name in cases}
     start = time.perf_counter()
     for done in range(repeats + 1):
         for name, case in cases.items():
-            begin = time.perf_counter()
+            begin, begin_cpu = time.perf_counter(), time.process_time()
             jax.block_until_ready(case())
             times[name].append(time.perf_counter() - begin)
+            cpu[name].append(time.process_time() - begin_cpu)
         if time.perf_counter() - start > (seconds if done else seconds / 2):
             break
-    return {name: summary(values[1:] or values) for name, values in times.items()}
+    return {
+        name: {**summary(values[1:] or values), "cpu_median": float(np.median(cpu[name][1:] or cpu[name]))}
+        for name, values in times.items()
+    }
 
 
 def summary(times: list[float]) -> dict:

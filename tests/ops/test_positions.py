@@ -332,25 +332,26 @@ def test_kerple_parameters_are_projected_and_can_come_back():
 
 
 def test_biases_of_the_distance_are_the_same_along_diagonals(rng):
-    """Values and gradients over consecutive positions, from one row, against those pair by pair: 5 x 9 of 700 apart."""
+    """Values and gradients over consecutive positions, from one row, against those pair by pair: the 8th block of 7."""
     biases = {kind: make_bias(kind, 3) for kind in ("alibi", "kerple_log", "kerple_power", "t5", "sandwich")}
-    places = 703 + jnp.arange(5, dtype=jnp.int32), jnp.arange(9, dtype=jnp.int32)
-    cotangent = jnp.asarray(rng.normal(size=(3, 5, 9)), jnp.float32)
+    places = 49 + jnp.arange(7, dtype=jnp.int32), 14 + jnp.arange(7, dtype=jnp.int32)
+    cotangent = jnp.asarray(rng.normal(size=(3, 7, 7)), jnp.float32)
 
     @jax.jit
     def both(biases):
-        def evaluate(bias):
-            out, pull = jax.vjp(lambda params: dataclasses.replace(bias, params=params)(*places), bias.params)
+        def evaluate(bias, at):
+            out, pull = jax.vjp(lambda params: at(dataclasses.replace(bias, params=params))(*places), bias.params)
             return out, pull(cotangent)
 
-        return [[evaluate(b) for b in (bias, bias.on_consecutive())] for bias in biases.values()]
+        forms = lambda bias: bias, lambda bias: bias.on_consecutive(56, 7)
+        return [[evaluate(bias, at) for at in forms] for bias in biases.values()]
 
     for kind, (pairs, row) in zip(biases, both(biases), strict=True):
         for expected, found in zip(jax.tree.leaves(pairs), jax.tree.leaves(row), strict=True):
             np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5, err_msg=kind)
-    assert biases["t5"].on_consecutive().function != biases["t5"].function
+    assert biases["t5"].on_consecutive(8, 4).params.shape == (3, 12)
     fire = make_bias("fire", 3)
-    assert fire.on_consecutive() is fire  # it depends on the query's position too
+    assert fire.on_consecutive(8, 4) is fire  # it depends on the query's position too
 
 
 # Gates

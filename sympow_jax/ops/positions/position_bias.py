@@ -30,19 +30,14 @@ class OfDistance:
         return self.function(params, q_positions[:, None] - k_positions[None, :])
 
 
-@dataclasses.dataclass(frozen=True)
-class _OfConsecutive:
-    """An `OfDistance` on positions that count up by one: evaluated at q + k distances and laid along the diagonals."""
-
-    function: Callable[[PyTree, jax.Array], jax.Array]
-
-    def __call__(self, params: PyTree, q_positions: Int[Array, "q"], k_positions: Int[Array, "k"]) -> jax.Array:
-        q, k = q_positions.size, k_positions.size
-        falling = q_positions[0] - k_positions[0] + q - 1 - jnp.arange(q + k, dtype=jnp.int32)
-        row = self.function(params, falling)
-        # Row i of the block starts q - 1 - i further on: rows of q + k numbers, read as rows of one less.
-        rows = jnp.broadcast_to(row[:, None], (row.shape[0], q, q + k)).reshape(row.shape[0], -1)
-        return rows[:, q - 1 : -1].reshape(-1, q, q + k - 1)[:, :, :k]
+def _along_diagonals(row: Float[Array, "H M"], q_positions: Int[Array, "C"], k_positions: Int[Array, "C"]) -> jax.Array:
+    """A block [H, C, C] of consecutive positions from the bias of every distance from M - C - 1 down to -C."""
+    (H, M), C = row.shape, q_positions.size
+    start = (M - C - 1) - (q_positions[0] - k_positions[0] + C - 1)
+    part = jax.lax.dynamic_slice_in_dim(row, start, 2 * C, axis=1)
+    # Query i of the block starts C - 1 - i further on: rows of 2 C numbers, read as rows of one less.
+    rows = jnp.broadcast_to(part[:, None], (H, C, 2 * C)).reshape(H, -1)
+    return rows[:, C - 1 : -1].reshape(H, C, 2 * C - 1)[:, :, :C]
 
 
 @jax.tree_util.register_dataclass
@@ -67,8 +62,12 @@ class PositionBias:
             return jax.vmap(lambda q, k: function(self.params, q, k))(q_positions, k_positions)
         return function(self.params, q_positions, k_positions)
 
-    def on_consecutive(self) -> "PositionBias":
-        """The same for blocks of queries, and of keys, whose positions count up by one; cheaper if `OfDistance`."""
+    def on_consecutive(self, num_positions: int, block_size: int) -> "PositionBias":
+        """The same for blocks of positions 0..num_positions - 1; of an `OfDistance`, each distance is evaluated once.
+
+        It is for pairs of blocks whose first query is not before the first key.
+        """
         if not isinstance(self.function, OfDistance):
             return self
-        return dataclasses.replace(self, function=_OfConsecutive(self.function.function))
+        falling = num_positions - 1 - jnp.arange(num_positions + block_size, dtype=jnp.int32)
+        return PositionBias(self.function.function(self.params, falling), _along_diagonals)

@@ -27,7 +27,9 @@ def blockwise(x: Inputs, *, scale: float, window: int | None, block_size: int) -
     """The same function as `reference`, in tiles of block_size positions."""
     B, T, H, _ = x.q.shape
     q, k, v, q_rows, k_rows = cut(x, block_size)
-    bias = x.bias.on_consecutive() if x.bias is not None and x.consecutive else x.bias
+    bias = x.bias
+    if bias is not None and x.consecutive:
+        bias = bias.on_consecutive(len(q) * block_size, block_size)
     function, params = (None, None) if bias is None else (bias.function, bias.params)
     gates = None if x.gates is None else (q_rows.gates.within, k_rows.gates.within)
     out: Any = _attend(scale, window, function, q, k, v, gates, params, q_rows, k_rows)  # [N, B, K, G, C, Dv]
