@@ -136,6 +136,7 @@ def _mesh() -> ConfigDict:
     h.fsdp = 1  # rows of the batch, with parameters and optimizer state cut as well
     h.tensor = 1  # heads and MLP features; divides num_kv_heads and mlp_dim
     h.seq = 1  # the time dim: contexts too long for one device
+    h.cpu_devices = -1  # of a CPU, for train.py; -1: one a core, as far as the batch divides; config.json says how many
     return h
 
 

@@ -24,7 +24,7 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # mallopt(3)
 _MAX_MESSAGE = 2000
 _PLACE = {"coordinator_address": "", "num_processes": 0, "process_id": -1}
 PROCESS_FLAGS = (*_PLACE, "heartbeat_seconds")
-MESH_FLAGS = tuple(f"mesh.{axis.name}" for axis in dataclasses.fields(MeshConfig))
+MESH_FLAGS = tuple(f"mesh.{axis.name}" for axis in dataclasses.fields(MeshConfig) if axis.name != "cpu_devices")
 
 log = logging.getLogger(__name__)
 

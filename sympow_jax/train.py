@@ -24,11 +24,13 @@ def run(argv: Sequence[str]) -> int:
     if "workdir" not in own:
         raise ConfigError("--workdir is missing: the folder of the run, for example --workdir=runs/first")
 
+    from sympow_jax.training.cpu_devices import use_cpu_devices
     from sympow_jax.training.loop import train
 
     use_compilation_cache()
     switches = {name: name in own for name in _SWITCHES}
     with joined_processes(own):
+        use_cpu_devices(config)
         init_from, allow = (own.get(name, "") for name in _INIT)
         return train(config, own["workdir"], init_from=init_from, init_from_allow=allow, **switches)
 

@@ -42,6 +42,7 @@ ABSENT: tuple[tuple[str, Any], ...] = (
     ("model.residual_scale", 1.0),
     ("model.logit_scale", 1.0),
     ("model.logit_softcap", 0.0),
+    ("mesh.cpu_devices", 1),
     ("position.window_base", 0.0),
     ("position.rotary_fraction", 1.0),
     ("position.beta_fast", 32.0),

@@ -142,12 +142,13 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices each mesh axis has; -1, for one of them, is what the others leave."""
+    """How many devices each mesh axis has; -1, for one of them, is what the others leave. And how many a CPU has."""
 
     data: int
     fsdp: int
     tensor: int
     seq: int
+    cpu_devices: int
 
 
 @dataclasses.dataclass(frozen=True)

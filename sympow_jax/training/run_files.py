@@ -4,6 +4,8 @@ import dataclasses
 import fnmatch
 import pathlib
 
+import jax
+
 from sympow_jax.config import TASKS, Config, ConfigError, check_scaling_acts, diff, resolve_saved
 from sympow_jax.files import entry, read_json, write_json_atomic
 from sympow_jax.input_pipeline.opening import parse_mixture
@@ -41,7 +43,12 @@ def load_vocab_size(workdir: str) -> int:
 
 
 def resolve_for(config: Config, workdir: str) -> Config:
-    """`config` with its implementation chosen: as the workdir's run chose it, or, in a new workdir, now."""
+    """`config` with its implementation chosen, as the workdir's run chose it, or, in a new workdir, now.
+
+    And with the number of this process's CPU devices; 1 where it has an accelerator.
+    """
+    devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, cpu_devices=devices))
     if config.attention.implementation == "auto" and (pathlib.Path(workdir) / "config.json").exists():
         chosen = on_this_platform(load_config(workdir)).attention
         attention = dataclasses.replace(config.attention, implementation=chosen.implementation)
@@ -62,7 +69,10 @@ def check_resume(config: Config, workdir: str, *, allow_learning_rate_change: bo
         return
     changes = diff(load_config(workdir), config)
     for path, (old, new) in changes.items():
-        print(f"config change: {path}: {old!r} -> {new!r}")
+        note = (
+            "; sums are split otherwise, and losses may differ in their last bits" if path.startswith("mesh.") else ""
+        )
+        print(f"config change: {path}: {old!r} -> {new!r}{note}")
     refused = [path for path in changes if not any(fnmatch.fnmatch(path, pattern) for pattern in MAY_CHANGE)]
     if (pathlib.Path(workdir) / "data.json").exists():
         refused = [path for path in refused if not (path in _STORES and _mixed_alike(changes[path]))]
