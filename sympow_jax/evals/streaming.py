@@ -81,7 +81,7 @@ class Scorer:
         self.params, self._model, self._bos_id = params, model, bos_id
         whole = sharding.everywhere(model.mesh)
 
-        @functools.partial(jax.jit, static_argnames="length", out_shardings=(whole, None))
+        @functools.partial(jax.jit, static_argnames="length", donate_argnames="state", out_shardings=(whole, None))
         def step(params, tokens, state, length):
             return model.nll(params, tokens[:, :-1], tokens[:, 1:], state=state, length=length)
 
