@@ -41,7 +41,8 @@ def harness() -> Any:
       ConfigError: it is not installed.
     """
     try:
-        importlib.import_module("lm_eval.tasks")
+        for part in ("api.model", "tasks", "utils"):
+            importlib.import_module(f"lm_eval.{part}")
         return importlib.import_module("lm_eval")
     except ImportError as error:
         raise ConfigError(f"lm-eval cannot be imported ({error}); pip install 'sympow_jax[lm-eval]'") from None
