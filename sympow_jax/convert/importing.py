@@ -1,12 +1,12 @@
 """A folder of another library, config.json, safetensors and tokenizer.json, as a new workdir."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sympow_jax.config import Config, ConfigError, nearest
@@ -24,6 +24,7 @@ from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.initial_weights import layer_places
 from sympow_jax.training.manifest import flatten, unflatten
 
+_ALIGNMENT = 64  # bytes
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
 
@@ -154,14 +155,22 @@ def read_parameters(foreign: Foreign) -> dict[str, Any]:
         groups.setdefault(place.array, []).append(name)
     params = {}
     for array, names in groups.items():
-        whole = np.empty(specs[array].shape, np.float32)
+        whole = _aligned(specs[array].shape)
         for name in names:
             piece, number = held[name]
             index = places[name].index
             target = whole if index is None else whole[index]
             target[...] = _read_one(foreign.tensors, piece, number)
-        params[array] = jnp.asarray(whole)
+        params[array] = jax.device_put(whole)
     return unflatten(params)
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Room for float32 numbers where JAX takes it over without a copy."""
+    size = math.prod(shape)
+    room = np.empty(size + _ALIGNMENT // 4, np.float32)
+    skip = -room.ctypes.data % _ALIGNMENT // 4
+    return room[skip : skip + size].reshape(shape)
 
 
 def _read_one(tensors: TensorFolder, piece: Piece, number: int) -> np.ndarray:

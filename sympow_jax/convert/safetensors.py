@@ -94,18 +94,11 @@ class TensorFolder:
         return path
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A tensor as a view of its mapped file."""
+        """A tensor as a view of its file, mapped as long as the view lives."""
         where = self.entries[name]
         assert where.dtype is not None, name
-        count = math.prod(where.shape)
-        file = _mapped(where.path)
-        content = file[where.begin : where.begin + count * where.dtype.itemsize]
-        return content.view(where.dtype).reshape(where.shape)
-
-
-@functools.lru_cache(maxsize=64)
-def _mapped(path: pathlib.Path) -> np.ndarray:
-    return np.memmap(path, np.uint8, "r")
+        size = (where.size * where.dtype.itemsize,)
+        return np.memmap(where.path, np.uint8, "r", where.begin, size).view(where.dtype).reshape(where.shape)
 
 
 def read_header(path: pathlib.Path) -> dict[str, Entry]:

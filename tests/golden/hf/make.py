@@ -5,13 +5,16 @@
 
 Writes NAME/config.json, NAME/model.safetensors and NAME/logits.npz beside this file. The weights are drawn so that no
 norm, bias or gate is at its initial value and logits have a root mean square of 3. logits.npz holds `tokens_T` [T] and
-`logits_T` [T, V] for T = 64, and for T = 300 the rows `rows_300` of them, all float32.
+`logits_T` [T, V] for T = 64, for T = 300 the rows `rows_300` of them, and in some cases the last 16 for T = 2,048, all
+float32. Rotary phases of the last are computed in float64: transformers' own are off by 1e-4 radians there.
 """
 # pyright: reportMissingImports=false, reportArgumentType=false
 
+import json
 import os
 import pathlib
 import sys
+import zlib
 
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
@@ -22,6 +25,8 @@ import transformers
 HERE = pathlib.Path(__file__).parent
 V, E, H, K, D, F, L = 96, 32, 4, 2, 8, 48, 2
 SHORT, LONG, EVERY = 64, 300, 7
+FAR, LAST = 2048, 16
+EXACT = ("llama", "qwen3", "brumby")  # cases with logits far away
 _LOGIT_RMS = 3.0
 
 _GPT2 = {"n_embd": E, "n_head": H, "n_layer": L, "n_inner": 4 * E, "n_positions": 320, "vocab_size": V}
@@ -69,6 +74,7 @@ CASES = {
     "olmo2": ("Olmo2", _GQA | {"rms_norm_eps": 1e-6}),
     "bloom": ("Bloom", {"vocab_size": V, "hidden_size": E, "n_head": H, "n_layer": L}),
     "starcoder2": ("Starcoder2", _GQA | {"sliding_window": None}),
+    "brumby": ("Qwen3", _HEADS),  # made into Brumby by _exchange_attention
     "granite": (
         "Granite",
         _GQA | {"embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22,
@@ -102,14 +108,64 @@ def _scale_logits(model: torch.nn.Module, tokens: torch.Tensor) -> None:
             norm.bias.copy_(norm.bias * factor)
 
 
+def _exchange_attention(model: torch.nn.Module) -> None:
+    """Manifest AI's power retention in place of softmax, from the formula of their Brumby, in float64.
+
+    weight_ij = (q_i . k_j / sqrt(D))^2 prod gates(j+1..i), normalised over j; gates are sigmoid(W x), one a kv head.
+    """
+
+    def attend(module, query, key, value, attention_mask, scaling, **kwargs):
+        log_gates = torch.nn.functional.logsigmoid(module.gate.double()).transpose(1, 2).cumsum(-1)  # [B, K, T]
+        groups = query.shape[1] // key.shape[1]
+        repeat = lambda x: x.double().repeat_interleave(groups, dim=1)  # noqa: E731
+        scores = (query.double() @ repeat(key).transpose(2, 3) * scaling) ** 2
+        decay = repeat(log_gates)[..., :, None] - repeat(log_gates)[..., None, :]
+        causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        weights = torch.where(causal, scores * torch.exp(decay.masked_fill(~causal, 0.0)), 0.0)
+        out = (weights @ repeat(value)) / weights.sum(-1, keepdim=True)
+        return out.to(query.dtype).transpose(1, 2).contiguous(), None
+
+    def note_gate(module, args, kwargs):
+        module.gate = module.g_proj(kwargs["hidden_states"])
+
+    transformers.AttentionInterface.register("power", attend)
+    model.set_attn_implementation("power")
+    for layer in model.model.layers:
+        layer.self_attn.g_proj = torch.nn.Linear(E, K, bias=False)
+        layer.self_attn.register_forward_pre_hook(note_gate, with_kwargs=True)
+
+
+def _as_brumby(folder: pathlib.Path) -> None:
+    """config.json as Brumby's class writes it."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {"model_type": "brumby", "architectures": ["BrumbyForCausalLM"]}
+    config |= {"p": 2, "use_exp": False, "chunk_size": 64, "switch_over_seq_len": 8192, "prefill_chunk_size": 1024}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _exact_rotary(model: torch.nn.Module) -> None:
+    """Computes the phases in float64; for heads that are rotated whole, without scaling."""
+    rotary, theta = model.model.rotary_emb, model.config.rope_parameters["rope_theta"]
+
+    def forward(x, position_ids, *_):
+        dim = 2 * rotary.inv_freq.shape[0]
+        turns = position_ids[..., None] * theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        angles = torch.cat([turns, turns], dim=-1)
+        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+    rotary.forward = forward
+
+
 def make(name: str, folder: pathlib.Path) -> None:
     """Writes one case."""
     family, settings = CASES[name]
     config = getattr(transformers, f"{family}Config")(**settings, bos_token_id=0, eos_token_id=0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    seed = sorted(CASES).index(name)
+    if name == "brumby":
+        _exchange_attention(model)
+    seed = zlib.crc32(name.encode())
     _randomise(model, seed)
-    draw = np.random.default_rng(1000 + seed)
+    draw = np.random.default_rng(seed + 1)
     arrays = {f"tokens_{T}": draw.integers(0, V, T).astype(np.int32) for T in (SHORT, LONG)}
     arrays["rows_300"] = np.arange(LONG - 1, 0, -EVERY, dtype=np.int32)[::-1]
     _scale_logits(model, torch.tensor(arrays["tokens_64"].astype(np.int64))[None])
@@ -117,7 +173,15 @@ def make(name: str, folder: pathlib.Path) -> None:
         for T in (SHORT, LONG):
             arrays[f"logits_{T}"] = model(torch.tensor(arrays[f"tokens_{T}"].astype(np.int64))[None]).logits[0].numpy()
     arrays["logits_300"] = arrays["logits_300"][arrays["rows_300"]]
+    if name in EXACT:
+        _exact_rotary(model)
+        arrays["tokens_2048"] = draw.integers(0, V, FAR).astype(np.int32)
+        with torch.no_grad():
+            tokens = torch.tensor(arrays["tokens_2048"].astype(np.int64))[None]
+            arrays["logits_2048"] = model(tokens).logits[0, -LAST:].numpy()
     model.save_pretrained(folder)
+    if name == "brumby":
+        _as_brumby(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     np.savez_compressed(folder / "logits.npz", **arrays)
     print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, rms {arrays['logits_300'].std():.2f}")
