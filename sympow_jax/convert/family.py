@@ -17,11 +17,12 @@ METADATA = frozenset((  # of no effect on the logits
     "summary_proj_to_labels", "summary_first_dropout", "task_specific_params", "id2label", "label2id",
     "gradient_checkpointing", "pretraining_tp", "slow_but_exact", "return_dict", "problem_type", "output_attentions",
     "output_hidden_states", "torchscript", "finetuning_task", "prefix", "do_sample", "max_length", "temperature",
-    "top_k", "top_p",
+    "top_k", "top_p", "_attn_implementation_autoset",
 ))  # fmt: skip
 _NEUTRAL = {
     "is_encoder_decoder": False, "add_cross_attention": False, "chunk_size_feed_forward": 0, "is_decoder": False,
     "tie_encoder_decoder": False, "use_bfloat16": False, "pruned_heads": {}, "use_bidirectional_attention": False,
+    "rope_interleaved": False, "use_mrope": False,
 }  # fmt: skip
 
 
@@ -55,6 +56,7 @@ class Family:
       prefix: the beginning of names that files of the bare model lack.
       buffers: ends of the names of tensors that are no parameters.
       metadata: further keys of its configuration of no effect on the logits.
+      aliases: another name of a key -> the name in the table.
     """
 
     model_type: str
@@ -66,6 +68,7 @@ class Family:
     prefix: str
     buffers: tuple[str, ...] = ()
     metadata: frozenset[str] = frozenset()
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def read(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
         """Our values of a foreign configuration.
@@ -73,6 +76,7 @@ class Family:
         Raises:
           ConfigError: a key that is not understood and not at its default, or a value that cannot be expressed.
         """
+        theirs = {self.aliases.get(name, name): value for name, value in theirs.items()}
         ours = dict(self.settings)
         for part in self.parts:
             ours |= part.read(theirs)

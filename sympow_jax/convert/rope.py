@@ -93,7 +93,7 @@ def _scaling(settings: dict[str, Any], theirs: Mapping[str, Any]) -> dict[str, A
     """Base and scaling of settings in which every key must be understood."""
     kind = settings.pop("rope_type", None) or settings.get("type") or "default"
     settings.pop("type", None)
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigError(f"rope_type = {str(kind)[:60]!r}: is not understood; legal are {', '.join(_KINDS)}")
     ours = {"position.scaling": _KINDS[kind], "position.base": typed("rope_theta", settings.pop("rope_theta"), float)}
     length = theirs.get("max_position_embeddings")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sympow_jax.config import ConfigError
+from sympow_jax.config.architecture import MAX_LAYERS
 from sympow_jax.convert.parts import NotExactError, typed
 
 _TYPES = {"full_attention": "attention", "sliding_attention": "window"}
@@ -97,11 +98,13 @@ class LayerTypes:
     def read(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
         """See Part."""
         count = typed("num_hidden_layers", theirs.get("num_hidden_layers"), int)
+        if not 1 <= count <= MAX_LAYERS:
+            raise ConfigError(f"num_hidden_layers = {count}: must be 1..{MAX_LAYERS}")
         types = theirs.get("layer_types")
         off = bool(self.switch) and not theirs.get(self.switch)
         if types is None:
             types = ["full_attention"] * count if off else self.default(theirs, count)
-        if not isinstance(types, list) or len(types) != count or not all(kind in _TYPES for kind in types):
+        if not isinstance(types, list) or len(types) != count or not all(kind in [*_TYPES] for kind in types):
             legal = ", ".join(_TYPES)
             raise ConfigError(f"layer_types = {str(types)[:60]!r}: expected {count} of {legal}")
         kinds = [_TYPES[kind] for kind in types]

@@ -75,6 +75,12 @@ def test_older_names_of_rotary_settings_mean_the_same():
     assert FAMILIES["gemma3_text"].read({k: v for k, v in theirs.items() if v is not ...} | old) == new
 
 
+def test_keys_have_the_other_names_of_their_classes():
+    theirs = foreign("bloom")
+    older = {"n_embed": theirs.pop("hidden_size"), "num_attention_heads": theirs.pop("n_head")}
+    assert FAMILIES["bloom"].read(theirs | older) == FAMILIES["bloom"].read(foreign("bloom"))
+
+
 @pytest.mark.parametrize(
     ("case", "values", "said"),
     [
@@ -86,6 +92,9 @@ def test_older_names_of_rotary_settings_mean_the_same():
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5: is not understood in this family"),
         ("gemma2", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0: attention has no such cap"),
         ("qwen3", {"layer_types": ["full_attention"]}, "layer_types = .*: expected 2 of full_attention, sliding"),
+        ("llama", {"rope_parameters": {"rope_type": ["x"]}}, r"rope_type = .*: is not understood"),
+        ("qwen3", {"num_hidden_layers": 10**9}, r"num_hidden_layers = 1000000000: must be 1\.\.10000"),
+        ("qwen3", {"layer_types": [[], []]}, "layer_types = .*: expected 2 of"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True: is not under"),
     ],
 )

@@ -78,6 +78,8 @@ GPT2 = Family(
     "transformer.",
     ("attn.bias", "attn.masked_bias"),
     frozenset(("n_ctx",)),
+    {"hidden_size": "n_embd", "max_position_embeddings": "n_positions"}
+    | {"num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
 )
 
 
@@ -157,6 +159,7 @@ BLOOM = Family(
     "transformer.",
     metadata=frozenset(("unk_token_id", "skip_bias_add", "skip_bias_add_qkv", "attention_softmax_in_fp32",
                         "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi")),
+    aliases={"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
 )  # fmt: skip
 STARCODER2 = Family(
     "starcoder2",

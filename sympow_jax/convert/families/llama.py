@@ -36,6 +36,7 @@ LLAMA = Family(
     _SETTINGS,
     llama_tensors(*ATTENTION, *GATED_MLP, *PRE_NORMS),
     **NAMES,
+    metadata=frozenset(("is_llama_config", "transformers.js_config")),
 )
 MISTRAL = Family(
     "mistral",
@@ -48,7 +49,13 @@ MISTRAL = Family(
 QWEN2 = Family(
     "qwen2",
     "Qwen2ForCausalLM",
-    (*sizes(kv_heads=32, tied=False, length=32_768), *rms_eps(), _SILU, Rope(), _QWEN_LAYERS),
+    (
+        *sizes(kv_heads=32, tied=False, length=32_768),
+        *rms_eps(),
+        _SILU,
+        Rope(),
+        _QWEN_LAYERS,
+    ),
     _SETTINGS | {"attention.bias": "qkv"},
     LLAMA.tensors,
     **NAMES,
@@ -75,7 +82,7 @@ PHI3 = Family(
     _SETTINGS,
     llama_tensors(*_FUSED, *PRE_NORMS),
     **NAMES,
-    metadata=frozenset(("original_max_position_embeddings", "attention_bias")),
+    metadata=frozenset(("original_max_position_embeddings", "attention_bias", "auto_map")),
 )
 OLMO2 = Family(
     "olmo2",
