@@ -19,6 +19,7 @@ import pytest
 
 import tests.typechecker  # noqa: F401  (the hook finds it as an attribute of `tests`)
 
+gc.set_threshold(200_000, 20, 100)  # what the imports of the tests make stays
 CACHE = pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax"
 CACHE.mkdir(parents=True, exist_ok=True, mode=0o700)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -40,7 +41,6 @@ def compilation(request: pytest.FixtureRequest) -> None:
 def no_rescans() -> None:
     """What earlier modules left in JAX's caches is not looked through again by collections of garbage."""
     gc.freeze()
-    gc.set_threshold(200_000, 20, 100)
 
 
 @pytest.fixture

@@ -126,6 +126,7 @@ def test_a_foreign_result_is_one_error_and_a_loss_that_is_not_finite_a_dash(tmp_
     assert table.splitlines()[-1] == "| sympow | 0 | 2.512 | - | - [-, -] | 2.512 |"
 
 
+@pytest.mark.slow
 def test_a_result_is_used_again_only_for_what_it_was_made_from(command, tmp_path, rng, done):
     run = tmp_path / "root" / "softmax_rope-seed0"
     assert sweep.run(command) == 0

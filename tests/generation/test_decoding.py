@@ -88,6 +88,7 @@ def test_one_program_for_every_position_and_memory_does_not_grow():
     assert sorted(key[-1] for key in decoder._programs) == [1, 8, 64]
 
 
+@pytest.mark.slow
 def test_reading_in_pieces_is_reading_at_once():
     model, params = make_model("softmax_rope")
     decoder, tokens = Decoder(model, params), np.arange(40)[None] % VOCAB

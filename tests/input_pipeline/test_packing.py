@@ -145,7 +145,7 @@ def small_model(variant):
     "variant",
     [
         pytest.param("softmax_rope", marks=pytest.mark.slow),
-        "softmax_fire",
+        pytest.param("softmax_fire", marks=pytest.mark.slow),
         pytest.param("conformal_sympow", marks=pytest.mark.slow),
         pytest.param("sympow", marks=pytest.mark.slow),
         pytest.param("fox", marks=pytest.mark.slow),

@@ -74,8 +74,10 @@ def test_bfloat16_is_as_good_as_bfloat16_products(log_gate, mean):
     check_bfloat16("tpu", log_gate, mean)
 
 
-@pytest.mark.parametrize("kernel", [PowerKernel(2), pytest.param(TaylorKernel(), marks=MORE)], ids=str)
-@pytest.mark.parametrize("head_dim", [7, *(pytest.param(d, marks=MORE) for d in (16, 48))])
+@pytest.mark.slow
+@pytest.mark.quick
+@pytest.mark.parametrize("kernel", [PowerKernel(2), TaylorKernel()], ids=str)
+@pytest.mark.parametrize("head_dim", [7, 16, 48])
 def test_states_survive_the_order_of_features(kernel, head_dim):
     features = layouts.features_of(kernel, head_dim)
     state = jax.random.normal(jax.random.key(0), (3, kernel.num_features(head_dim), 6))
