@@ -83,7 +83,6 @@ def test_every_heldout_row_counts_once_on_any_mesh(tmp_path, batches, rows, name
         assert len(found) // 8 == read
 
 
-@pytest.mark.slow
 def test_the_loss_of_all_heldout_rows_is_their_mean(tmp_path):
     """More batches than rows: the same loss as with exactly as many, and the number of its targets."""
     flags = (*store_flags(tmp_path / "store"), "evaluation.contextwise_length=0", "model.num_layers=1")
