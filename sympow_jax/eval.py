@@ -22,6 +22,7 @@ from sympow_jax.evaluation_request import (
     EvaluationRequest,
     check_task,
     grid_axes,
+    lengths_of,
 )
 from sympow_jax.loading import AT_EVALUATION
 from sympow_jax.training.run_files import load_config
@@ -53,7 +54,7 @@ def _request(flags: dict[str, str], saved: Config) -> EvaluationRequest:
         overrides={name: flags[name] for name in AT_EVALUATION if name in flags},
         data=flags.get("data", saved.data.heldout),
         name=flags.get("name", task),
-        lengths=flag_value(flags, "lengths", e.lengths),
+        lengths=flag_value(flags, "lengths", lengths_of(saved, task)),
         num_documents=flag_value(flags, "num_documents", e.num_documents),
         window=flag_value(flags, "window", 0, least=1),
         stride=flag_value(flags, "stride", 0, least=1),

@@ -12,8 +12,9 @@ from rich.console import Console
 from sympow_jax.config import TASKS, Config, ConfigError, diff
 from sympow_jax.evals import retrieval
 from sympow_jax.evals.distance_curves import distance_curves
-from sympow_jax.evals.files import inputs_digest, write_json, write_result
+from sympow_jax.evals.files import inputs_digest, write_csv, write_json, write_result
 from sympow_jax.evals.length_generalisation import length_generalisation, read_documents
+from sympow_jax.evals.length_summary import CSV_HEADER, csv_rows
 from sympow_jax.evaluation_request import LENGTH_GENERALISATION, EvaluationRequest, bias_name, grid_axes, inputs
 from sympow_jax.files import inside, read_json
 from sympow_jax.input_pipeline.opening import open_data
@@ -183,7 +184,7 @@ def _lengths(
         run=run,
     )
     folder = pathlib.Path(request.workdir) / "eval"
-    text = read_documents(store, arrays["document_ids"][:1], min(request.lengths))
+    text = read_documents(store, arrays["document_ids"][:1], min(longest, config.data.seq_len))
     curves = distance_curves(model, params, text, query_position=longest - 1)
     if not _is_first():
         return
@@ -192,6 +193,7 @@ def _lengths(
         write_json(f"{where}.json", curves | {"inputs": inputs_digest(made_from["inputs"])})
         style.save(distance_figure(curves), f"{where}.png")
     style.save(length_generalisation_figure([result]), folder / f"{request.name}.png")
+    write_csv(folder / f"{request.name}.csv", CSV_HEADER, csv_rows(result))
     write_result(folder, request.name, result | made_from, arrays)
     Console().print(length_table(result))
     print(f"corpus {result['data']['digest']}")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sympow_jax.config import TASKS, Config, ConfigError, check_numbers, flatten, nearest, require
+from sympow_jax.evals.length_summary import default_lengths
 from sympow_jax.files import json_sha256
 from sympow_jax.training.manifest import CheckpointError, read_manifest
 
@@ -17,7 +18,7 @@ NUM_EXAMPLES = {"mqar": 256, "copy": 64, "selective_copy": 64, "passkey": 32, "n
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 POSITION_BIAS = "position_bias"
 MAX_TASK_LENGTH = 2**24  # a question is made as a whole, in some hundred bytes a token
-MEASUREMENT = 1  # counts up when the same inputs would give other numbers
+MEASUREMENT = 2  # counts up when the same inputs would give other numbers
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _SETTINGS = ("variant", "seed", "data.seq_len", "evaluation.chunk_size", "model.", "attention.", "position.", "task.")
@@ -81,6 +82,12 @@ class EvaluationRequest:
                 f"--window = {w}, --stride = {s}: give both, 0 < stride <= window <= {max(self.lengths)}, the longest "
                 "length"
             )
+
+
+def lengths_of(config: Config, task: str) -> tuple[int, ...]:
+    """The contexts of an evaluation that names none; curves of loss begin below the trained one."""
+    lengths = config.evaluation.lengths
+    return default_lengths(config.data.seq_len, lengths) if task == LENGTH_GENERALISATION else lengths
 
 
 def check_name(name: str) -> None:

@@ -16,7 +16,7 @@ from sympow_jax.command_line import flag_value, run_program, split_flags, use_co
 from sympow_jax.config import ConfigError, parse_variants
 from sympow_jax.evals.result_shape import OF_A_RUN, read_result
 from sympow_jax.evaluate import evaluate, is_current
-from sympow_jax.evaluation_request import LENGTH_GENERALISATION, EvaluationRequest
+from sympow_jax.evaluation_request import LENGTH_GENERALISATION, EvaluationRequest, lengths_of
 from sympow_jax.files import write_json_atomic, write_text_atomic
 from sympow_jax.plots import style
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
@@ -45,21 +45,22 @@ def run_one(config: config_lib.Config, workdir: pathlib.Path, lengths: Sequence[
 
 
 def markdown_table(results: Sequence[dict[str, Any]]) -> str:
-    """Same-target loss of each run at each context, and its paired change from the trained to the longest context."""
+    """Same-target loss of each run at each context, its paired change beyond the trained one, prefix loss there."""
     contexts = [row["context"] for row in results[0]["same_target"]]
-    longest = contexts[-1]
+    longest, trained = contexts[-1], results[0]["same_target_change"]["from_context"]
     columns = " | ".join(f"{context:,}" for context in contexts)
     lines = [
-        f"| variant | seed | {columns} | change to {longest:,} [95%] | prefix at {contexts[0]:,} |",
+        f"| variant | seed | {columns} | change to {longest:,} [95%] | prefix at {trained:,} |",
         "|---|---|" + "---|" * (len(contexts) + 2),
     ]
     for result in results:
         change = result["same_target_change"]
         low, high = (_number(bound, "+.3f") for bound in change["ci95"][-1])
+        prefix = next(row["nll"] for row in result["lengths"] if row["length"] == trained)
         losses = " | ".join(_number(row["nll"]) for row in result["same_target"])
         lines.append(
             f"| {result['variant']} | {result['seed']} | {losses} | {_number(change['difference'][-1], '+.3f')} "
-            f"[{low}, {high}] | {_number(result['lengths'][0]['nll'])} |"
+            f"[{low}, {high}] | {_number(prefix)} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -94,7 +95,7 @@ def run(argv: Sequence[str]) -> int:
         config_lib.parse_flags([*(f"{path}:{variant}" for path in paths), *changes, f"--config.seed={seed}"])
         for variant, seed in runs
     ]
-    lengths = flag_value(own, "lengths", configs[0].evaluation.lengths, least=1)
+    lengths = flag_value(own, "lengths", lengths_of(configs[0], LENGTH_GENERALISATION), least=1)
     root = pathlib.Path(own["root"])
     workdirs = [root / f"{variant}-seed{seed}" for variant, seed in runs]
     use_compilation_cache()

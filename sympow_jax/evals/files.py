@@ -1,15 +1,25 @@
 """Evaluation results on disk: JSON for people and plots, npz for paired comparisons; both replaced atomically."""
 
+import csv
+import io
 import math
 import os
 import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
 
-from sympow_jax.files import FileError, json_sha256, one_line, open_regular, write_bytes_atomic, write_json_atomic
+from sympow_jax.files import (
+    FileError,
+    json_sha256,
+    one_line,
+    open_regular,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
 
 MAX_NPZ_BYTES = 512 * 2**20  # of all arrays of a file, unpacked, or
 MAX_NPZ_GROWTH = 16  # times the bytes of the file: numbers hardly shrink, and the state of a long text is gigabytes
@@ -74,6 +84,15 @@ def _read_arrays(file: IO[bytes]) -> dict[str, np.ndarray]:
             with archive.open(member) as content:
                 arrays[member.filename.removesuffix(".npy")] = np.lib.format.read_array(content, allow_pickle=False)
     return arrays
+
+
+def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a table to `path`, with nothing where a number is not finite; atomic like write_json."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(plain(list(rows)))
+    write_text_atomic(path, text.getvalue())
 
 
 def inputs_digest(inputs: Mapping[str, Any]) -> str:

@@ -2,12 +2,16 @@
 
 Three questions, in nats per token over the same held-out documents (targets y_0, ..., y_{L-1}, L the longest length):
 
-    same_target(c)  = mean of nll(y_t | BOS, y_{L-c}, ..., y_{t-1}) over the last `num_targets` t: the same targets
-                      under growing left context c. The curve that decides whether more context helps.
+    same_target(c)  = mean of nll(y_t | BOS, y_{s-c}, ..., y_{t-1}) over the last `num_targets` t: the same targets
+                      under growing left context c. The curve that decides whether more context helps. The window
+                      ends at s = L, or, where it is shorter than twice the targets, at steps of half a window:
+                      every target has c/2 to c tokens to its left.
+    gained(a, b)    = same_target(a) - same_target(b): what the context from a to b is worth.
     contextwise(t)  = mean of nll(y_t | BOS, y_0, ..., y_{t-1}) over log-spaced bins of t.
     prefix(l)       = mean of that over t < l; its targets change with l (the perplexity curve of FoX).
 
-A curve that does not rise up to L says nothing beyond L.
+A curve that does not rise up to L says nothing beyond L; one that does not fall below the trained context belongs to a
+model that ignores it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sympow_jax.evals import bootstrap
+from sympow_jax.evals.length_summary import summarise
 from sympow_jax.evals.streaming import LanguageModel, Scorer
 from sympow_jax.input_pipeline.store import Store
 
@@ -70,7 +74,7 @@ def length_generalisation(
       train_length: the context of training.
       run: what identifies the run in the file: step, variant, seed, dtype, position_overrides.
       num_documents: documents scored (all of them if the store has fewer), chosen by `seed`.
-      num_targets: final targets of the same-target curve; at most half of the shortest length is used.
+      num_targets: final targets of the same-target curve; at most half of the longest length is used.
       chunk_size, batch_size: see Scorer.
       window, stride: when given, also scores the documents with windows of `window` tokens that advance by `stride`.
       seed: of the choice of documents and of the bootstrap.
@@ -80,7 +84,7 @@ def length_generalisation(
     """
     lengths = sorted({int(length) for length in lengths})
     _check(lengths, store.document_length, train_length, window, stride)
-    longest, num_targets = lengths[-1], max(1, min(num_targets, lengths[0] // 2))
+    longest, num_targets = lengths[-1], max(1, min(num_targets, lengths[-1] // 2))
     rows = choose_documents(store.num_documents, num_documents, seed=seed)
     sizes = {"chunk_size": chunk_size, "batch_size": batch_size, "num_windows": len(rows)}
     scorer = Scorer(model, params, bos_id=store.bos_id, **sizes)
@@ -155,16 +159,27 @@ def _document_sums(
     if scorer.depends_on_length:
         for length in lengths[:-1]:
             whole[length] = scorer.cumulative(targets[:, :length], [length])[:, 0]
-    same_target = []
-    for context in lengths[:-1]:
-        before, total = scorer.cumulative(targets[:, longest - context :], [context - num_targets, context]).T
-        same_target.append(total - before)
+    same_target = [_last_sums(scorer, targets, context, num_targets) for context in lengths[:-1]]
     same_target.append(whole[longest] - whole[longest - num_targets])
     return {
         "length": np.stack([whole[length] for length in lengths], axis=1),
         "same_target": np.stack(same_target, axis=1),
         "bin": np.diff(cumulative[:, np.searchsorted(points, edges)], axis=1),
     }
+
+
+def _last_sums(scorer: Scorer, targets: np.ndarray, context: int, num_targets: int) -> np.ndarray:
+    """Loss sum of the last `num_targets` targets of each document, each with context / 2 to context tokens before it.
+
+    A window that holds twice the targets scores them all; a shorter one scores its second half and steps back by that.
+    """
+    longest, step = targets.shape[1], min(num_targets, max(1, context // 2))
+    first, sums = longest - num_targets, np.zeros(len(targets))
+    for end in range(longest, first, -step):
+        start, scored = max(0, end - context), min(step, end - first)
+        before, total = scorer.cumulative(targets[:, start:end], [end - start - scored, end - start]).T
+        sums += total - before
+    return sums
 
 
 def _sliding_sums(scorer: Scorer, targets: np.ndarray, window: int, stride: int) -> np.ndarray:
@@ -178,58 +193,3 @@ def _sliding_sums(scorer: Scorer, targets: np.ndarray, window: int, stride: int)
         sums += total - before
         scored = start + window
     return sums[:, None]
-
-
-def summarise(
-    arrays: Mapping[str, np.ndarray], *, train_length: int, window: int = 0, stride: int = 0, seed: int = 0
-) -> dict[str, Any]:
-    """Means and 95% intervals from the per-document sums of the npz."""
-    clusters, lengths, edges = arrays["clusters"], arrays["lengths"], arrays["bin_edges"]
-
-    def mean(name: str):
-        return bootstrap.mean_and_interval(arrays[f"{name}_sums"], arrays[f"{name}_counts"], clusters, seed=seed)
-
-    def entries(name: str, label: str) -> list[dict[str, Any]]:
-        tokens = arrays[f"{name}_counts"].sum(0)
-        return [
-            {label: int(length), "nll": float(nll), "ci95": ci.tolist(), "num_tokens": int(count)}
-            for length, nll, ci, count in zip(lengths, *mean(name), tokens, strict=True)
-        ]
-
-    nll, ci95 = mean("bin")
-    result = {
-        "lengths": entries("length", "length"),
-        "same_target": entries("same_target", "context"),
-        "same_target_change": _change(arrays, train_length, seed),
-        "contextwise": {
-            "position": ((edges[:-1] + edges[1:] + 1) / 2).tolist(),  # mean number of inputs read, BOS included
-            "nll": nll.tolist(),
-            "ci95": ci95.tolist(),
-        },
-    }
-    if window:
-        nll, ci95 = mean("sliding")
-        result["sliding_window"] = {
-            "length": int(lengths[-1]),
-            "window": window,
-            "stride": stride,
-            "nll": float(nll[0]),
-            "ci95": ci95[0].tolist(),
-            "num_tokens": int(arrays["sliding_counts"].sum()),
-        }
-    return result
-
-
-def _change(arrays: Mapping[str, np.ndarray], train_length: int, seed: int) -> dict[str, Any]:
-    """Same-target loss minus that at the training length (or the nearest shorter context), paired over documents."""
-    contexts = arrays["lengths"]
-    reference = max(int(np.searchsorted(contexts, train_length, side="right")) - 1, 0)
-    pair = (arrays["same_target_sums"], arrays["same_target_counts"])
-    sums, counts = (np.repeat(array[:, reference : reference + 1], len(contexts), axis=1) for array in pair)
-    difference, ci95 = bootstrap.difference_and_interval((sums, counts), pair, arrays["clusters"], seed=seed)
-    return {
-        "from_context": int(contexts[reference]),
-        "context": contexts.tolist(),
-        "difference": difference.tolist(),
-        "ci95": ci95.tolist(),
-    }

@@ -23,6 +23,7 @@ LENGTH_GENERALISATION: dict[str, Any] = {
     "contextwise": {"position": [_NUMBER], "nll": [_NUMBER], "ci95": [_CI95]},
     "data": {"store": _TEXT, "digest": _TEXT, "bos_rule": _TEXT},
 }
+_GAINED = {"from_context": _COUNT, "to_context": _COUNT, "gain": _NUMBER, "ci95": _CI95}
 _AXIS = {"name": _NAME, "values": [_VALUE]}
 OF_A_RUN = LENGTH_GENERALISATION | {"variant": _NAME, "seed": _COUNT}
 RETRIEVAL: dict[str, Any] = {
@@ -92,6 +93,8 @@ def _check_lengths(result: Mapping[str, Any], file: str) -> None:
     table = result["contextwise"]
     lengths = {len(table[name]) for name in ("position", "nll", "ci95")}
     _require(len(lengths) == 1, file, ".contextwise", "of columns of one length")
+    if gains := result.get("gained_from_context"):  # files of earlier versions have none
+        _check(gains, [_GAINED], file, ".gained_from_context")
     overrides = result.get("position_overrides") or {}
     _check(overrides, {}, file, ".position_overrides")
     for key, value in overrides.items():

@@ -103,6 +103,7 @@ def _number(value: float | None, interval: Sequence[float | None] | None = None,
 
 def _summary(data: Mapping[str, Any]) -> str:
     header = ["run", "trained at", "step", "loss there", "longest tested", "loss there", "change", "beyond training"]
+    header.insert(3, "gained from context")
     rows = []
     for entry in data["evaluations"]:
         result = entry["result"]
@@ -113,6 +114,7 @@ def _summary(data: Mapping[str, Any]) -> str:
                 html.escape(entry["label"]),
                 f"{result['train_length']:,}",
                 f"{result['step']:,}" if result.get("step") is not None else "-",
+                _gain(result, change["from_context"]),
                 _number(same[start]["nll"], same[start]["ci95"]),
                 f"{same[-1]['context']:,}",
                 _number(same[-1]["nll"], same[-1]["ci95"]),
@@ -125,6 +127,12 @@ def _summary(data: Mapping[str, Any]) -> str:
     if missing:
         note += f" Not evaluated yet: {', '.join(missing)}."
     return _section("Summary", note, table(header, rows, "wide"))
+
+
+def _gain(result: Mapping[str, Any], trained: int) -> str:
+    """What the context up to the trained one is worth: see evals.length_summary."""
+    found = [row for row in result.get("gained_from_context") or () if row["to_context"] == trained]
+    return _number(found[0]["gain"], found[0]["ci95"], "+.4f") if found else "-"
 
 
 def _length_section(results: Sequence[Mapping], labels: Sequence[str]) -> str:

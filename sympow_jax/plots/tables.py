@@ -43,8 +43,27 @@ def length_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def gained(result: Mapping[str, Any]) -> str:
+    """What context is worth, up to the trained length and beyond it; "" for a result without shorter or longer ones."""
+    parts = [
+        f"{_signed(row['gain'])} {_interval(row['ci95'], '+.4f')}".rstrip()
+        + f" from {row['from_context']:,} to {row['to_context']:,} tokens"
+        for row in result.get("gained_from_context") or ()
+    ]
+    return f"Gained from context, in nats per token: {', '.join(parts)}." if parts else ""
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.4f}"
+
+
 def verdict(result: Mapping[str, Any]) -> str:
-    """What the same-target curve shows, never more than the longest tested length.
+    """What context is worth, and whether it hurts beyond the trained length: never more than the longest tested."""
+    return " ".join(filter(None, (gained(result), _beyond_training(result))))
+
+
+def _beyond_training(result: Mapping[str, Any]) -> str:
+    """What the same-target curve shows beyond the training length.
 
     Compares each context beyond the training length with the loss at the training length by the interval of the
     paired difference: higher when the whole interval lies above 0, lower when it lies below.

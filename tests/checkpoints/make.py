@@ -85,7 +85,7 @@ def evaluate(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     with as_recorded():
         model, params, _ = load_step(str(workdir))
         options: dict[str, Any] = {"train_length": 32, "num_documents": 3, "chunk_size": 32, "window": 32, "stride": 16}
-        return length_generalisation(model, params, store, lengths=LENGTHS, **options)[1]
+        return length_generalisation(model, params, store, lengths=LENGTHS, num_targets=16, **options)[1]
 
 
 def config(variant: str, steps: int = STEPS) -> Config:

@@ -8,6 +8,7 @@ import pytest
 
 from sympow_jax.evals import files
 from sympow_jax.evals.length_generalisation import bin_edges, length_generalisation
+from sympow_jax.evals.length_summary import CSV_HEADER, csv_rows, default_lengths
 from sympow_jax.evals.paired import paired_difference
 from tests.evals.toy import Bigram, RunningCount, make_store
 
@@ -69,10 +70,46 @@ def test_changes_are_from_the_longest_context_within_the_training_length(train_l
     assert change["difference"][LENGTHS.index(reference)] == 0.0 and np.count_nonzero(change["difference"]) == 2
 
 
-def test_targets_are_at_most_half_of_the_shortest_context():
+def test_targets_are_at_most_half_of_the_longest_context():
     model, params = case("count", True)
-    result, arrays = length_generalisation(model, params, make_store(), **(OPTIONS | {"num_targets": 30}))
-    assert result["num_targets"] == 20 and (arrays["same_target_counts"] == 20).all()
+    result, arrays = length_generalisation(model, params, make_store(), **(OPTIONS | {"num_targets": 200}))
+    assert result["num_targets"] == 150 and (arrays["same_target_counts"] == 150).all()
+
+
+@pytest.mark.parametrize("num_targets", [16, 37, 150])
+def test_a_window_shorter_than_twice_the_targets_moves_by_half_of_itself(num_targets):
+    """Every target counts once, with at least half of the context before it."""
+    model, params = case("count", True)
+    options = OPTIONS | {"num_targets": num_targets}
+    result, arrays = length_generalisation(model, params, make_store(), chunk_size=32, **options)
+    for entry in result["same_target"]:
+        context, total, end = entry["context"], 0.0, 300
+        step = min(num_targets, context // 2)
+        while end > 300 - num_targets:
+            window = losses_of(model, params, make_store(), arrays["document_ids"], max(0, end - context), end)
+            total += window[:, -min(step, end - 300 + num_targets) :].sum()
+            end -= step
+        np.testing.assert_allclose(entry["nll"], total / (7 * num_targets), rtol=1e-6)
+
+
+def test_what_is_gained_from_context_is_the_fall_of_the_same_target_loss():
+    model, params = case("count", True)
+    options = OPTIONS | {"lengths": [5, 20, 80, 300], "train_length": 80}
+    result, _ = length_generalisation(model, params, make_store(), **options)
+    loss = {entry["context"]: entry["nll"] for entry in result["same_target"]}
+    first, second = result["gained_from_context"]
+    assert (first["from_context"], first["to_context"]) == (5, 80)
+    assert (second["from_context"], second["to_context"]) == (80, 300)
+    for row in (first, second):
+        np.testing.assert_allclose(row["gain"], loss[row["from_context"]] - loss[row["to_context"]], rtol=1e-9)
+        assert row["ci95"][0] <= row["gain"] <= row["ci95"][1]
+    at_once = length_generalisation(model, params, make_store(), **options | {"lengths": [80]})[0]
+    assert at_once["gained_from_context"] == []
+
+
+def test_an_evaluation_that_names_no_context_begins_below_the_trained_one():
+    assert default_lengths(512, (512, 1024)) == (32, 128, 512, 1024)
+    assert default_lengths(8, (8, 16)) == (1, 2, 8, 16)
 
 
 def test_the_position_of_a_bin_is_the_mean_number_of_inputs_that_its_targets_have():
@@ -182,6 +219,19 @@ def test_files_round_trip_and_carry_the_run(tmp_path):
     assert sorted(item.name for item in path.parent.iterdir()) == ["lengths.json", "lengths.npz"]
     for name, array in files.read_npz(path.with_suffix(".npz")).items():
         np.testing.assert_array_equal(array, arrays[name])
+
+
+def test_curves_are_a_table_too(tmp_path):
+    model, params = case("count", True)
+    result, _ = length_generalisation(model, params, make_store(num_clusters=1), **OPTIONS)
+    files.write_csv(tmp_path / "x.csv", CSV_HEADER, csv_rows(result))
+    header, *rows = [line.split(",") for line in (tmp_path / "x.csv").read_text().splitlines()]
+    assert header == ["curve", "tokens", "nll", "low", "high"]
+    assert [row[:2] for row in rows[:6]] == [[name, str(n)] for name in ("same_target", "prefix") for n in LENGTHS]
+    bins = [row for row in rows if row[0] == "contextwise"]
+    assert [float(row[1]) for row in bins] == result["contextwise"]["position"]
+    assert [float(row[2]) for row in bins] == result["contextwise"]["nll"]
+    assert all(row[3:] == ["", ""] for row in rows)  # one source: no interval
 
 
 def test_paired_difference_sees_what_separate_intervals_hide():

@@ -81,6 +81,17 @@ def test_verdict_never_says_more_than_was_tested(changes, expected):
     assert "generalis" not in sentence
 
 
+def test_the_verdict_says_what_context_is_worth():
+    gains = [
+        {"from_context": 32, "to_context": 512, "gain": 0.8, "ci95": [0.75, 0.85]},
+        {"from_context": 512, "to_context": 4096, "gain": -0.01, "ci95": [None, None]},
+    ]
+    sentence = tables.verdict(length_result() | {"gained_from_context": gains})
+    assert "+0.8000 [+0.7500, +0.8500] from 32 to 512 tokens, -0.0100 from 512 to 4,096 tokens." in sentence
+    assert "no rise above" in sentence
+    assert tables.verdict(length_result()).startswith("Same-target loss")  # a file of an earlier version
+
+
 def test_plots_import_neither_jax_nor_the_rest():
     code = (
         "import sys, sympow_jax.plots.length_generalisation, sympow_jax.plots.tables, sympow_jax.plots.heatmap;"
