@@ -13,7 +13,7 @@ import pathlib
 import re
 import secrets
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, NoReturn
 
 MAX_JSON_BYTES = 16 * 2**20  # at worst "[]," in three bytes of text takes 64 bytes of memory
@@ -143,28 +143,36 @@ def open_regular(path: str | os.PathLike, flags: int) -> int:
     raise FileError(f"{path}: {fault}; remove it")
 
 
-def write_bytes_atomic(path: str | os.PathLike, content: bytes | Callable[[IO[bytes]], Any]) -> None:
-    """Writes `content`, or what it writes, so that `path` holds the old or the new bytes, whatever happens in between.
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A path beside `path` to write a new file to; in the end it goes to the disk, and into place by one rename.
 
-    The bytes go to a new file beside `path`, to the disk, and into place by one rename. Missing folders are made. A
-    link at `path` is refused.
+    So `path` holds the old or the new bytes, whatever happens in between. Missing folders are made. A link at `path` is
+    refused.
     """
     path = pathlib.Path(path)
     refuse_link(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as file:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not every file system lets a directory be synced
+        _sync(path.parent)
+
+
+def write_bytes_atomic(path: str | os.PathLike, content: bytes | Callable[[IO[bytes]], Any]) -> None:
+    """Writes `content`, or what it writes, to a new file that replaces `path`; see new_file."""
+    with new_file(path) as temporary:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
             if callable(content):
                 content(file)
             else:
                 file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_directory(path.parent)
 
 
 def write_text_atomic(path: str | os.PathLike, text: str) -> None:
@@ -235,10 +243,9 @@ def _finite(text: str) -> float:
     return value
 
 
-def _sync_directory(path: pathlib.Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system lets a directory be synced
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _sync(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,15 +1,17 @@
 """A folder of another library, config.json, safetensors and tokenizer.json, as a new workdir."""
 
 import dataclasses
-import math
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from sympow_jax.config import Config, ConfigError, nearest
+from sympow_jax.config import Config, ConfigError, nearest, override
 from sympow_jax.convert import plain
 from sympow_jax.convert.architecture import make_config
 from sympow_jax.convert.families import FAMILIES
@@ -20,11 +22,13 @@ from sympow_jax.files import parse_json, write_json_atomic
 from sympow_jax.input_pipeline.tokenizer_base import MAX_VOCABULARY
 from sympow_jax.input_pipeline.tokenizers import SPEC_FILE, Tokenizer, load_tokenizer
 from sympow_jax.models.model import Model, resolve_implementation
+from sympow_jax.sharding.agreement import gather
 from sympow_jax.training.checkpoint import Checkpointer
+from sympow_jax.training.evaluation_mesh import evaluation_mesh
 from sympow_jax.training.initial_weights import layer_places
 from sympow_jax.training.manifest import flatten, unflatten
+from sympow_jax.training.train_state import abstract_params
 
-_ALIGNMENT = 64  # bytes
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
 
@@ -34,7 +38,8 @@ class Foreign:
 
     Attributes:
       kind: its model_type.
-      model: of the configuration that it means here.
+      model: of the configuration that it means here, on the mesh.
+      specs: shapes, dtypes and shardings of the model's arrays, by name.
       tensors: of its files.
       pieces: how they hold the model's parameters.
       tokenizer: of the folder.
@@ -42,36 +47,47 @@ class Foreign:
 
     kind: str
     model: Model
+    specs: Mapping[str, jax.ShapeDtypeStruct]
     tensors: TensorFolder
     pieces: Sequence[Piece]
     tokenizer: Tokenizer
 
 
-def import_folder(folder: str, workdir: str) -> Foreign:
+def import_folder(folder: str, workdir: str, *, mesh: Mapping[str, int] | None = None) -> Foreign:
     """Makes `workdir`, with a checkpoint of step 0, from `folder`.
 
-    Each array is read, transposed where it has to be and widened to float32 by itself; all of them together, the
-    model once in float32, are in memory when they are saved.
+    Args:
+      folder: of another library.
+      workdir: absent or empty; of several processes the first one writes it, with the others the checkpoint.
+      mesh: sizes of axes: the devices that the parameters are laid onto, and the mesh of the workdir; an axis left out
+        is 1, and data what the others leave. None or empty: one device, or all along data where there are several
+        processes.
 
     Raises:
-      ConfigError, FileError, TokenizerError: something in the folder is missing, wrong or not understood, or the
-        workdir is not empty; one line, and nothing is written.
+      ConfigError, FileError, TokenizerError: something in the folder is missing, wrong or not understood, the
+        workdir is not empty, or the mesh does not fit; one line, and nothing is written.
     """
-    if pathlib.Path(workdir).exists() and any(pathlib.Path(workdir).iterdir()):
+    if any(gather("workdir", pathlib.Path(workdir).exists() and any(pathlib.Path(workdir).iterdir()))):
         raise ConfigError(f"--workdir = {workdir!r}: is not empty; name a new folder")
-    foreign = open_folder(folder)
+    foreign = open_folder(folder, mesh)
     with Checkpointer(pathlib.Path(workdir) / "checkpoints", asynchronous=False) as checkpointer:
         params = read_parameters(foreign)
         checkpointer.save(0, params, metadata={"imported": foreign.kind}, force=True)
-    foreign.tokenizer.save(pathlib.Path(workdir) / "tokenizer")
-    data = {"train_digest": "", "heldout_digest": "", "tokenizer_digest": foreign.tokenizer.digest}
-    data |= {"vocab_size": foreign.model.vocab_size, "bos_id": foreign.tokenizer.bos_id}
-    write_json_atomic(pathlib.Path(workdir) / "data.json", data)
-    write_json_atomic(pathlib.Path(workdir) / CONFIG, dataclasses.asdict(foreign.model.config))
+    if jax.process_index() == 0:
+        _write_files(foreign, pathlib.Path(workdir))
     return foreign
 
 
-def open_folder(folder: str) -> Foreign:
+def _write_files(foreign: Foreign, workdir: pathlib.Path) -> None:
+    """Everything of a workdir besides the checkpoint; config.json, which makes it one, is last."""
+    foreign.tokenizer.save(workdir / "tokenizer")
+    data = {"train_digest": "", "heldout_digest": "", "tokenizer_digest": foreign.tokenizer.digest}
+    data |= {"vocab_size": foreign.model.vocab_size, "bos_id": foreign.tokenizer.bos_id}
+    write_json_atomic(workdir / "data.json", data)
+    write_json_atomic(workdir / CONFIG, dataclasses.asdict(foreign.model.config))
+
+
+def open_folder(folder: str, mesh: Mapping[str, int] | None = None) -> Foreign:
     """The content of a folder; see import_folder for errors."""
     path = pathlib.Path(folder) / CONFIG
     if not path.is_file():
@@ -93,8 +109,8 @@ def open_folder(folder: str) -> Foreign:
             f"{path}: vocab_size = {rows}: the tokenizer beside it has {tokenizer.vocab_size} ids; legal are "
             f"{tokenizer.vocab_size}..{MAX_VOCABULARY}"
         )
-    model = Model(resolve_implementation(config), tokenizer.vocab_size)
-    specs = flatten({"params": jax.eval_shape(model.init, jax.random.key(0))})
+    model = _on_mesh(resolve_implementation(config), tokenizer.vocab_size, mesh or {})
+    specs = flatten({"params": abstract_params(model)})
     places = layer_places(specs, config)
     shapes = {name: specs[at.array].shape[at.index is not None :] for name, at in places.items()}
     try:
@@ -104,7 +120,14 @@ def open_folder(folder: str) -> Foreign:
     tensors = TensorFolder(folder)
     found = [dataclasses.replace(piece, theirs=_present(piece.theirs, tensors, family)) for piece in found]
     _check_tensors(found, tensors, family)
-    return Foreign(kind, model, tensors, found, tokenizer)
+    return Foreign(kind, model, specs, tensors, found, tokenizer)
+
+
+def _on_mesh(config: Config, vocab_size: int, asked: Mapping[str, int]) -> Model:
+    if not asked and jax.process_count() == 1:
+        return Model(config, vocab_size)
+    mesh = evaluation_mesh(config, asked)
+    return Model(override(config, {f"mesh.{axis}": size for axis, size in mesh.shape.items()}), vocab_size, mesh)
 
 
 def _read(family: Family, theirs: Mapping[str, Any]) -> Config:
@@ -146,37 +169,46 @@ def _check_tensors(found: Sequence[Piece], tensors: TensorFolder, family: Family
 
 
 def read_parameters(foreign: Foreign) -> dict[str, Any]:
-    """{"params": nested dict} of the model's parameters, float32, on the devices; each array is read by itself."""
-    specs = flatten({"params": jax.eval_shape(foreign.model.init, jax.random.key(0))})
+    """{"params": nested dict} of the model's parameters, float32, where they live on its mesh.
+
+    Each tensor is read once, and is all of the model that is in memory besides what has reached its devices.
+    """
+    specs = foreign.specs
     places = layer_places(specs, foreign.model.config)
-    held = {name: (piece, number) for piece in foreign.pieces for number, name in enumerate(piece.ours)}
-    groups: dict[str, list[str]] = {}
-    for name, place in places.items():
-        groups.setdefault(place.array, []).append(name)
-    params = {}
-    for array, names in groups.items():
-        whole = _aligned(specs[array].shape)
-        for name in names:
-            piece, number = held[name]
-            index = places[name].index
-            target = whole if index is None else whole[index]
-            target[...] = _read_one(foreign.tensors, piece, number)
-        params[array] = jax.device_put(whole)
-    return unflatten(params)
+    params: dict[str, jax.Array] = {}
+    for piece in foreign.pieces:
+        for name, part in zip(piece.ours, _parts(foreign.tensors, piece), strict=True):
+            array, layer = places[name]
+            value = np.ascontiguousarray(part, np.float32)
+            if layer is None:
+                params[array] = _placed(value, specs[array].sharding)
+                continue
+            if array not in params:
+                params[array] = jnp.zeros(specs[array].shape, jnp.float32, device=specs[array].sharding)
+            params[array] = _put_layer(params[array], _placed(value, _of_layer(specs[array].sharding)), layer)
+    return unflatten({array: params[array] for array in specs})
 
 
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """Room for float32 numbers where JAX takes it over without a copy."""
-    size = math.prod(shape)
-    room = np.empty(size + _ALIGNMENT // 4, np.float32)
-    skip = -room.ctypes.data % _ALIGNMENT // 4
-    return room[skip : skip + size].reshape(shape)
-
-
-def _read_one(tensors: TensorFolder, piece: Piece, number: int) -> np.ndarray:
+def _parts(tensors: TensorFolder, piece: Piece) -> list[np.ndarray]:
     if not piece.theirs:
-        return np.zeros(piece.shapes[number], np.float32)
-    return piece.layout.split(tensors[piece.theirs], piece.shapes)[number]
+        return [np.zeros(shape, np.float32) for shape in piece.shapes]
+    return piece.layout.split(tensors[piece.theirs], piece.shapes)
+
+
+def _placed(value: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
+    """`value` cut as its sharding says; each process has all of it."""
+    if sharding is None:
+        return jax.device_put(value)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def _of_layer(stacked: NamedSharding | None) -> NamedSharding | None:
+    return stacked and NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:]))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_layer(stacked: jax.Array, value: jax.Array, layer: Any) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stacked, value, layer, 0)
 
 
 def _tokenizer(folder: str) -> Tokenizer:

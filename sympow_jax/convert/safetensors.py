@@ -1,21 +1,21 @@
-"""Files of the safetensors format, one or several with an index: read tensor by tensor, written piece by piece.
+"""Folders of safetensors files, one or several with an index, read tensor by tensor and written file by file.
 
-A file is the length of its header (8 bytes, little-endian), the header, a JSON object that gives dtype, shape and byte
-range of every tensor, and the bytes. Files are mapped into memory, so that reading a tensor is the only copy of it.
+The files themselves are read and written by the library `safetensors`. A file is mapped into memory while a tensor of
+it is read, and the tensor is the only copy.
 """
 
 import dataclasses
-import functools
-import json
+import importlib
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from sympow_jax.files import FileError, entry, parse_json, write_bytes_atomic, write_json_atomic
+from sympow_jax.config import ConfigError
+from sympow_jax.files import FileError, entry, new_file, one_line, parse_json, write_json_atomic
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {
@@ -24,20 +24,18 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_SHARD_BYTES = 5_000_000_000
-_MAX_HEADER = 100_000_000  # as the format's own library has it
-_ALIGNMENT = 8
+_SHARD_BYTES = 2_000_000_000  # of a file that is written, whose tensors are in memory together
+_METADATA = {"format": "pt"}  # transformers asks for it
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where a tensor is: its file, the format's word for its dtype, dtype (None: not read here), shape, first byte."""
+    """Where a tensor is: its file, the format's word for its dtype, dtype (None: not read here), shape."""
 
     path: pathlib.Path
     label: str
     dtype: np.dtype | None
     shape: tuple[int, ...]
-    begin: int
 
     @property
     def size(self) -> int:
@@ -52,6 +50,7 @@ class TensorFolder:
       entries: name -> Entry of every tensor.
 
     Raises:
+      ConfigError: the library is not installed.
       FileError: no such files, an index that names absent files, files elsewhere or a tensor twice, a header that is
         damaged, or a file shorter or longer than its header says.
     """
@@ -94,41 +93,34 @@ class TensorFolder:
         return path
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A tensor as a view of its file, mapped as long as the view lives."""
-        where = self.entries[name]
-        assert where.dtype is not None, name
-        size = (where.size * where.dtype.itemsize,)
-        return np.memmap(where.path, np.uint8, "r", where.begin, size).view(where.dtype).reshape(where.shape)
+        """A tensor, read now."""
+        with _opened(self.entries[name].path) as file:
+            return file.get_tensor(name)
 
 
 def read_header(path: pathlib.Path) -> dict[str, Entry]:
     """The tensors of one file; FileError for a damaged header or a file of another length."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(_MAX_HEADER, size - 8):
-            raise FileError(f"{path}: is no safetensors file, or was cut off within its header; fetch it again")
-        header = parse_json(file.read(length).rstrip(b" "), str(path), max_bytes=_MAX_HEADER)
-    header.pop("__metadata__", None)
-    entries, end = {}, 0
-    for name, about in header.items():
-        where = f"{path}: {name}"
-        if not isinstance(about, dict):
-            raise FileError(f"{where}: its header is {str(about)[:60]!r}, not an object")
-        shape, offsets = entry(about, "shape", list, where), entry(about, "data_offsets", list, where)
-        if not all(type(n) is int and 0 <= n < 2**40 for n in (*shape, *offsets)) or len(offsets) != 2:
-            raise FileError(
-                f"{where}: shape {str(shape)[:60]} or data_offsets {str(offsets)[:60]} are no whole numbers"
-            )
-        end = max(end, offsets[1])
-        label = entry(about, "dtype", str, where)
-        dtype = DTYPES.get(label)
-        if offsets[1] < offsets[0] or (dtype and offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize):
-            raise FileError(f"{where}: {offsets[1] - offsets[0]:,} bytes are not those of {label}{shape}")
-        entries[name] = Entry(path, label, dtype, tuple(shape), 8 + length + offsets[0])
-    if size != 8 + length + end:
-        raise FileError(f"{path}: has {size:,} bytes where its header says {8 + length + end:,}; fetch it again")
-    return entries
+    with _opened(path) as file:
+        about = {name: file.get_slice(name) for name in file.offset_keys()}
+        found = {name: (tensor.get_dtype(), tuple(tensor.get_shape())) for name, tensor in about.items()}
+    return {name: Entry(path, label, DTYPES.get(label), shape) for name, (label, shape) in found.items()}
+
+
+def _opened(path: pathlib.Path) -> Any:
+    library = _library()
+    try:
+        return library.safe_open(path, framework="numpy")
+    except library.SafetensorError as error:
+        reason = one_line(error).removeprefix("SafetensorError: ")
+        raise FileError(f"{path}: is no whole safetensors file ({reason}); fetch it again") from None
+
+
+def _library() -> Any:
+    try:
+        importlib.import_module("safetensors.numpy")
+        return importlib.import_module("safetensors")
+    except ImportError as error:
+        raise ConfigError(f"safetensors cannot be imported ({error}); pip install 'sympow_jax[hf]'") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,14 +133,14 @@ class Pending:
 
 
 def write_folder(folder: pathlib.Path, tensors: Iterable[Pending], dtype: str) -> None:
-    """Writes the tensors, made one after the other, as files of at most _SHARD_BYTES, and an index of several.
+    """Writes the tensors as files of at most _SHARD_BYTES, made and written one after the other; an index of several.
 
     Args:
       folder: made if absent.
       tensors: names are unique.
       dtype: "float32" or "bfloat16", of all of them.
     """
-    kind = np.dtype(dtype)
+    save_file, kind = _library().numpy.save_file, np.dtype(dtype)
     shards: list[list[Pending]] = [[]]
     total = 0
     for tensor in tensors:
@@ -159,7 +151,8 @@ def write_folder(folder: pathlib.Path, tensors: Iterable[Pending], dtype: str) -
         total += size
     names = [SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
-        write_bytes_atomic(folder / name, functools.partial(_write, shard, kind))
+        with new_file(folder / name) as path:
+            save_file({tensor.name: _made(tensor, kind) for tensor in shard}, path, _METADATA)
     if len(shards) > 1:
         weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         count = sum(math.prod(tensor.shape) for shard in shards for tensor in shard)
@@ -170,17 +163,7 @@ def _shard_name(index: int, count: int) -> str:
     return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
-def _write(tensors: Sequence[Pending], dtype: np.dtype, file: IO[bytes]) -> None:
-    label = next(label for label, known in DTYPES.items() if known == dtype)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
-    end = 0
-    for tensor in tensors:
-        begin, end = end, end + math.prod(tensor.shape) * dtype.itemsize
-        header[tensor.name] = {"dtype": label, "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for tensor in tensors:
-        array = np.ascontiguousarray(tensor.make().astype(dtype, copy=False))
-        assert array.shape == tensor.shape, (tensor.name, array.shape, tensor.shape)
-        file.write(array.reshape(-1).view(np.uint8).data)
+def _made(tensor: Pending, dtype: np.dtype) -> np.ndarray:
+    array = np.ascontiguousarray(tensor.make().astype(dtype, copy=False))
+    assert array.shape == tensor.shape, (tensor.name, array.shape, tensor.shape)
+    return array

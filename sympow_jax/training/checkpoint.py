@@ -37,6 +37,7 @@ from sympow_jax.training.step_folders import StepFolders
 from sympow_jax.training.verified_read import Restored, read_verified
 
 _RETRY_SECONDS = (1.0, 2.0, 4.0)
+_LEAST_FILE, _MOST_FILES = 2**24, 100  # bytes; Orbax keeps the files that it is writing, compressed, in memory
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,9 @@ class Checkpointer:
         self._folders.prune()
         arrays = flatten(tree)
         manifest = make_manifest(step, arrays, metadata, metrics)
-        args = ocp.args.Composite(state=ocp.args.PyTreeSave(unflatten(arrays)), manifest=ocp.args.JsonSave(manifest))
+        size = max(_LEAST_FILE, sum(array.nbytes for array in arrays.values()) // _MOST_FILES)
+        state = ocp.args.PyTreeSave(unflatten(arrays), ocdbt_target_data_file_size=size)
+        args = ocp.args.Composite(state=state, manifest=ocp.args.JsonSave(manifest))
         if force:
             self._save_now(step, args)
         else:

@@ -10,20 +10,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sympow_jax.command_line import one_line_errors
 from sympow_jax.config import ConfigError, override
 from sympow_jax.convert import __main__ as command
 from sympow_jax.convert import safetensors
 from sympow_jax.convert.architecture import make_config
 from sympow_jax.convert.exporting import exact, export_workdir
 from sympow_jax.convert.families import FAMILIES
-from sympow_jax.convert.importing import import_folder, open_folder
+from sympow_jax.convert.importing import import_folder, open_folder, read_parameters
 from sympow_jax.convert.layouts import Columns, HeadRows, Rows, ScaleMinusOne
 from sympow_jax.convert.parts import NotExactError
 from sympow_jax.convert.safetensors import Pending, TensorFolder, write_folder
 from sympow_jax.convert.windows import shortest_pattern
 from sympow_jax.loading import load
-from tests.convert.cases import CASES, GOLDEN, change, make_folder
+from sympow_jax.training.manifest import flatten
+from tests.convert.cases import CASES, GOLDEN, make_folder
 from tests.convert.test_families import same
 from tests.test_generate import make_run
 
@@ -163,6 +163,8 @@ def test_files_of_several_shards_and_of_bfloat16(tmp_path, monkeypatch, rng):
 def test_an_imported_folder_is_a_workdir_and_the_command_says_what_it_did(folder, tmp_path, capsys):
     assert command.run(["import", str(folder), f"--workdir={tmp_path / 'w'}"]) == 0
     _, params, tokenizer = load(str(tmp_path / "w"))
+    second = TensorFolder(folder)["model.layers.1.self_attn.q_proj.weight"]
+    assert np.array_equal(params["blocks_0"]["mixer"]["query"]["kernel"][1], second.T)
     assert (
         command.run(["export", f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'out'}", "--dtype=bfloat16"]) == 0
     )
@@ -173,91 +175,21 @@ def test_an_imported_folder_is_a_workdir_and_the_command_says_what_it_did(folder
     assert again.tensors["model.norm.weight"].tolist() == params["final_norm"]["scale"].astype(jnp.bfloat16).tolist()
 
 
-def damage(folder: pathlib.Path, how: str) -> None:
-    file = folder / "model.safetensors"
-    content = file.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    if how == "cut":
-        file.write_bytes(content[:-4])
-    elif how == "header":
-        file.write_bytes(content[:40])
-    elif how == "tokenizer":
-        (folder / "tokenizer.json").unlink()
-    elif how == "weights":
-        file.unlink()
-    elif how in ("absent", "outside"):
-        file.rename(folder / "other.safetensors")
-        name = {"absent": "model-1.safetensors", "outside": "../in/other.safetensors"}[how]
-        (folder / safetensors.INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(header, name)}))
-    else:
-        name = "model.layers.1.mlp.up_proj.weight"
-        if how == "missing":
-            header["extra"] = header.pop(name)
-        elif how == "extra":
-            header["extra"] = header[name]
-        elif how == "shape":
-            header[name]["shape"] = header[name]["shape"][::-1]
-        elif how == "dtype":
-            header[name]["dtype"] = "I32"
-        elif how == "offsets":
-            header[name]["data_offsets"][1] += 4
-        text = json.dumps(header).encode()
-        file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
-
-
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ("cut", r"model\.safetensors: has [\d,]+ bytes where its header says"),
-        ("header", "was cut off within its header"),
-        ("tokenizer", r"has no tokenizer\.json; make one with transformers"),
-        ("weights", r"has neither model\.safetensors nor"),
-        ("absent", r"model-1\.safetensors: does not exist, and model\.safetensors\.index\.json names it"),
-        ("outside", r"names '\.\./in/other\.safetensors'; files must be in the same folder"),
-        ("missing", r"has no tensor model\.layers\.1\.mlp\.up_proj\.weight, which config\.json asks for"),
-        ("extra", "extra has no place in this model"),
-        ("shape", r"up_proj\.weight has shape \[32, 48\], and config\.json asks for \[48, 32\]"),
-        ("dtype", r"up_proj\.weight is I32; only floating point numbers are read"),
-        ("offsets", r"bytes are not those of F32\[48, 32\]"),
-    ],
-)
-def test_a_folder_that_is_wrong_is_one_line_and_nothing_is_written(how, said, folder, tmp_path, capsys):
-    damage(folder, how)
-    assert one_line_errors(command.run, ["import", str(folder), f"--workdir={tmp_path / 'w'}"]) == 1
-    error = capsys.readouterr().err
-    assert re.search(said, error) and error.count("\n") == 1, error
-    assert not (tmp_path / "w").exists()
-
-
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        ([], "use `import FOLDER --workdir=W` or"),
-        (["import", "--workdir=w"], "one folder and --workdir are needed"),
-        (["import", "nowhere", "--workdir=w"], r"nowhere: has no config\.json"),
-        (["export", "--workdir=w"], "--output is missing"),
-        (["export", "--workdir=w", "--output=x", "--dtype=int8"], "--dtype = 'int8': choose one of float32, bfloat16"),
-    ],
-)
-def test_wrong_arguments_are_one_line(argv, said, capsys):
-    assert one_line_errors(command.run, argv) == 1
-    assert re.search(said, capsys.readouterr().err)
-
-
-def test_full_folders_unknown_kinds_and_tokens_beyond_the_embedding_are_refused(folder, tmp_path):
-    (tmp_path / "w").mkdir()
-    (tmp_path / "w" / "x").touch()
-    with pytest.raises(ConfigError, match=r"--workdir = .* is not empty"):
-        import_folder(str(folder), str(tmp_path / "w"))
-    with pytest.raises(ConfigError, match=r"--output = .* is not empty"):
-        export_workdir("anywhere", str(tmp_path / "w"))
-    change(folder, model_type="lama")
-    with pytest.raises(ConfigError, match=r"model_type = 'lama': known are .*; did you mean 'llama'"):
-        open_folder(str(folder))
-    change(folder, model_type="llama", vocab_size=90)
-    with pytest.raises(ConfigError, match=r"vocab_size = 90: the tokenizer beside it has 96 ids"):
-        open_folder(str(folder))
+@pytest.mark.slow
+@pytest.mark.quick
+def test_parameters_go_straight_to_the_devices_of_a_mesh_and_the_workdir_has_it(folder, tmp_path):
+    flags = ["--mesh.fsdp=2", "--mesh.tensor=2"]
+    assert command.run(["import", str(folder), f"--workdir={tmp_path / 'w'}", *flags]) == 0
+    foreign = open_folder(str(folder), {"fsdp": 2, "tensor": 2})
+    params = flatten(read_parameters(foreign))
+    assert {name: array.sharding for name, array in params.items()} == {
+        name: spec.sharding for name, spec in foreign.specs.items()
+    }
+    shards = params["params/blocks_0/mlp/up/kernel"].addressable_shards
+    assert {shard.data.shape for shard in shards} == {(2, 16, 24)} and len(shards) == 8
+    model, whole, _ = load(str(tmp_path / "w"))
+    assert same(flatten({"params": whole}), params)
+    assert (model.config.mesh.data, model.config.mesh.fsdp, model.config.mesh.tensor) == (2, 2, 2)
 
 
 def test_tied_embeddings_may_be_there_twice_if_they_are_equal(folder):
