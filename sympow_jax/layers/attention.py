@@ -135,7 +135,7 @@ class Attention(Projections):
         elif self.window is not None and self.window <= tokens.q.shape[1]:
             return sequence_parallel.attend_window(tokens, bias, context, window=self.window, **options), None
         else:
-            return sequence_parallel.attend_gathered(tokens, bias, context, window=self.window, **options), None
+            return sequence_parallel.attend(tokens, bias, context, window=self.window, **options), None
         if state is None:
             return out, None
         return out, sharding.from_last({"kernel": after} | ({} if phase is None else {"phase": phase}))

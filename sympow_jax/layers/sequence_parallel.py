@@ -2,8 +2,8 @@
 
 Everything here runs inside `sharding.over_shards`, on a `seq` axis of more than one device. Linear kernels and
 learned positions first gather one number a head and shard, the total decay and the total rotation, and then the
-states: each shard continues from the weighted sum of those before it, as it would in a stream. Softmax gathers keys
-and values, or, inside a window, the few before its first token.
+states: each shard continues from the weighted sum of those before it, as it would in a stream. Keys and values of
+softmax are gathered where they are few, or go around; inside a window a shard gets the few before its first token.
 """
 
 import dataclasses
@@ -19,6 +19,8 @@ from sympow_jax.ops.gates import finite_log_gates
 from sympow_jax.typing import Array, Bool, Float, Int
 
 Totals = dict[str, Array]
+# Bytes of gathered keys and values up to which gathering them costs less than passing them around.
+LARGEST_GATHER = 1 << 26
 Past = ops.LinearState | ops.positions.PhaseState
 
 
@@ -109,6 +111,47 @@ def state_before(totals: Totals, own: ops.LinearState, past: ops.LinearState | N
     if "last" in totals:
         document = _ends_before(totals, past)[jax.lax.axis_index("seq")]
     return dataclasses.replace(own, state=before[..., :-1], normalizer=before[..., -1], segment_id=document)
+
+
+def attend(
+    tokens: Tokens, bias: ops.PositionBias | None, context: Context, *, implementation: str | None, **options: Any
+) -> Float[Array, "B T H Dv"]:
+    """Softmax attention to the keys and values of all shards: gathered where they are few, else passed around."""
+    if implementation in (None, "blockwise") and gathered_bytes(tokens) > LARGEST_GATHER:
+        return attend_ring(tokens, bias, context, **options)
+    return attend_gathered(tokens, bias, context, implementation=implementation, **options)
+
+
+def gathered_bytes(tokens: Tokens) -> int:
+    """What a device would hold of the keys and values of all shards in a layer."""
+    return sharding.axis_size("seq") * (tokens.k.nbytes + tokens.v.nbytes)
+
+
+def attend_ring(
+    tokens: Tokens, bias: ops.PositionBias | None, context: Context, **options: Any
+) -> Float[Array, "B T H Dv"]:
+    """Softmax attention to the keys and values of all shards, which visit each in turn.
+
+    Under a causal mask a query of an early half-shard sees few of them; with an early and a late one on each shard
+    (striped attention, arXiv 2311.09431, by halves) every step is as much work on every shard.
+    """
+    known: dict[str, Any] = {**_present(None, bias, context)}
+    if tokens.log_gates is not None:
+        known["gates"] = cumulative_gates(tokens.log_gates)
+    q, k, v, known = jax.tree.map(sharding.to_zigzag, (tokens.q, tokens.k, tokens.v, known))
+    index = sharding.zigzag_index(tokens.q.shape[1])
+    return sharding.from_zigzag(
+        ops.softmax_attention_ring(q, k, v, axis="seq", index=index, bias=bias, **known, **options)
+    )
+
+
+def cumulative_gates(log_gates: Float[Array, "B T G"]) -> tuple[Float[Array, "B T G"], Float[Array, "B T G"]]:
+    """Cumulative log gates of this shard's tokens over the whole sequence, in two floats."""
+    own = ops.gates.cumulative_log_gates(log_gates)
+    ends = jax.lax.associative_scan(ops.gates.add_two_floats, sharding.gather(tuple(x[:, -1] for x in own)))
+    p = jax.lax.axis_index("seq")
+    before = (jnp.where(p == 0, 0.0, x[p - 1])[:, None] for x in ends)
+    return ops.gates.add_two_floats(tuple(before), own)
 
 
 def attend_gathered(

@@ -20,6 +20,7 @@ from sympow_jax.ops.power_attention.api import power_step as power_step
 from sympow_jax.ops.softmax_attention import cache as cache
 from sympow_jax.ops.softmax_attention import softmax_attention as softmax_attention
 from sympow_jax.ops.softmax_attention import softmax_attention_at as softmax_attention_at
+from sympow_jax.ops.softmax_attention import softmax_attention_ring as softmax_attention_ring
 from sympow_jax.ops.taylor_attention.api import taylor_attention as taylor_attention
 from sympow_jax.ops.taylor_attention.api import taylor_attention_with_state as taylor_attention_with_state
 from sympow_jax.ops.taylor_attention.api import taylor_step as taylor_step

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sympow_jax import sharding
+from sympow_jax.layers import sequence_parallel
 from sympow_jax.models.model import Model
 from sympow_jax.sharding import exchange
 from tests.models.small import VOCAB, tiny_config
@@ -53,14 +54,15 @@ def losses_and_gradients(config, mesh, batch):
     [
         ("conformal_sympow", False),
         ("conformal_sympow", True),
-        ("fox", False),
+        ("fox", True),
         ("softmax_fire", False),
         ("based", False),
     ],
 )
 def test_shards_of_a_sequence_give_the_outputs_and_gradients_of_one_device(monkeypatch, variant, steps):
-    """`steps` passes states in log2(P) steps instead of one all-gather."""
+    """`steps` passes states in log2(P) steps, and keys around a ring, instead of one all-gather."""
     monkeypatch.setattr(exchange, "SMALL_GATHER", 0 if steps else 1 << 30)
+    monkeypatch.setattr(sequence_parallel, "LARGEST_GATHER", 0 if steps else 1 << 30)
     config = tiny_config(variant, "data.seq_len=64", "attention.chunk_size=4", "attention.implementation=auto")
     if variant in ("conformal_sympow", "based"):
         config = tiny_config(variant, "data.seq_len=64", "attention.chunk_size=4", "attention.implementation=chunked")

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from sympow_jax.ops.positions.position_bias import PositionBias
-from sympow_jax.ops.softmax_attention.dispatch import attend
-from sympow_jax.ops.softmax_attention.inputs import Gates, Inputs, gates_at_keys
+from sympow_jax.ops.softmax_attention.dispatch import attend, default_block_size
+from sympow_jax.ops.softmax_attention.inputs import Gates, Inputs, gates_at_keys, repeat_heads
+from sympow_jax.ops.softmax_attention.ring import ring
 from sympow_jax.typing import Array, Float, Int
 
 
@@ -97,6 +98,51 @@ def softmax_attention_at(
     q_positions, k_positions = (query_index, index) if positions is None else (positions[:, query_index], positions)
     x = Inputs(q, k, v, gates, bias, q_positions, k_positions, query_index[None], index[None], segments)
     return attend(x, scale=scale, window=window, implementation=implementation, block_size=block_size, cached=True)
+
+
+def softmax_attention_ring(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T K D"],
+    v: Float[Array, "B T K Dv"],
+    *,
+    axis: str,
+    index: Int[Array, "T"],
+    gates: Gates | None = None,
+    bias: PositionBias | None = None,
+    scale: float | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    positions: Int[Array, "B T"] | None = None,
+    window: int | None = None,
+    block_size: int | None = None,
+) -> Float[Array, "B T H Dv"]:
+    """`softmax_attention` of a sequence that lies on the devices along a mesh axis, inside shard_map.
+
+    Each device has T of its tokens, in any order, those numbered `index`, and holds the keys of T at a time
+    (`ring.py`); the gradients of `bias` are those of its queries alone. It is a form of `blockwise`.
+
+    Args:
+      axis: the mesh axis.
+      index: which tokens of the whole sequence these are.
+      gates: cumulative log gates over the whole sequence in two floats, each [B, T, K] or [B, T, H].
+      positions: of these tokens, for the bias; None is `index`.
+    """
+    _check(q, k, None if gates is None else gates[0], window)
+    at_keys = None if gates is None else (repeat_heads(gates[0], q.shape[2]), repeat_heads(gates[1], q.shape[2]))
+    at = index if positions is None else positions
+    x = Inputs(
+        *(q, k, v),
+        gates=None if at_keys is None else (at_keys, at_keys),
+        bias=bias,
+        q_positions=at,
+        k_positions=at,
+        q_order=index[None],
+        k_order=index[None],
+        segments=None if segment_ids is None else (segment_ids, segment_ids),
+    )
+    size = block_size or default_block_size(q.shape[1], q.shape[1], window)
+    return ring(
+        x, axis=axis, scale=float(q.shape[-1] ** -0.5 if scale is None else scale), window=window, block_size=size
+    )
 
 
 def fill_in(q, k, v, log_gates, bias, segment_ids, positions, key_positions) -> Inputs:

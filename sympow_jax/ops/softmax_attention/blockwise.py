@@ -20,6 +20,10 @@ from sympow_jax.ops.softmax_attention.inputs import Inputs, visible
 from sympow_jax.ops.softmax_attention.tiles import Rows, cut, ranges, transposed_ranges
 from sympow_jax.typing import accumulation_dtype
 
+Sums = tuple[jax.Array, jax.Array, jax.Array]  # sum of w v, sum of w, maximum of the logits; w relative to it
+QueryGradients = tuple[jax.Array, Any, Any]  # of q [N, B, K, G, C, D], before scaling, of its gates, of params
+KeyGradients = tuple[jax.Array, jax.Array, Any]  # of k [M, B, K, D, C], before scaling, of v, of the gates of keys
+
 _MASKED = -1e30  # a logit far below any other, but finite, so that differences of masked logits are not NaN
 
 
@@ -67,11 +71,25 @@ def _attend(scale, window, function, q, k, v, gates, params, q_rows, k_rows):
 
 def _forward(scale, window, function, q, k, v, gates, params, q_rows, k_rows):
     del gates  # the same as in the rows; an argument of its own to have a gradient
+    sums = add_keys(scale, window, function, empty_sums(q, v), q, k, v, params, q_rows, k_rows)
+    out, lse = kept(finish(sums))
+    # The backward needs the unrounded output: bfloat16 gradients of gates are sums that cancel.
+    return out.astype(v.dtype), (q, k, v, params, q_rows, k_rows, out, lse)
+
+
+def empty_sums(q, v) -> Sums:
+    """The sums over no keys."""
+    dtype, rows = accumulation_dtype(q, v), q.shape[:-1]
+    return jnp.zeros((*rows, v.shape[-1]), dtype), jnp.zeros(rows, dtype), jnp.full(rows, _MASKED, dtype)
+
+
+def add_keys(scale, window, function, sums: Sums, q, k, v, params, q_rows: Rows, k_rows: Rows) -> Sums:
+    """The sums of every query tile, with the keys of these tiles in them too."""
     dtype = accumulation_dtype(q, k, v)
     pairs = causal_pairs(len(q), len(k), k.shape[3], window)
 
     def query_tile(_, args):
-        q_i, q_tile, first_i, last_i = args
+        sums_i, q_i, q_tile, first_i, last_i = args
 
         def key_tile(j, carry):
             out, total, row_max = carry
@@ -84,25 +102,52 @@ def _forward(scale, window, function, q, k, v, gates, params, q_rows, k_rows):
             update = _dot("bkgij,bkjd->bkgid", weights.astype(v.dtype), v_j, dtype)
             return out * shrink[..., None] + update, total * shrink + weights.sum(-1), new_max
 
-        rows = q_i.shape[:-1]
-        zero = jnp.zeros((*rows, v.shape[-1]), dtype), jnp.zeros(rows, dtype), jnp.full(rows, _MASKED, dtype)
         with expected_trips(pairs / len(q)):
-            out, total, row_max = jax.lax.fori_loop(first_i, last_i, key_tile, zero)
-        seen = row_max > 0.5 * _MASKED
-        out = jnp.where(seen[..., None], out / jnp.where(seen, total, 1.0)[..., None], 0.0)
-        # A row that sees nothing gets a log-sum-exp that makes every weight 0 when the backward recomputes them.
-        return None, (out, jnp.where(seen, row_max + jnp.log(jnp.where(seen, total, 1.0)), -_MASKED))
+            return None, jax.lax.fori_loop(first_i, last_i, key_tile, sums_i)
 
-    _, tiles = jax.lax.scan(query_tile, None, (q, q_rows, *ranges(q_rows, k_rows, window)))
-    out, lse = kept(tiles)
-    # The backward needs the unrounded output: bfloat16 gradients of gates are sums that cancel.
-    return out.astype(v.dtype), (q, k, v, params, q_rows, k_rows, out, lse)
+    return jax.lax.scan(query_tile, None, (sums, q, q_rows, *ranges(q_rows, k_rows, window)))[1]
+
+
+def finish(sums: Sums) -> tuple[jax.Array, jax.Array]:
+    """The outputs and the log-sum-exps of the rows.
+
+    A row that sees nothing gets a log-sum-exp that makes every weight 0 when the backward recomputes them.
+    """
+    out, total, row_max = sums
+    seen = row_max > 0.5 * _MASKED
+    total = jnp.where(seen, total, 1.0)
+    return jnp.where(seen[..., None], out / total[..., None], 0.0), jnp.where(seen, row_max + jnp.log(total), -_MASKED)
 
 
 def _backward(scale, window, function, residuals, d_out):
     q, k, v, params, q_rows, k_rows, out, lse = residuals
+    d_queries = empty_gradients(q, params, q_rows)
+    sides = q, k, v, params, q_rows, k_rows
+    d_queries, d_keys = add_gradients(scale, window, function, d_queries, sides, lse, row_dots(out, d_out), d_out)
+    return gradients(scale, d_queries, d_keys, q, k, v)
+
+
+def row_dots(out, d_out):
+    """sum over the features of out d_out: what softmax subtracts from the gradient of every weight of a row."""
+    return (out * d_out.astype(out.dtype)).sum(-1)
+
+
+def empty_gradients(q, params, q_rows: Rows) -> QueryGradients:
+    """Gradients of queries, their gates and the bias from no keys."""
+    dtype = accumulation_dtype(q)
+    d_gates = None if q_rows.gates is None else jnp.zeros(q.shape[:-1], dtype)
+    return jnp.zeros(q.shape, dtype), d_gates, jax.tree.map(jnp.zeros_like, params)
+
+
+def add_gradients(
+    scale, window, function, d_queries: QueryGradients, sides, lse, delta, d_out
+) -> tuple[QueryGradients, KeyGradients]:
+    """The gradients of queries with those from these keys added, and the gradients of the keys.
+
+    `sides` are (q, k, v, params, q_rows, k_rows); lse, delta (see `row_dots`) and d_out are of the rows, all keys in.
+    """
+    q, k, v, params, q_rows, k_rows = sides
     dtype = accumulation_dtype(q, k, v)
-    delta = (out * d_out.astype(dtype)).sum(-1)
     pairs = causal_pairs(len(q), len(k), k.shape[3], window)
 
     def key_tile(carry, args):
@@ -138,10 +183,12 @@ def _backward(scale, window, function, residuals, d_out):
             *carry, d_k, d_v, d_gates = jax.lax.fori_loop(first_j, last_j, query_tile, carry)
         return tuple(carry), (d_k, d_v, d_gates)
 
-    d_q_gates = None if q_rows.gates is None else jnp.zeros(q.shape[:-1], dtype)
-    carry = (jnp.zeros(q.shape, dtype), d_q_gates, jax.tree.map(jnp.zeros_like, params))
-    tiles = (k, v, k_rows, *transposed_ranges(q_rows, k_rows, window))
-    (d_q, d_q_gates, d_params), (d_k, d_v, d_gates) = jax.lax.scan(key_tile, carry, tiles)
+    return jax.lax.scan(key_tile, d_queries, (k, v, k_rows, *transposed_ranges(q_rows, k_rows, window)))
+
+
+def gradients(scale, d_queries: QueryGradients, d_keys: KeyGradients, q, k, v):
+    """Those of q, k, v, gates, params and the rows of both sides, rounded where the arguments are."""
+    (d_q, d_q_gates, d_params), (d_k, d_v, d_gates) = d_queries, d_keys
     # Row sums are 0 in exact arithmetic; kept, rounding cancels for pairs on the same side of a gate.
     d_gates = None if d_q_gates is None else (d_q_gates, d_gates)
     d_q, d_k = (d_q * scale).astype(q.dtype), (d_k.mT * scale).astype(k.dtype)

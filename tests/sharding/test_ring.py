@@ -1,0 +1,91 @@
+"""Keys that travel around a ring of devices: outputs and all gradients are those of one device."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from sympow_jax import ops, sharding
+from sympow_jax.layers import sequence_parallel
+from sympow_jax.layers.context import Context
+from sympow_jax.layers.tokens import Tokens
+from sympow_jax.ops.softmax_attention.arg_specs import ArgSpec, make_args
+from tests.tolerances import assert_close
+
+MORE = (pytest.mark.slow, pytest.mark.quick)
+T = 48
+CASES = {
+    "small": ArgSpec(
+        "small", B=2, T=24, H=2, K=1, D=4, Dv=4, gates="query", bias=("kerple_log",), packed=True, window=21
+    ),
+    "plain": ArgSpec("plain", T=T),
+    "fox_packed": ArgSpec("fox_packed", T=T, gates="query", packed=True),
+    "strong_gates_window": ArgSpec("strong_gates_window", T=T, gates="kv", gate_shift=-5.0, window=29),
+    "t5_kerple_gates": ArgSpec("t5_kerple_gates", T=T, gates="query", bias=("t5", "kerple_log")),
+    "fire_packed_window": ArgSpec("fire_packed_window", T=T, packed=True, window=31, bias=("fire",)),
+}
+
+
+def mesh_of(seq):
+    return sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "seq": seq})
+
+
+def on_shards(seq, arrays, options, window):
+    """`attend_ring` on a mesh."""
+
+    def attend(tokens, bias, segment_ids, positions):
+        context = Context(jnp.int32(0), positions, segment_ids, None, 0)
+        return sequence_parallel.attend_ring(tokens, bias, context, scale=None, window=window, block_size=4)
+
+    tokens = Tokens(arrays["q"], arrays["k"], arrays["v"], None, arrays.get("log_gates"))
+    known = [options.get(name) for name in ("segment_ids", "positions")]
+    cut = P(None, "seq")
+    with sharding.use_mesh(mesh_of(seq)):
+        return sharding.over_shards(attend, (tokens, arrays.get("bias"), *known), (cut, P(), cut, cut), cut)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def value_and_gradients(seq, arrays, options, window, cotangent):
+    def loss(arrays):
+        if seq == 1:
+            out = ops.softmax_attention(**arrays, **options, window=window, implementation="reference")
+        else:
+            out = on_shards(seq, arrays, options, window)
+        return (out.astype(cotangent.dtype) * cotangent).sum(), out
+
+    (_, out), gradients = jax.value_and_grad(loss, has_aux=True)(arrays)
+    return out, gradients
+
+
+@pytest.mark.parametrize(
+    ("case", "seq"),
+    [
+        ("small", 2),
+        *(
+            pytest.param(case, seq, marks=MORE)
+            for case, seq in (
+                ("plain", 2),
+                ("fox_packed", 8),
+                ("strong_gates_window", 4),
+                ("t5_kerple_gates", 2),
+                ("fire_packed_window", 4),
+            )
+        ),
+    ],
+)
+def test_a_ring_gives_the_outputs_and_gradients_of_one_device(case, seq):
+    arrays, options = make_args(CASES[case])
+    window = options.pop("window")
+    cotangent = jnp.asarray(
+        np.random.default_rng(1).normal(size=(*arrays["q"].shape[:3], arrays["v"].shape[3])), jnp.float32
+    )
+    want = value_and_gradients(1, arrays, options, window, cotangent)
+    there = jax.device_put((arrays, options, cotangent), sharding.everywhere(mesh_of(seq)))
+    got = value_and_gradients(seq, *there[:2], window, there[2])
+    scale = np.linalg.norm(want[1]["v"])
+    kind = "strong" if "strong" in case else "mild"
+    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        assert_close(np.asarray(a), np.asarray(b), "float32", kind, name=jax.tree_util.keystr(path), scale=scale)
