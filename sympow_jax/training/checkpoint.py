@@ -36,6 +36,7 @@ from sympow_jax.training.quiet_orbax import TEMPORARY, quieten_orbax
 from sympow_jax.training.step_folders import StepFolders
 from sympow_jax.training.verified_read import Restored, read_verified
 
+_CHUNK_BYTES = 8 * 2**20  # of an array on disk: who reads a part of it need not hold the whole
 _RETRY_SECONDS = (1.0, 2.0, 4.0)
 _LEAST_FILE, _MOST_FILES = 2**24, 100  # bytes; Orbax keeps the files that it is writing, compressed, in memory
 
@@ -141,7 +142,8 @@ class Checkpointer:
         arrays = flatten(tree)
         manifest = make_manifest(step, arrays, metadata, metrics)
         size = max(_LEAST_FILE, sum(array.nbytes for array in arrays.values()) // _MOST_FILES)
-        state = ocp.args.PyTreeSave(unflatten(arrays), ocdbt_target_data_file_size=size)
+        chunks = unflatten({name: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for name in arrays})
+        state = ocp.args.PyTreeSave(unflatten(arrays), save_args=chunks, ocdbt_target_data_file_size=size)
         args = ocp.args.Composite(state=state, manifest=ocp.args.JsonSave(manifest))
         if force:
             self._save_now(step, args)

@@ -27,7 +27,14 @@ from sympow_jax.training.signals import EXIT_UNSAVED, StopRequest
 from sympow_jax.training.step import make_train_step
 from sympow_jax.training.step_folders import list_steps
 from sympow_jax.training.step_reports import StepReports
-from sympow_jax.training.train_state import TrainState, check_host_memory, create_train_state, from_tree, to_tree
+from sympow_jax.training.train_state import (
+    TrainState,
+    abstract_train_state,
+    check_host_memory,
+    create_train_state,
+    from_tree,
+    to_tree,
+)
 from sympow_jax.training.workdir import WorkdirLock, refuse_links
 from sympow_jax.typing import PyTree
 
@@ -99,8 +106,7 @@ def train(
             run_files.save_run_files(config, workdir, data)
         heldout = Heldout(config, model, data, stop.poll)
         with _open_checkpointer(config, workdir) as checkpointer:
-            state = _initial_state(model, initial, workdir)
-            state, metadata = _restore(checkpointer, state, strict=strict)
+            state, metadata = _state_to_go_on_from(checkpointer, model, initial, workdir, strict=strict)
             first_step = int(state.step)
             if first_step >= config.num_train_steps and metadata.get("evaluated_step") == first_step:
                 _say(
@@ -153,7 +159,10 @@ def _open_writer(config: Config, workdir: str, first_step: int) -> MetricsWriter
     )
 
 
-def _restore(checkpointer: Checkpointer, state: TrainState, *, strict: bool) -> tuple[TrainState, dict[str, Any]]:
+def _state_to_go_on_from(
+    checkpointer: Checkpointer, model: Model, initial: InitialWeights | None, workdir: str, *, strict: bool
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state to go on from, and the metadata of its checkpoint; one state exists at a time."""
     if not checkpointer.steps():
         damaged = sorted(path.name for path in checkpointer.directory.glob("*.damaged"))
         if damaged:
@@ -161,9 +170,10 @@ def _restore(checkpointer: Checkpointer, state: TrainState, *, strict: bool) -> 
                 f"{checkpointer.directory} holds only damaged checkpoints ({', '.join(damaged)}); restore one from a "
                 "copy, or start anew in another --workdir"
             )
-        return state, {}
-    restored = checkpointer.restore("latest", like=to_tree(state), strict=strict)
-    return from_tree(restored.tree, state), restored.metadata
+        return _initial_state(model, initial, workdir), {}
+    shapes = abstract_train_state(model)
+    restored = checkpointer.restore("latest", like=to_tree(shapes), strict=strict)
+    return from_tree(restored.tree, shapes), restored.metadata
 
 
 def _run_steps(run: Run, state: TrainState, first_step: int) -> tuple[int, int]:
