@@ -77,7 +77,7 @@ def _attention() -> ConfigDict:
     a.window = 64  # tokens that a `window` layer (sliding-window softmax) sees
     a.conv_width = 3  # taps of the convolution layers
     a.conv_expand = 2  # `gated_conv` projects to this many times embed_dim: half is convolved, half gates it
-    a.layer_pattern = ("variant",)  # layer kinds, repeated over the depth: attention | window | gated_conv | short_conv
+    a.layer_pattern = ("variant",)  # repeated over the depth: attention | window | gated_conv | short_conv | a variant
     a.implementation = "auto"  # auto | reference | blockwise | chunked | recurrent | pallas; auto is resolved once
     a.chunk_size = 0  # chunk length of linear kernels; 0 = measured default
     return a

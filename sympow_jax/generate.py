@@ -39,6 +39,7 @@ from sympow_jax.generation import check
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
 from sympow_jax.loading import AT_EVALUATION, check_stream, load_step
 from sympow_jax.models.model import Model
+from sympow_jax.models.state_bytes import describe_state
 from sympow_jax.training import same_run
 from sympow_jax.training.evaluation_mesh import evaluation_mesh, mesh_note
 from sympow_jax.training.run_files import load_config
@@ -112,7 +113,7 @@ def _write(decoder: generation.Decoder, stream: generation.Stream, pieces: Itera
         rate = f"{steps * stream.batch_size / seconds:,.1f} tokens/s, {1e3 * seconds / steps:.2f} ms a step"
         _note(f"generated {steps:,} tokens{f' x {stream.batch_size}' if stream.batch_size > 1 else ''}: {rate}")
     kind = "state of constant size" if decoder.model.streams_constant else f"cache for {stream.max_length:,} tokens"
-    _note(f"{kind}: {stream.num_bytes:,} bytes")
+    _note(f"{kind}: {stream.num_bytes:,} bytes: {describe_state(decoder.model.config, stream.state)}")
 
 
 def _note(text: str) -> None:

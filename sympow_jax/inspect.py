@@ -11,23 +11,17 @@ import json
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from sympow_jax import config as config_lib
 from sympow_jax.command_line import flag_value, run_program, split_flags
-from sympow_jax.config import Config, ConfigError
+from sympow_jax.config import Config, ConfigError, describe_layers
 from sympow_jax.models import flops
 from sympow_jax.models.model import Model, resolve_implementation
+from sympow_jax.models.state_bytes import describe_state, state_bytes
 from sympow_jax.training.data import open_run_data, vocabulary
 from sympow_jax.training.run_files import check_data, load_config, load_vocab_size
 from sympow_jax.training.screen import parameter_table
-
-
-def state_bytes(model: Model, length: int) -> int:
-    """Bytes of the decoding state of one stream: constant for linear kernels, a cache of `length` for softmax."""
-    state = jax.eval_shape(lambda: model.initial_state(1, length))
-    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def print_config(config: Config, vocab_size: int) -> None:
@@ -37,11 +31,12 @@ def print_config(config: Config, vocab_size: int) -> None:
     params = jax.eval_shape(model.init, jax.random.key(0))
     Console().print(parameter_table(params))
     attention, rest = flops.train_flops_per_token(config, params, config.data.seq_len)
-    a = config.attention
-    print(f"{config.variant}: kernel {a.kernel}, position {a.position}, gate {a.gate}, {a.implementation}")
+    print(f"{config.variant}: {describe_layers(config)}, {config.attention.implementation}")
     print(f"training FLOPs a token at context {config.data.seq_len:,}: {attention:.4g} attention + {rest:.4g} the rest")
     for length in (config.data.seq_len, 16 * config.data.seq_len):
-        print(f"decoding state of one stream of {length:,} tokens: {state_bytes(model, length) / 2**20:,.2f} MiB")
+        state = jax.eval_shape(lambda length=length: model.initial_state(1, length))
+        size = sum(state_bytes(config, state).values()) / 2**20
+        print(f"decoding state of one stream of {length:,} tokens: {size:,.2f} MiB: {describe_state(config, state)}")
 
 
 def print_batch(workdir: str, batch: int) -> None:

@@ -6,14 +6,14 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from sympow_jax.config import Config, ConfigError, check_scaling_acts, flatten, override
+from sympow_jax.config import Config, ConfigError, check_scaling_acts, flatten, linear_specs, override, positions
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer
 from sympow_jax.models.model import Model, on_this_platform
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.run_files import load_config, load_vocab_size
 from sympow_jax.training.train_state import abstract_params
 from sympow_jax.typing import PyTree
-from sympow_jax.variants import ROTARY_POSITIONS
+from sympow_jax.variants import ROTARY_POSITIONS, VARIANTS
 
 _YARN = (
     "position.beta_fast", "position.beta_slow", "position.truncate", "position.attention_factor", "position.mscale",
@@ -79,7 +79,7 @@ def evaluation_config(config: Config, overrides: Mapping[str, Any]) -> Config:
     changed = override(config, overrides)
     for path in overrides:
         if not _acts(changed, path):
-            scales = config.attention.position == "rope" and changed.position.scaling == "none"
+            scales = "rope" in positions(config) and changed.position.scaling == "none"
             raise ConfigError(
                 f"--{path}: has no effect with {_state(changed, path)}; "
                 + ("set --position.scaling too" if scales and path in _OF_SCALINGS else "leave it out")
@@ -105,21 +105,23 @@ _DECIDING = {  # what decides whether a setting is read
 
 def _acts(config: Config, path: str) -> bool:
     """Whether the architecture reads this setting."""
-    a, p = config.attention, config.position
+    p, found = config.position, positions(config)
     if path == "position.base":
-        return a.position in ROTARY_POSITIONS and p.convention == "standard"
+        return bool({*found} & {*ROTARY_POSITIONS}) and p.convention == "standard"
     if path in _OF_SCALINGS:
         return p.scaling in _OF_SCALINGS[path]
     if path == "position.alibi_slope_scale":
-        return a.position == "alibi"
+        return "alibi" in found
     if path == "attention.chunk_size":
-        return a.is_linear and a.implementation not in ("reference", "recurrent")
+        return bool(linear_specs(config)) and config.attention.implementation not in ("reference", "recurrent")
     return True
 
 
 def _state(config: Config, path: str) -> str:
-    values = flatten(config)
-    return " and ".join(f"{name} = {values[name]!r}" for name in _DECIDING[path])
+    values, names = flatten(config), _DECIDING[path]
+    if {*config.attention.layer_pattern} & {*VARIANTS}:
+        names = ("attention.layer_pattern", *names)
+    return " and ".join(f"{name} = {values[name]!r}" for name in names)
 
 
 def check_stream(config: Config, overrides: Mapping[str, Any]) -> None:
@@ -128,10 +130,10 @@ def check_stream(config: Config, overrides: Mapping[str, Any]) -> None:
     The quadratic forms read whole sequences. A linear kernel reads a stream by a linear form, and softmax by its cache,
     whatever the setting says.
     """
-    a = config.attention
-    if "attention.implementation" in overrides and not (a.is_linear and a.implementation not in QUADRATIC):
-        hint = "use chunked or recurrent" if a.is_linear else "leave it out"
+    chosen, linear = config.attention.implementation, linear_specs(config)
+    if "attention.implementation" in overrides and not (linear and chosen not in QUADRATIC):
+        hint = "use chunked or recurrent" if linear else "leave it out"
         raise ConfigError(
-            f"--attention.implementation = {a.implementation!r}: has no effect where {config.variant} reads a text "
+            f"--attention.implementation = {chosen!r}: has no effect where {config.variant} reads a text "
             f"as a stream; {hint}"
         )

@@ -13,13 +13,14 @@ from typing import Any
 import jax
 
 from sympow_jax.command_line import run_program, split_flags
-from sympow_jax.config import Config, ConfigError, flatten, override
+from sympow_jax.config import Config, ConfigError, flatten, linear_specs, override
 from sympow_jax.evals.files import inputs_digest, read_arrays
 from sympow_jax.evals.paired import paired_difference
 from sympow_jax.evals.result_shape import read_result
 from sympow_jax.files import FileError, entry, one_line, write_text_atomic
 from sympow_jax.models import flops
 from sympow_jax.models.model import Model
+from sympow_jax.models.state_bytes import state_bytes
 from sympow_jax.plots.report import report_page
 from sympow_jax.plots.style import run_labels
 from sympow_jax.training.metrics import METRICS_NAME, read_metrics
@@ -140,18 +141,16 @@ def _cost(path: pathlib.Path, config: Config, length: int) -> dict[str, Any] | N
         return None
     model = Model(config, load_vocab_size(str(path)))
     params = jax.eval_shape(model.init, jax.random.key(0))
-    if model.streams_constant or not config.attention.is_linear:
-        state = jax.eval_shape(lambda: model.initial_state(1, length))
-        state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    else:
+    if not model.streams:
         return None
-    linear = config.attention.is_linear and model.streams_constant
-    forms = [override(config, {"attention.implementation": "chunked"})] if linear else []
+    state = state_bytes(config, jax.eval_shape(lambda: model.initial_state(1, length)))
+    forms = [override(config, {"attention.implementation": "chunked"})] if linear_specs(config) else []
     attention = min(flops.attention_flops_per_token(form, length) for form in [config, *forms])
     per_token = attention + 2.0 * flops.matrix_parameters(config, params)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "state_bytes": state_bytes,
+        "state_bytes": sum(state.values()),
+        "state_bytes_by_kind": state,
         "constant": model.streams_constant,
         "length": length,
         "flops_per_token": per_token,

@@ -5,8 +5,8 @@ Every row is a choice along three axes, kernel x position x gate, of the one att
     weight(i, j) = kernel(q_i . k_j) exp(bias(i, j)) prod_{m=j+1..i} gate_m
     out_i        = sum_{j<=i} weight(i, j) v_j / sum_{j<=i} weight(i, j),
 
-and a layer pattern, repeated over the depth, for the hybrids. Configs refer to rows by name; adding a variant is
-adding a row here.
+and a layer pattern, repeated over the depth, for the hybrids; a pattern may name other rows, which stand for their
+attention layer. Configs refer to rows by name; adding a variant is adding a row here.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ ABSOLUTE_POSITIONS = ("learned_absolute", "sinusoidal")
 POSITIONS = ("none", *ROTARY_POSITIONS, *BIAS_POSITIONS, *ABSOLUTE_POSITIONS)
 GATES = ("none", "fixed", "learned", "data")
 GATE_INITS = ("zero", "long", "timescales")
-LAYER_KINDS = ("attention", "window", "gated_conv", "short_conv")
+CONVOLUTIONS = ("gated_conv", "short_conv")
+LAYER_KINDS = ("attention", "window", *CONVOLUTIONS)  # a layer pattern names kinds, and rows of the table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,15 @@ from sympow_jax.config.architecture import check_scaling_acts
 from sympow_jax.config.errors import ConfigError, RunError, nearest, require
 from sympow_jax.config.files import config_folder, config_names, load_file, load_values
 from sympow_jax.config.flags import parse_flags, parse_variants
+from sympow_jax.config.layer_specs import (
+    LayerSpec,
+    absolute_position,
+    attention_specs,
+    describe_layers,
+    layer_specs,
+    linear_specs,
+    positions,
+)
 from sympow_jax.config.resolve import override, resolve
 from sympow_jax.config.schema import (
     TASKS,
@@ -35,6 +44,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "EvaluationConfig",
+    "LayerSpec",
     "LoggingConfig",
     "MeshConfig",
     "ModelConfig",
@@ -42,12 +52,17 @@ __all__ = [
     "PositionConfig",
     "RunError",
     "TaskConfig",
+    "absolute_position",
+    "attention_specs",
     "check_numbers",
     "check_scaling_acts",
     "config_folder",
     "config_names",
+    "describe_layers",
     "diff",
     "flatten",
+    "layer_specs",
+    "linear_specs",
     "load_file",
     "load_values",
     "nearest",
@@ -55,6 +70,7 @@ __all__ = [
     "parse_flags",
     "parse_value",
     "parse_variants",
+    "positions",
     "require",
     "resolve",
     "resolve_saved",

@@ -1,7 +1,8 @@
 """What the values that make up an architecture must satisfy together: model, attention and position."""
 
 from sympow_jax import variants
-from sympow_jax.config.errors import require, require_known
+from sympow_jax.config.errors import require
+from sympow_jax.config.layer_specs import absolute_position, attention_specs, linear_specs, positions
 from sympow_jax.config.schema import Config
 
 MAX_LAYERS = 10_000  # a number from a damaged or foreign config.json would build layers for days
@@ -17,6 +18,7 @@ def check_architecture(config: Config) -> None:
     """Raises ConfigError for values of an architecture that are legal alone and not together."""
     _check_model(config)
     _check_attention(config)
+    _check_mixture(config)
     _check_position(config)
 
 
@@ -42,25 +44,25 @@ def _check_attention(config: Config) -> None:
         m.num_heads % m.num_kv_heads == 0,
         f"model.num_kv_heads = {m.num_kv_heads}: must divide model.num_heads = {m.num_heads}",
     )
-    for kind in a.layer_pattern:
-        legal = ", ".join(variants.LAYER_KINDS)
-        require_known(f"attention.layer_pattern has {kind!r}: choose from {legal}", kind, variants.LAYER_KINDS)
+    kernels = {spec.attention.kernel for spec in attention_specs(config)}
+    linear = linear_specs(config)
+    biases = [spec.attention.position for spec in linear if spec.attention.has_additive_bias]
     require(
-        not (a.is_linear and a.has_additive_bias and a.is_linear_form),
-        f"attention.implementation = {a.implementation!r}: {a.position} is an additive bias, which a linear kernel "
-        "computes only in the quadratic forms; use 'reference' or 'blockwise'",
+        not (biases and a.is_linear_form),
+        f"attention.implementation = {a.implementation!r}: {''.join(biases[:1])} is an additive bias, which a linear "
+        "kernel computes only in the quadratic forms; use 'reference' or 'blockwise'",
     )
     require(
-        a.is_linear or not a.is_linear_form,
+        bool(linear) or a.is_linear or not a.is_linear_form,
         f"attention.implementation = {a.implementation!r}: softmax has no linear form; use 'blockwise', 'reference' "
         "or 'auto'",
     )
     require(
-        not (a.implementation == "pallas" and a.kernel == "power" and a.degree != 2),
+        not (a.implementation == "pallas" and "power" in kernels and a.degree != 2),
         f"attention.implementation = 'pallas': it has attention.degree = 2, not {a.degree}; use 'chunked' or 'auto'",
     )
     require(
-        not (a.kernel == "rebased" and a.qk_norm),
+        not ("rebased" in kernels and a.qk_norm),
         "attention.qk_norm = True: rebased normalises queries and keys itself; use false",
     )
     require(
@@ -74,19 +76,44 @@ def _check_attention(config: Config) -> None:
     )
 
 
+def _check_mixture(config: Config) -> None:
+    """What one layer cannot have without the others."""
+    found = positions(config)
+    for name, why in _OF_ALL_LAYERS:
+        others = [other for other in found if other != name]
+        require(
+            name not in found or not others,
+            f"attention.layer_pattern = {config.attention.layer_pattern}: {name} {why}, and layers beside it have "
+            f"position {' and '.join(map(repr, others))}; give all of them {name!r}, or none",
+        )
+
+
+_OF_ALL_LAYERS = (
+    *((name, "is added to the embeddings, which all layers read") for name in variants.ABSOLUTE_POSITIONS),
+    ("fire_shared", "is one bias of all layers"),
+)
+
+
+def _is(found: tuple[str, ...]) -> str:
+    """`is 'rope'` of one position, `is one of 'rope', 'none'` of several."""
+    return f"is {found[0]!r}" if len(found) == 1 else f"is one of {', '.join(map(repr, found))}"
+
+
 def _check_rotation(config: Config) -> None:
     m, a, p = config.model, config.attention, config.position
-    rotates = a.position in variants.ROTARY_POSITIONS
+    found = positions(config)
     require(
-        p.rotary_fraction == 1 or rotates,
-        f"position.rotary_fraction = {p.rotary_fraction}: attention.position is {a.position!r}, which rotates nothing; "
+        p.rotary_fraction == 1 or bool({*found} & {*variants.ROTARY_POSITIONS}),
+        f"position.rotary_fraction = {p.rotary_fraction}: attention.position {_is(found)}, which rotates nothing; "
         "use 1.0, or rope",
     )
-    head_dims = {a.feature_dim if a.uses_feature_dim else m.head_dim}
-    for head_dim in head_dims | ({m.head_dim} if "window" in a.layer_pattern else set()):
+    for spec in attention_specs(config):
+        if spec.attention.position not in variants.ROTARY_POSITIONS:
+            continue
+        head_dim = spec.qk_head_dim(m)
         require(
-            not rotates or p.rotary_fraction != 1 or head_dim % 2 == 0,
-            f"head_dim = {head_dim}: {a.position} rotates pairs, so it must be even",
+            p.rotary_fraction != 1 or head_dim % 2 == 0,
+            f"head_dim = {head_dim}: {spec.attention.position} rotates pairs, so it must be even",
         )
         dims = int(p.rotary_fraction * head_dim)
         require(
@@ -111,16 +138,18 @@ def _check_rotation(config: Config) -> None:
 
 
 def _check_position(config: Config) -> None:
-    m, a, p = config.model, config.attention, config.position
+    m, p = config.model, config.position
     _check_rotation(config)
+    found = positions(config)
+    absolute = absolute_position(config)
     require(
-        not (a.is_linear and p.scaling == "dynamic_ntk"),
+        not any(spec.position.scaling == "dynamic_ntk" for spec in linear_specs(config)),
         "position.scaling = 'dynamic_ntk': it rotates old keys again as the text grows, which a finite state cannot "
         "do; use 'ntk' or 'yarn', or a softmax variant",
     )
     require(
-        p.scaling == "none" or a.position == "rope",
-        f"position.scaling = {p.scaling!r}: only rope is scaled, and attention.position is {a.position!r}; use 'none'",
+        p.scaling == "none" or "rope" in found,
+        f"position.scaling = {p.scaling!r}: only rope is scaled, and attention.position {_is(found)}; use 'none'",
     )
     require(
         p.scaling == "none" or p.convention == "standard",
@@ -136,17 +165,17 @@ def _check_position(config: Config) -> None:
         f"position.base = {p.base}: yarn takes its logarithm; use a base above 1, such as 10000",
     )
     require(
-        a.position != "learned_absolute" or longest(config) <= p.max_length,
+        absolute != "learned_absolute" or longest(config) <= p.max_length,
         f"position.max_length = {p.max_length}: learned_absolute needs a row for each position of data.seq_len and "
         f"evaluation.lengths; use at least {longest(config)}",
     )
     require(
-        p.alibi_slope_scale == 1 or a.position == "alibi",
-        f"position.alibi_slope_scale = {p.alibi_slope_scale}: attention.position is {a.position!r}, which has no "
+        p.alibi_slope_scale == 1 or "alibi" in found,
+        f"position.alibi_slope_scale = {p.alibi_slope_scale}: attention.position {_is(found)}, which has no "
         "slopes; use 1.0, or a variant with alibi",
     )
     require(
-        a.position != "sinusoidal" or m.embed_dim % 2 == 0,
+        absolute != "sinusoidal" or m.embed_dim % 2 == 0,
         f"model.embed_dim = {m.embed_dim}: sinusoidal positions are pairs of a sine and a cosine, so it must be even",
     )
 

@@ -10,6 +10,7 @@ from sympow_jax import variants
 from sympow_jax.config.architecture import longest
 from sympow_jax.config.checks import check_combinations, check_values
 from sympow_jax.config.errors import require_known
+from sympow_jax.config.layer_specs import absolute_position
 from sympow_jax.config.schema import Config
 from sympow_jax.config.values import build, flatten, parse_value
 
@@ -36,11 +37,11 @@ def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
         layer_pattern=row.layer_pattern if a.layer_pattern == ("variant",) else a.layer_pattern,
     )
     mlp_bias = ("all" if m.mlp in ("gelu", "gelu_exact") else "none") if m.mlp_bias == "auto" else m.mlp_bias
-    uses_max_length = attention.position == "learned_absolute" or p.convention == "manifest"
+    config = dataclasses.replace(config, attention=attention)
+    uses_max_length = absolute_position(config) == "learned_absolute" or p.convention == "manifest"
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(m, num_kv_heads=m.num_kv_heads or m.num_heads, mlp_bias=mlp_bias),
-        attention=attention,
         position=dataclasses.replace(
             p,
             original_length=p.original_length or config.data.seq_len,

@@ -42,7 +42,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig:
-    """Kernel, position, gate and options of the attention layers."""
+    """Kernel, position, gate and options of an attention layer; `layer_specs` says which each layer has."""
 
     kernel: str
     position: str

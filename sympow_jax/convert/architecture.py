@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sympow_jax import variants
-from sympow_jax.config import Config, flatten, load_values, resolve
+from sympow_jax.config import Config, attention_specs, flatten, load_values, positions, resolve
 from sympow_jax.convert.windows import layer_kinds
 
 _RUNTIME = (
@@ -41,18 +41,22 @@ def architecture(config: Config) -> dict[str, Any]:
     values = flatten(config)
     kinds = layer_kinds(values)
     a, p = config.attention, config.position
+    layers = [spec.attention for spec in attention_specs(config)]
+    kernels, found = {layer.kernel for layer in layers}, {*positions(config)}
     off = {*_RUNTIME, "attention.layer_pattern", "model.vocab_size"}
     unless = {
-        ("attention.gate_min_timescale", "attention.gate_max_timescale"): a.gate == "fixed",
+        ("attention.gate_min_timescale", "attention.gate_max_timescale"): "fixed" in {layer.gate for layer in layers},
         ("attention.window", "position.window_base"): "window" in kinds,
         ("attention.conv_width", "attention.conv_expand"): bool({*kinds} & {"gated_conv", "short_conv"}),
-        ("attention.degree",): a.kernel == "power",
-        ("attention.rebased_norm",): a.kernel == "rebased",
-        ("attention.feature_dim",): a.uses_feature_dim,
+        ("attention.degree",): "power" in kernels,
+        ("attention.rebased_norm",): "rebased" in kernels,
+        ("attention.feature_dim",): any(layer.uses_feature_dim for layer in layers),
         ("attention.qk_norm_span", "attention.qk_norm_eps"): a.qk_norm,
-        ("position.alibi_slope_scale",): a.position == "alibi",
-        ("position.max_length",): a.position == "learned_absolute" or p.convention == "manifest",
-        ("position.base", "position.convention", "position.rotary_fraction"): a.position in variants.ROTARY_POSITIONS,
+        ("position.alibi_slope_scale",): "alibi" in found,
+        ("position.max_length",): "learned_absolute" in found or p.convention == "manifest",
+        ("position.base", "position.convention", "position.rotary_fraction"): bool(
+            found & {*variants.ROTARY_POSITIONS}
+        ),
         ("position.factor",): p.scaling != "none",
         ("position.original_length",): p.scaling in ("dynamic_ntk", "yarn", "llama3"),
         _OF_YARN: p.scaling == "yarn",

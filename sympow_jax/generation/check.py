@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sympow_jax import ops, sharding
-from sympow_jax.config import override
+from sympow_jax.config import linear_specs, override
 from sympow_jax.generation.decoder import Decoder
 from sympow_jax.generation.text import prompt_tokens
 from sympow_jax.input_pipeline.tokenizers import Tokenizer
@@ -46,7 +46,7 @@ class LayerCheck:
     """The worst token of a layer in one form.
 
     Attributes:
-      layer, kind, form: which; kind is the mixer of the layer, and form "chunked", "prefill + decode", ...
+      layer, kind, form: which; kind is the layer's name in the pattern, and form "chunked", "prefill + decode", ...
       position: of the token whose error is largest relative to its tolerance.
       error: relative error of that token.
       factor: what its condition number multiplies the tolerance by, >= 1; 1 for layers without a linear kernel.
@@ -77,7 +77,7 @@ def check_tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:
 def check_layers(model: Model, params: PyTree, tokens: np.ndarray) -> list[LayerCheck]:
     """Every layer in every form that it has against its dense form."""
     config, length = model.config, tokens.shape[1]
-    linear = LINEAR_FORMS if config.attention.is_linear else ()
+    linear = LINEAR_FORMS if linear_specs(config) else ()
     changes = {"attention.chunk_size": 3 * length // 10 + 1}  # several chunks, the last one ragged
     modules = {
         form: Model(override(config, changes | {"attention.implementation": form}), model.vocab_size).bind(params)
@@ -87,16 +87,16 @@ def check_layers(model: Model, params: PyTree, tokens: np.ndarray) -> list[Layer
     begin = jax.jit(lambda params, tokens: model.bind(params).begin(tokens), out_shardings=whole)
     x, context = begin(params, np.asarray(tokens, np.int32))
     found, number = [], 0
-    for i, (kind, depth) in enumerate(layer_runs(config)):
+    for i, (spec, depth) in enumerate(layer_runs(config)):
         graphs, stacked = {}, None
         for form, module in modules.items():
-            if kind in ("attention", "window") or form == "reference":
+            if form == "reference" or (spec.mixer == "attention" and (spec.attention.is_linear or form not in linear)):
                 graphs[form], stacked = nnx.split(getattr(module, f"blocks_{i}"))
-        compare = functools.partial(_compare, model.mesh, graphs, config.attention.degree)
+        compare = functools.partial(_compare, model.mesh, graphs, spec.attention.degree)
         compare = jax.jit(compare, out_shardings=whole)
         for n in range(depth):
             x, condition, errors = compare(stacked, np.int32(n), x, context)
-            found += [_worst(number, kind, form, e, condition, config.model.dtype) for form, e in errors.items()]
+            found += [_worst(number, spec.name, form, e, condition, config.model.dtype) for form, e in errors.items()]
             number += 1
     return found
 

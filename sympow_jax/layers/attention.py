@@ -146,9 +146,8 @@ class Attention(Projections):
         return tokens.q, tokens.k, tokens.log_gates, scale
 
     def _implementation(self) -> str | None:
-        """None (let the op choose) for "auto", and for the softmax layers beside a linear form."""
-        a = self.attention
-        return None if a.implementation == "auto" or (a.is_linear_form and not self.linear) else a.implementation
+        """None, let the op choose, for "auto"."""
+        return None if self.attention.implementation == "auto" else self.attention.implementation
 
     def _linear_kernel(self) -> ops.Kernel:
         return linear_kernel(self.kernel, degree=self.attention.degree)

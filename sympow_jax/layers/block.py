@@ -2,7 +2,7 @@
 
 from flax import nnx
 
-from sympow_jax.config import AttentionConfig, ModelConfig, PositionConfig
+from sympow_jax.config import LayerSpec, ModelConfig
 from sympow_jax.layers.attention import Attention
 from sympow_jax.layers.context import Context
 from sympow_jax.layers.mlp import MLP
@@ -12,24 +12,19 @@ from sympow_jax.typing import Array, Float, PyTree
 
 
 class Block(nnx.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)); kind names the mixer (variants.LAYER_KINDS).
+    """x + mixer(norm(x)), then x + mlp(norm(x)); the spec says what the mixer is.
 
     model.norm_placement: "pre" as above; "post", x + norm(mixer(x)) (OLMo 2, arXiv 2501.00656); "sandwich",
     x + norm'(mixer(norm(x))) (Gemma 2, arXiv 2408.00118). model.parallel_residual: both in one step,
     x + mixer(norm(x)) + mlp(norm'(x)) (GPT-NeoX, arXiv 2204.06745). model.residual_scale multiplies what is added.
     """
 
-    def __init__(
-        self, kind: str, model: ModelConfig, attention: AttentionConfig, position: PositionConfig, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, spec: LayerSpec, model: ModelConfig, *, rngs: nnx.Rngs):
         self.parallel, self.residual_scale = model.parallel_residual, model.residual_scale
         before, behind = model.norm_placement != "post", model.norm_placement != "pre"
         if before:
             self.mixer_norm = make_norm(model, rngs=rngs)
-        if kind in ("attention", "window"):
-            self.mixer = Attention(kind, model, attention, position, rngs=rngs)
-        else:
-            self.mixer = ShortConv(kind, model, attention, rngs=rngs)
+        self.mixer = (Attention if spec.mixer == "attention" else ShortConv)(spec, model, rngs=rngs)
         if behind:
             self.mixer_out_norm = make_norm(model, rngs=rngs)
         if model.mlp != "none":

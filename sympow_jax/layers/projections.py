@@ -1,12 +1,10 @@
 """What an attention layer makes of each token: queries, keys, values, gates and steps, and the biases beside them."""
 
-import dataclasses
-
 import jax.numpy as jnp
 from flax import nnx
 
 from sympow_jax import ops, variants
-from sympow_jax.config import AttentionConfig, ModelConfig, PositionConfig
+from sympow_jax.config import LayerSpec, ModelConfig
 from sympow_jax.layers.context import Context
 from sympow_jax.layers.linear import make_linear
 from sympow_jax.layers.norm import LayerNorm
@@ -14,11 +12,6 @@ from sympow_jax.layers.position_bias import BiasParameters, fixed_bias
 from sympow_jax.layers.rotary import Rotary
 from sympow_jax.layers.tokens import Tokens
 from sympow_jax.typing import Array, Float
-
-
-def qk_head_dim(kind: str, model: ModelConfig, attention: AttentionConfig) -> int:
-    """head_dim of queries and keys of a layer; a window layer is softmax whatever the kernel."""
-    return attention.feature_dim if kind == "attention" and attention.uses_feature_dim else model.head_dim
 
 
 class Projections(nnx.Module):
@@ -30,19 +23,14 @@ class Projections(nnx.Module):
     a bias.
     """
 
-    def __init__(
-        self, kind: str, model: ModelConfig, attention: AttentionConfig, position: PositionConfig, *, rngs: nnx.Rngs
-    ):
-        self.kernel = "softmax" if kind == "window" else attention.kernel
-        self.window = attention.window if kind == "window" else None
-        self.linear = attention.is_linear and kind != "window"
-        self.attention, self.position = attention, position
+    def __init__(self, spec: LayerSpec, model: ModelConfig, *, rngs: nnx.Rngs):
+        self.attention, self.position, self.window = spec.attention, spec.position, spec.window
+        attention = self.attention
+        self.kernel, self.linear = attention.kernel, attention.is_linear
         self.num_heads, self.num_kv_heads = model.num_heads, model.num_kv_heads
-        self.head_dim, self.value_head_dim = qk_head_dim(kind, model, attention), model.head_dim
+        self.head_dim, self.value_head_dim = spec.qk_head_dim(model), model.head_dim
         self.dtype = model.dtype
-        if kind == "window" and position.window_base:
-            position = dataclasses.replace(position, base=position.window_base, scaling="none")
-        self.rotary = Rotary(attention.position, position, self.head_dim, attention.scale)
+        self.rotary = Rotary(attention.position, spec.position, self.head_dim, attention.scale)
         E, H, K, D, Dv = model.embed_dim, self.num_heads, self.num_kv_heads, self.head_dim, self.value_head_dim
         bias = attention.bias != "none"
         self.query = make_linear(model, E, H * D, bias=bias, rngs=rngs)

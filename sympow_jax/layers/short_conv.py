@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from sympow_jax import sharding
-from sympow_jax.config import AttentionConfig, ModelConfig
+from sympow_jax.config import LayerSpec, ModelConfig
 from sympow_jax.layers.context import Context
 from sympow_jax.layers.linear import make_linear
 from sympow_jax.layers.state_specs import state_specs
@@ -52,10 +52,10 @@ class ShortConv(nnx.Module):
     short_conv (ReBased's BaseConv, arXiv 2402.10644): x + conv(x) * W x.
     """
 
-    def __init__(self, kind: str, model: ModelConfig, attention: AttentionConfig, *, rngs: nnx.Rngs):
-        self.gated = kind == "gated_conv"
-        self.width = attention.conv_width
-        self.inner_dim = attention.conv_expand * model.embed_dim // 2 if self.gated else model.embed_dim
+    def __init__(self, spec: LayerSpec, model: ModelConfig, *, rngs: nnx.Rngs):
+        self.gated = spec.mixer == "gated_conv"
+        self.width = spec.attention.conv_width
+        self.inner_dim = spec.attention.conv_expand * model.embed_dim // 2 if self.gated else model.embed_dim
         if self.gated:
             self.input = make_linear(model, model.embed_dim, 2 * self.inner_dim, bias=True, rngs=rngs)
             self.out = make_linear(model, self.inner_dim, model.embed_dim, bias=True, residual=True, rngs=rngs)

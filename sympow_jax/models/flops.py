@@ -1,18 +1,16 @@
 """Exact floating-point operations of the model, a multiply-add counting 2."""
 
-from sympow_jax.config import Config
+from sympow_jax.config import Config, LayerSpec, ModelConfig
 from sympow_jax.layers.kernels import linear_kernel
-from sympow_jax.layers.projections import qk_head_dim
 from sympow_jax.models.transformer import layer_runs
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.typing import PyTree
 
 
-def expansion(config: Config) -> tuple[Kernel, int]:
-    """The config's linear kernel, and P, the exact size of its expanded key."""
-    a = config.attention
-    kernel = linear_kernel(a.kernel, degree=a.degree)
-    return kernel, kernel.num_features(qk_head_dim("attention", config.model, a))
+def expansion(spec: LayerSpec, model: ModelConfig) -> tuple[Kernel, int]:
+    """The linear kernel of a layer, and P, the exact size of its expanded key."""
+    kernel = linear_kernel(spec.attention.kernel, degree=spec.attention.degree)
+    return kernel, kernel.num_features(spec.qk_head_dim(model))
 
 
 def attention_flops_per_token(config: Config, seq_len: int) -> float:
@@ -21,15 +19,16 @@ def attention_flops_per_token(config: Config, seq_len: int) -> float:
     Softmax and the quadratic forms: seq_len (D + Dv) per head, the causal half of two products (a window of W tokens:
     2 W (D + Dv)). The linear forms: 4 P (Dv + 1) per head, update and query of the state with its normaliser.
     """
-    m, a = config.model, config.attention
-    total = 0.0
-    for kind, depth in layer_runs(config):
-        if kind == "attention" and a.is_linear and a.is_linear_form:
-            total += depth * m.num_heads * 4 * expansion(config)[1] * (m.head_dim + 1)
-        elif kind == "attention":
-            total += depth * m.num_heads * seq_len * (qk_head_dim(kind, m, a) + m.head_dim)
-        elif kind == "window":
-            total += depth * m.num_heads * min(2 * a.window, seq_len) * 2 * m.head_dim
+    m, total = config.model, 0.0
+    for spec, depth in layer_runs(config):
+        if spec.mixer != "attention":
+            continue
+        if spec.attention.is_linear_form:
+            per_head = 4 * expansion(spec, m)[1] * (m.head_dim + 1)
+        else:
+            seen = seq_len if spec.window is None else min(2 * spec.window, seq_len)
+            per_head = seen * (spec.qk_head_dim(m) + m.head_dim)
+        total += depth * m.num_heads * per_head
     return total
 
 

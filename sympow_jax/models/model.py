@@ -11,8 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sympow_jax import sharding
-from sympow_jax.config import Config, ConfigError
-from sympow_jax.layers.projections import qk_head_dim
+from sympow_jax.config import Config, ConfigError, LayerSpec, absolute_position, layer_specs, linear_specs
 from sympow_jax.layers.state_specs import state_specs
 from sympow_jax.models.flops import expansion
 from sympow_jax.models.loss import token_logits, token_nll, token_scores
@@ -24,33 +23,45 @@ from sympow_jax.typing import AnyArray, Array, Bool, Float, Int, PyTree
 def resolve_implementation(config: Config) -> Config:
     """Replaces attention.implementation = "auto" by the cheapest form for the trained length and the kernel.
 
-    "pallas" is the kernel of a TPU, or of a program that is being compiled for one.
+    One form serves all linear kernels: a quadratic one where a bias needs it, else that of the kernel for which a
+    linear form pays first. "pallas" is the kernel of a TPU, or of a program that is being compiled for one.
     """
-    a = config.attention
-    if a.implementation != "auto":
+    if config.attention.implementation != "auto":
         return config
-    chosen = "blockwise"
-    if a.is_linear:
-        kernel, num_features = expansion(config)
-        chosen = dispatch.cheapest(kernel, config.data.seq_len, num_features, has_bias=a.has_additive_bias)
-        if chosen == "chunked" and accelerators.preferred(kernel, **_sizes(config)):
-            chosen = "pallas"
-    return dataclasses.replace(config, attention=dataclasses.replace(a, implementation=chosen))
+    specs = linear_specs(config)
+    forms = [_cheapest(spec, config) for spec in specs]
+    chosen = next(iter(forms), "blockwise")
+    if any(spec.attention.has_additive_bias for spec in specs):
+        chosen = "blockwise"
+    elif "chunked" in forms:
+        preferred = (accelerators.preferred(expansion(spec, config.model)[0], **_sizes(spec, config)) for spec in specs)
+        chosen = "pallas" if all(preferred) else "chunked"
+    return _with_implementation(config, chosen)
+
+
+def _cheapest(spec: LayerSpec, config: Config) -> str:
+    kernel, num_features = expansion(spec, config.model)
+    has_bias = spec.attention.has_additive_bias
+    return dispatch.cheapest(kernel, config.data.seq_len, num_features, has_bias=has_bias)
 
 
 def on_this_platform(config: Config) -> Config:
     """A trained model's config with the same sums in XLA's form where its "pallas" kernel does not run."""
-    a = config.attention
-    if a.implementation != "pallas" or accelerators.obstacle(expansion(config)[0], **_sizes(config)) is None:
+    if config.attention.implementation != "pallas":
         return config
-    return dataclasses.replace(config, attention=dataclasses.replace(a, implementation="chunked"))
+    specs, m = linear_specs(config), config.model
+    obstacles = [accelerators.obstacle(expansion(spec, m)[0], **_sizes(spec, config)) for spec in specs]
+    return _with_implementation(config, "chunked") if any(obstacles) else config
 
 
-def _sizes(config: Config) -> dict[str, Any]:
-    """Of a call, as the kernels of accelerators judge it."""
+def _with_implementation(config: Config, chosen: str) -> Config:
+    return dataclasses.replace(config, attention=dataclasses.replace(config.attention, implementation=chosen))
+
+
+def _sizes(spec: LayerSpec, config: Config) -> dict[str, Any]:
+    """Of a layer's call, as the kernels of accelerators judge it."""
     m = config.model
-    head_dim = qk_head_dim("attention", m, config.attention)
-    return {"head_dim": head_dim, "value_dim": m.head_dim, "dtype": jnp.dtype(m.dtype)}
+    return {"head_dim": spec.qk_head_dim(m), "value_dim": m.head_dim, "dtype": jnp.dtype(m.dtype)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +110,17 @@ class Model:
     @property
     def streams_constant(self) -> bool:
         """True when the state of a stream has a size that does not depend on its length."""
-        a = self.config.attention
-        return "attention" not in a.layer_pattern or (a.is_linear and not a.has_additive_bias)
+        return all(spec.streams_constant for spec in layer_specs(self.config))
+
+    @property
+    def streams(self) -> bool:
+        """True when every layer can read a stream; a linear kernel with an additive bias cannot."""
+        return all(spec.streams for spec in layer_specs(self.config))
 
     @property
     def max_length(self) -> int | None:
         """Most tokens that a sequence can have, the rows of a table of positions; None where nothing bounds it."""
-        learned = self.config.attention.position == "learned_absolute"
+        learned = absolute_position(self.config) == "learned_absolute"
         return self.config.position.max_length if learned else None
 
     @property

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from sympow_jax import ops, sharding
-from sympow_jax.config import Config
+from sympow_jax.config import Config, LayerSpec, absolute_position, layer_specs, positions
 from sympow_jax.layers.block import Block
 from sympow_jax.layers.context import Context
 from sympow_jax.layers.norm import make_norm
@@ -20,10 +20,9 @@ from sympow_jax.typing import AnyArray, Array, Float, Int, PyTree
 UNROLLED_TOKENS = 16  # up to here a pass through a state is decoding: moving bytes costs more than compiling each layer
 
 
-def layer_runs(config: Config) -> list[tuple[str, int]]:
-    """[(kind, number of layers)] of consecutive equal layers: the layer pattern repeated over the depth."""
-    kinds = itertools.islice(itertools.cycle(config.attention.layer_pattern), config.model.num_layers)
-    return [(kind, len(list(group))) for kind, group in itertools.groupby(kinds)]
+def layer_runs(config: Config) -> list[tuple[LayerSpec, int]]:
+    """[(spec, number of layers)] of consecutive equal layers."""
+    return [(spec, len(list(group))) for spec, group in itertools.groupby(layer_specs(config))]
 
 
 class Transformer(nnx.Module):
@@ -37,24 +36,23 @@ class Transformer(nnx.Module):
         V = m.vocab_size or vocab_size
         init = nnx.initializers.normal(m.init_std)
         self.embedding = nnx.Embed(V, m.embed_dim, dtype=m.dtype, embedding_init=init, rngs=rngs)
-        if config.attention.position == "learned_absolute":
+        if absolute_position(config) == "learned_absolute":
             self.position_embedding = nnx.Embed(
                 config.position.max_length, m.embed_dim, dtype=m.dtype, embedding_init=init, rngs=rngs
             )
-        if config.attention.position == "fire_shared":
+        if "fire_shared" in positions(config):
             self.shared_bias = BiasParameters("fire", m.num_heads, rngs=rngs)
         if m.embedding_norm:
             self.embedding_norm = make_norm(m, rngs=rngs)
-        for i, (kind, depth) in enumerate(layer_runs(config)):
-            setattr(self, f"blocks_{i}", self._make_run(kind, depth, rngs))
+        for i, (spec, depth) in enumerate(layer_runs(config)):
+            setattr(self, f"blocks_{i}", self._make_run(spec, depth, rngs))
         self.final_norm = make_norm(m, rngs=rngs)
         if not m.tied_embeddings:
             self.output = nnx.Param(init(rngs.params(), (m.embed_dim, V)))
 
-    def _make_run(self, kind: str, depth: int, rngs: nnx.Rngs) -> Block:
-        c = self.config
+    def _make_run(self, spec: LayerSpec, depth: int, rngs: nnx.Rngs) -> Block:
         keys = jax.random.split(rngs.params(), depth)
-        return nnx.vmap(lambda key: Block(kind, c.model, c.attention, c.position, rngs=nnx.Rngs(key)))(keys)
+        return nnx.vmap(lambda key: Block(spec, self.config.model, rngs=nnx.Rngs(key)))(keys)
 
     def output_kernel(self) -> Float[Array, "E V"]:
         """The projection to logits, the transposed embedding when tied."""
@@ -121,14 +119,14 @@ class Transformer(nnx.Module):
     def _embed(self, tokens: AnyArray, context: Context) -> Array:
         x, scale = _look_up(self.embedding, tokens), self.config.model.embedding_scale
         x = x if scale == 1 else x * jnp.asarray(scale, x.dtype)
-        kind = self.config.attention.position
-        if kind in ("learned_absolute", "sinusoidal"):
-            positions = context.token_positions(tokens.shape[1])
-            if kind == "learned_absolute":
+        encoding = absolute_position(self.config)
+        if encoding != "none":
+            where = context.token_positions(tokens.shape[1])
+            if encoding == "learned_absolute":
                 self._check_length(tokens.shape[1])
-                x = x + _look_up(self.position_embedding, positions)
+                x = x + _look_up(self.position_embedding, where)
             else:
-                table = ops.positions.sinusoidal(positions, self.config.model.embed_dim)
+                table = ops.positions.sinusoidal(where, self.config.model.embed_dim)
                 x = x + (self.config.model.init_std * table).astype(x.dtype)
         x = self.embedding_norm(x) if hasattr(self, "embedding_norm") else x
         return sharding.constrain(x, sharding.BATCH, "seq")

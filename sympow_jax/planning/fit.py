@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from sympow_jax import config as config_lib
-from sympow_jax.config import Config, ConfigError
+from sympow_jax.config import Config, ConfigError, linear_specs
 from sympow_jax.models.model import resolve_implementation
 from sympow_jax.planning.compile import PlanError, build
 from sympow_jax.planning.report import Plan, failure, plan
@@ -26,8 +26,7 @@ def meshes(config: Config, num_devices: int) -> list[Changes]:
     Rows of the batch go to `data`, or to `fsdp`, which costs gathers of the parameters; what is left is cut along the
     sequence, or over the heads: heads first for a linear kernel in a quadratic form, whose state is too large to pass.
     """
-    a = resolve_implementation(config).attention
-    quadratic = a.is_linear and not a.is_linear_form
+    quadratic = linear_specs(config) and not resolve_implementation(config).attention.is_linear_form
     avoided = "mesh.seq" if quadratic else "mesh.tensor"
     rows = config.data.batch_size
     found = []
@@ -92,7 +91,7 @@ def search(
             fitting.append((changes, result))
         return result["status"] == "fits"
 
-    chunk = config.attention.chunk_size if config.attention.is_linear else 0
+    chunk = config.attention.chunk_size if linear_specs(config) else 0
     sizes = (chunk // 2, 2 * chunk) if chunk > 1 else ()
     for ladder in candidates(config, target):
         low, high = 0, len(ladder)  # ladder[high] is known to fit

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from sympow_jax.config import Config
+from sympow_jax.config import Config, attention_specs
 from sympow_jax.models import flops
 from sympow_jax.planning import hlo, work
 from sympow_jax.planning.collectives import Collective, collectives, network_seconds, summed
@@ -86,13 +86,13 @@ def failure(config: Config, target: Target, error: PlanError) -> Plan:
 
 def header(config: Config, target: Target) -> Plan:
     """What is planned."""
-    d = config.data
+    d, kernels = config.data, [spec.attention.kernel for spec in attention_specs(config)]
     return {
         "compiled_for": target.name,
         "compiler": compiler(target.platform),
         "devices": len(target.devices),
         "variant": config.variant,
-        "degree": config.attention.degree if config.attention.kernel == "power" else 0,
+        "degree": config.attention.degree if "power" in kernels else 0,
         "implementation": config.attention.implementation,
         "context": d.seq_len,
         "batch_size": d.batch_size,

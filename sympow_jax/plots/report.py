@@ -186,6 +186,13 @@ def _bias_section(biases: Sequence[Mapping]) -> str:
     return _section("Biases and gates", text, _figures(figures))
 
 
+def _state(cost: Mapping[str, Any]) -> str:
+    """Bytes of a state, and of each kind of layers where there are several."""
+    kinds = cost["state_bytes_by_kind"]
+    parts = ", ".join(f"{html.escape(name)} {style.quantity(size, 'B')}" for name, size in kinds.items())
+    return style.quantity(cost["state_bytes"], "B") + (f"<br><small>{parts}</small>" if len(kinds) > 1 else "")
+
+
 def _cost_section(data: Mapping[str, Any]) -> str:
     costs = {run["folder"]: run["cost"] for run in data["runs"] if run["cost"]}
     rows, state, flops = [], [], []
@@ -200,7 +207,7 @@ def _cost_section(data: Mapping[str, Any]) -> str:
             [
                 html.escape(entry["label"]),
                 f"{cost['parameters']:,}",
-                style.quantity(cost["state_bytes"], "B"),
+                _state(cost),
                 "constant" if cost["constant"] else f"at {cost['length']:,} tokens",
                 style.quantity(cost["flops_per_token"]),
                 _number(loss),

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from sympow_jax import sharding
-from sympow_jax.config import Config, ConfigError
+from sympow_jax.config import Config, ConfigError, layer_specs
 
 
 def config_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
@@ -79,7 +79,8 @@ def check_model(config: Config, sizes: dict[str, int]) -> None:
     ]
     if m.mlp != "none":
         dims.append(("model.mlp_dim", m.mlp_dim, tensor, "tensor"))
-    if {"gated_conv", "short_conv"} & {*a.layer_pattern}:
+    specs = layer_specs(config)
+    if any(spec.mixer != "attention" for spec in specs):
         dims.append(("attention.conv_expand * model.embed_dim / 2", a.conv_expand * m.embed_dim // 2, tensor, "tensor"))
     for name, size, divisor, axes in dims:
         if size % divisor:
@@ -88,16 +89,18 @@ def check_model(config: Config, sizes: dict[str, int]) -> None:
                 f"or mesh {axes} = {math.gcd(size, divisor)}"
             )
 
-    if sizes["seq"] > 1 and a.is_linear and a.has_additive_bias and "attention" in a.layer_pattern:
+    stateless = [spec.attention.position for spec in specs if not spec.streams]
+    if sizes["seq"] > 1 and stateless:
         raise ConfigError(
-            f"mesh.seq = {sizes['seq']}: a linear kernel with the additive bias {a.position!r} has no finite state to "
-            "pass between devices; use mesh.seq = 1"
+            f"mesh.seq = {sizes['seq']}: a linear kernel with the additive bias {stateless[0]!r} has no finite state "
+            "to pass between devices; use mesh.seq = 1"
         )
 
 
 def _check_length(config: Config, sizes: dict[str, int]) -> None:
-    a, length, shards = config.attention, config.data.seq_len, sizes["seq"]
-    halves = 2 if shards > 1 and not a.is_linear else 1  # softmax hands each shard an early and a late half
+    a, length, shards, specs = config.attention, config.data.seq_len, sizes["seq"], layer_specs(config)
+    grows = any(not spec.streams_constant for spec in specs)
+    halves = 2 if shards > 1 and grows else 1  # softmax hands each shard an early and a late half
     divisor = math.lcm(shards * sizes["tensor"], shards * halves)
     if length % divisor:
         raise ConfigError(
@@ -105,7 +108,7 @@ def _check_length(config: Config, sizes: dict[str, int]) -> None:
             f"use {-(-length // divisor) * divisor}"
         )
     taps = a.conv_width - 1
-    if shards > 1 and {"gated_conv", "short_conv"} & {*a.layer_pattern} and length // shards < taps:
+    if shards > 1 and any(spec.mixer != "attention" for spec in specs) and length // shards < taps:
         raise ConfigError(
             f"mesh.seq = {shards}: shards of {length // shards} tokens are shorter than the {taps} before them that "
             f"attention.conv_width = {a.conv_width} sees; use mesh.seq = {max(length // taps, 1)} or less"

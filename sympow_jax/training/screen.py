@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from sympow_jax import config as config_lib
-from sympow_jax.config import Config
+from sympow_jax.config import Config, describe_layers
 from sympow_jax.models import flops
 from sympow_jax.training.data import RunData
 from sympow_jax.typing import PyTree
@@ -68,14 +68,14 @@ def print_first_screen(
     config: Config, params: PyTree, data: RunData, mesh: Mesh, first_step: int, workdir: str
 ) -> None:
     """One block: what differs from the defaults, model, data, work per step, mesh, and where the run starts."""
-    d, a = config.data, config.attention
+    d = config.data
     attention, rest = flops.train_flops_per_token(config, params, d.seq_len)
     tokens = d.batch_size * d.seq_len
     lines = {
         "run": f"{workdir}, {config.num_train_steps:,} steps, seed {config.seed}",
         "checkpoint": f"step {first_step:,} found, continues from it" if first_step else "none, a new run",
         "config": "\n".join(config_changes(config)) or "as configs/default.py",
-        "variant": f"{config.variant}: kernel {a.kernel}, position {a.position}, gate {a.gate}, {a.implementation}",
+        "variant": f"{config.variant}: {describe_layers(config)}, {config.attention.implementation}",
         "tokens": f"{tokens:,} a step, {tokens * config.num_train_steps:,} in all, "
         f"{data.train.epoch(config.num_train_steps):.2f} epochs of {d.train}",
         "training FLOPs": f"{attention + rest:.3g} a token: {attention:.3g} attention, {rest:.3g} the rest",

@@ -44,7 +44,7 @@ def assert_greedy(logits, row, prompt_length):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, "hybrid"])
 def test_greedy_decoding_is_the_argmax_of_the_parallel_pass(variant):
     model, params = make_model(variant, *FLAGS)
     decoder, rng = Decoder(model, params), np.random.default_rng(0)
@@ -59,7 +59,7 @@ def test_greedy_decoding_is_the_argmax_of_the_parallel_pass(variant):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, "hybrid"])
 def test_check_passes_for_every_variant(variant):
     model, params = make_model(variant)
     tokens = np.random.default_rng(0).integers(0, VOCAB, (1, 45)).astype(np.int32)

@@ -82,10 +82,10 @@ def logits(config: Config, params, tokens):
     if config.attention.position == "learned_absolute":
         x = x + params["position_embedding"]["embedding"][: len(tokens)]
     x = norm(params, "embedding_norm", x)
-    for i, (kind, depth) in enumerate(layer_runs(config)):
+    for i, (spec, depth) in enumerate(layer_runs(config)):
         for n in range(depth):
             p = _layer(params[f"blocks_{i}"], n)
-            mixed = norm(p, "mixer_out_norm", _attention(config, kind, p["mixer"], norm(p, "mixer_norm", x)))
+            mixed = norm(p, "mixer_out_norm", _attention(config, spec.name, p["mixer"], norm(p, "mixer_norm", x)))
             mixed = x + m.residual_scale * mixed
             read = norm(p, "mlp_norm", x if m.parallel_residual else mixed)
             x = mixed + m.residual_scale * norm(p, "mlp_out_norm", _mlp(config, p["mlp"], read))

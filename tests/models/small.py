@@ -15,11 +15,16 @@ TINY = (
     "attention.feature_dim=4", "attention.window=8", "data.seq_len=24", "evaluation.lengths=24,48",
 )  # fmt: skip
 VOCAB = 61
+PATTERNS = {  # of three layers
+    "based": ("based", "gated_conv,attention,window"),  # one layer of each of its kinds
+    "hybrid": ("fox", "conformal_sympow,softmax_rope,based"),  # rows of the table, none of them the variant's own
+}
 
 
 def tiny_config(variant: str, *flags: str) -> Config:
-    """A two-layer model of width 32; Based gets one layer of each of its kinds."""
-    depth = ("model.num_layers=3", "attention.layer_pattern=gated_conv,attention,window") if variant == "based" else ()
+    """A two-layer model of width 32, or one of PATTERNS."""
+    variant, pattern = PATTERNS.get(variant, (variant, ""))
+    depth = ("model.num_layers=3", f"attention.layer_pattern={pattern}") if pattern else ()
     flags = (*TINY, *depth, *flags)
     return parse_flags([f"--config={ROOT}/configs/quickstart.py:{variant}", *(f"--config.{flag}" for flag in flags)])
 

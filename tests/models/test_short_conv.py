@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sympow_jax.config import layer_specs
 from sympow_jax.layers.context import Context
 from sympow_jax.layers.short_conv import ShortConv, causal_conv
 from tests.models.small import tiny_config
@@ -24,8 +25,8 @@ def test_each_output_is_the_sum_over_the_last_inputs_of_its_document(rng):
 
 @pytest.mark.parametrize("kind", ["gated_conv", "short_conv"])
 def test_a_stream_is_the_whole_sequence(kind, rng):
-    config = tiny_config("based", "attention.conv_width=4")
-    layer = ShortConv(kind, config.model, config.attention, rngs=nnx.Rngs(0))
+    config = tiny_config("based", "attention.conv_width=4", f"attention.layer_pattern={kind}")
+    layer = ShortConv(layer_specs(config)[0], config.model, rngs=nnx.Rngs(0))
     x = jnp.asarray(rng.normal(size=(2, 9, 32)), jnp.float32)
     context = Context(offset=jnp.int32(0), positions=None, segment_ids=None, shared_bias=None, length=9)
 

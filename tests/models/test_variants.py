@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sympow_jax.config import override
+from sympow_jax.config import linear_specs, override
 from sympow_jax.evals.length_generalisation import length_generalisation
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.training.checkpoint import Checkpointer
@@ -20,6 +20,7 @@ from tests.evals.toy import make_store
 from tests.models.small import VOCAB, moved, tiny_config
 
 T = 24
+ALL = (*VARIANTS, "hybrid")
 pytestmark = [pytest.mark.slow, pytest.mark.quick]
 
 
@@ -34,7 +35,7 @@ def tokens() -> np.ndarray:
     return np.random.default_rng(3).integers(0, VOCAB, (2, T)).astype(np.int32)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ALL)
 def test_causal_by_gradient(variant):
     """The loss of target t has exactly zero gradient in the embeddings of later inputs."""
     model, params = model_and_params(variant, "model.tied_embeddings=false")  # the table enters through inputs only
@@ -52,7 +53,7 @@ def test_causal_by_gradient(variant):
     assert np.all(np.abs(np.asarray(grads)[: cut + 1]).max(axis=1) > 0)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ALL)
 def test_streaming_equals_the_whole_sequence(variant):
     """Chunks of any length, single tokens included, through the state give the logits of one pass."""
     model, params = model_and_params(variant)
@@ -69,11 +70,11 @@ def test_streaming_equals_the_whole_sequence(variant):
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ALL)
 def test_forms_agree_with_the_reference(variant):
     """Loss and the gradients of all parameters, the fast form against the dense one."""
     model, params = model_and_params(variant)
-    forms = ("chunked", "blockwise") if model.config.attention.is_linear else ("blockwise",)
+    forms = ("chunked", "blockwise") if linear_specs(model.config) else ("blockwise",)
 
     def loss_and_grads(form):
         other = Model(override(model.config, {"attention.implementation": form, "attention.chunk_size": 10}), VOCAB)
@@ -97,7 +98,7 @@ def corpus_batch() -> dict[str, np.ndarray]:
     return {"inputs": np.concatenate([np.full((2, 1), 256, np.int32), targets[:, :-1]], 1), "targets": targets}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ALL)
 def test_one_step_lowers_the_loss_and_a_resumed_run_goes_on_alike(variant, tmp_path):
     """The loss falls at once and every parameter moves; saved and restored, the next step is the same to the bit."""
     model = Model(resolve_implementation(tiny_config(variant, "optimizer.warmup_steps=0")), 257)
@@ -121,7 +122,7 @@ def test_one_step_lowers_the_loss_and_a_resumed_run_goes_on_alike(variant, tmp_p
     jax.tree.map(np.testing.assert_array_equal, to_tree(resumed), to_tree(state))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ALL)
 def test_evaluates_at_eight_times_its_length(variant):
     """By the evaluation itself, and its last prefix is the mean loss of one whole pass."""
     model, params = model_and_params(variant, f"evaluation.lengths={T},{8 * T}")

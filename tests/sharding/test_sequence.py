@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sympow_jax import sharding
+from sympow_jax.config import linear_specs
 from sympow_jax.layers import sequence_parallel
 from sympow_jax.models.model import Model
 from sympow_jax.sharding import exchange
@@ -57,6 +58,7 @@ def losses_and_gradients(config, mesh, batch):
         ("fox", True),
         ("softmax_fire", False),
         ("based", False),
+        ("hybrid", False),
     ],
 )
 def test_shards_of_a_sequence_give_the_outputs_and_gradients_of_one_device(monkeypatch, variant, steps):
@@ -64,7 +66,7 @@ def test_shards_of_a_sequence_give_the_outputs_and_gradients_of_one_device(monke
     monkeypatch.setattr(exchange, "SMALL_GATHER", 0 if steps else 1 << 30)
     monkeypatch.setattr(sequence_parallel, "LARGEST_GATHER", 0 if steps else 1 << 30)
     config = tiny_config(variant, "data.seq_len=64", "attention.chunk_size=4", "attention.implementation=auto")
-    if variant in ("conformal_sympow", "based"):
+    if linear_specs(config):
         config = tiny_config(variant, "data.seq_len=64", "attention.chunk_size=4", "attention.implementation=chunked")
     batch = packed_batch(2, 64)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "seq": 8 if steps else 4})
