@@ -53,6 +53,8 @@ ABSENT: tuple[tuple[str, Any], ...] = (
     ("position.mscale_all_dim", 0.0),
     ("position.low_freq_factor", 1.0),
     ("position.high_freq_factor", 4.0),
+    ("attention.output_norm", False),
+    ("attention.log_length_scale", False),
 )
 
 

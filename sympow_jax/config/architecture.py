@@ -69,6 +69,11 @@ def _check_attention(config: Config) -> None:
         a.qk_norm or a.qk_norm_span == "head",
         f"attention.qk_norm_span = {a.qk_norm_span!r}: attention.qk_norm is false; set it to true, or use 'head'",
     )
+    require(
+        "softmax" in kernels or not a.log_length_scale,
+        f"attention.log_length_scale = True: no layer is softmax, and in {' and '.join(sorted(kernels))} a scale of a "
+        "row's scores has no effect or another one; use false",
+    )
     require(a.conv_width >= 2, f"attention.conv_width = {a.conv_width}: a convolution needs at least 2 taps")
     require(
         a.gate_min_timescale <= a.gate_max_timescale,

@@ -59,6 +59,8 @@ class AttentionConfig:
     qk_norm_span: str
     qk_norm_eps: float
     output_gate: bool
+    output_norm: bool
+    log_length_scale: bool
     window: int
     conv_width: int
     conv_expand: int

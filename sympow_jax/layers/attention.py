@@ -53,7 +53,9 @@ class Attention(Projections):
         """Applies the layer to a sequence, or, with a state, to the next T tokens of a stream."""
         B, T, _ = x.shape
         attend = self._attend_on_shards if sharding.is_sharded() else self._attend
-        out, state = attend(self.tokens(x), self.bias(context), context, state)
+        out, state = attend(self.tokens(x, context), self.bias(context), context, state)
+        if self.attention.output_norm:
+            out = self.output_norm(out).astype(out.dtype)
         out = out.reshape(B, T, self.num_heads * self.value_head_dim)
         if self.attention.output_gate:
             out = out * jax.nn.sigmoid(self.output_gate(x))
@@ -142,7 +144,7 @@ class Attention(Projections):
 
     def kernel_inputs(self, x: Float[Array, "B T E"], context: Context) -> tuple[Array, Array, Array | None, float]:
         """(q, k, log_gates, scale) as the kernel gets them from whole sequences, rotary positions applied."""
-        tokens, scale, _ = self.rotary(self.tokens(x), context, None)
+        tokens, scale, _ = self.rotary(self.tokens(x, context), context, None)
         return tokens.q, tokens.k, tokens.log_gates, scale
 
     def _implementation(self) -> str | None:

@@ -33,3 +33,13 @@ class Context:
         if self.positions is not None:
             return self.positions
         return self.offset + jnp.arange(num_tokens, dtype=jnp.int32)[None, :]
+
+    def num_visible(self, num_tokens: int, window: int | None) -> Int[Array, "B T"]:
+        """How many keys each token of a whole pass sees, itself included, [B or 1, T]: those of its document so far."""
+        index = jnp.arange(num_tokens, dtype=jnp.int32)[None, :]
+        if self.segment_ids is None:
+            count = self.offset + index + 1
+        else:
+            begins = jnp.pad(self.segment_ids[:, 1:] != self.segment_ids[:, :-1], [(0, 0), (1, 0)])
+            count = index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1) + 1
+        return count if window is None else jnp.minimum(count, window)

@@ -1,5 +1,7 @@
 """What an attention layer makes of each token: queries, keys, values, gates and steps, and the biases beside them."""
 
+import math
+
 import jax.numpy as jnp
 from flax import nnx
 
@@ -14,13 +16,19 @@ from sympow_jax.layers.tokens import Tokens
 from sympow_jax.typing import Array, Float
 
 
+def initial_log_scale(trained: int, window: int | None) -> float:
+    """s for which s log n is 1 on average over n = 1 .. trained visible keys, or those of a window: 0.17 at 1,024."""
+    count = max(2, trained if window is None else min(trained, window))
+    return count / math.lgamma(count + 1)
+
+
 class Projections(nnx.Module):
     """The parameters of an attention layer: query [E, H D], key [E, K D], value [E, K Dv] and out [H Dv, E].
 
     And, as the variant needs them, gate [E, G] with bias (data) or gate_logits [G] (learned), beta [E, K]
     (learned_rope), bias_parameters (kerple, t5, fire), query_norm and key_norm (qk_norm, rebased) over a head or all
-    of them, output_gate [E, H Dv]. G is H under softmax, else K. attention.bias gives the first three, or all four,
-    a bias.
+    of them, output_gate [E, H Dv], output_norm over a head, log_length_scale [H] (softmax). G is H under softmax, else
+    K. attention.bias gives the first three, or all four, a bias.
     """
 
     def __init__(self, spec: LayerSpec, model: ModelConfig, *, rngs: nnx.Rngs):
@@ -39,6 +47,11 @@ class Projections(nnx.Module):
         self.out = make_linear(model, H * Dv, E, bias=attention.bias == "all", residual=True, rngs=rngs)
         if attention.output_gate:
             self.output_gate = make_linear(model, E, H * Dv, rngs=rngs)
+        if attention.output_norm:
+            self.output_norm = nnx.RMSNorm(Dv, epsilon=model.norm_eps, rngs=rngs)
+        if attention.log_length_scale and not self.linear:
+            start = initial_log_scale(spec.position.original_length, self.window)
+            self.log_length_scale = nnx.Param(jnp.full(H, start, jnp.float32))
         self._make_norms(rngs)
         self._make_gate(model, rngs)
         if attention.position == "learned_rope":
@@ -73,9 +86,16 @@ class Projections(nnx.Module):
         elif a.gate == "learned":
             self.gate_logits = nnx.Param(initial)
 
-    def tokens(self, x: Float[Array, "B T E"]) -> Tokens:
-        """What the kernel needs of each token apart from its position."""
+    def tokens(self, x: Float[Array, "B T E"], context: Context) -> Tokens:
+        """What the kernel needs of each token of a whole pass, before rotations.
+
+        Scalable softmax (Nakanishi 2025, arXiv 2501.19399) is in the queries: s log n of them for n visible keys.
+        """
         q, k = self._queries_and_keys(x)
+        if hasattr(self, "log_length_scale"):
+            n = context.num_visible(x.shape[1], self.window)
+            factor = self.log_length_scale[...][None, None] * jnp.log(n.astype(jnp.float32))[..., None]
+            q = (q.astype(jnp.float32) * factor[..., None]).astype(q.dtype)
         v = self.value(x).reshape(*x.shape[:2], self.num_kv_heads, self.value_head_dim)
         beta = 1.0 + jnp.tanh(self.beta(x.astype(jnp.float32))) if hasattr(self, "beta") else None
         return Tokens(q, k, v, beta, self.log_gates(x))

@@ -16,16 +16,18 @@ TINY = (
 )  # fmt: skip
 VOCAB = 61
 PATTERNS = {  # of three layers
-    "based": ("based", "gated_conv,attention,window"),  # one layer of each of its kinds
-    "hybrid": ("fox", "conformal_sympow,softmax_rope,based"),  # rows of the table, none of them the variant's own
+    "based": ("based", "attention.layer_pattern=gated_conv,attention,window"),  # one layer of each of its kinds
+    "hybrid": (  # rows of the table, none of them the variant's own
+        *("fox", "attention.layer_pattern=conformal_sympow,softmax_rope,based"),
+        *("attention.log_length_scale=true", "attention.output_norm=true"),
+    ),
 }
 
 
 def tiny_config(variant: str, *flags: str) -> Config:
     """A two-layer model of width 32, or one of PATTERNS."""
-    variant, pattern = PATTERNS.get(variant, (variant, ""))
-    depth = ("model.num_layers=3", f"attention.layer_pattern={pattern}") if pattern else ()
-    flags = (*TINY, *depth, *flags)
+    variant, *pattern = PATTERNS.get(variant, (variant,))
+    flags = (*TINY, *(("model.num_layers=3", *pattern) if pattern else ()), *flags)
     return parse_flags([f"--config={ROOT}/configs/quickstart.py:{variant}", *(f"--config.{flag}" for flag in flags)])
 
 

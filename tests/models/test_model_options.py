@@ -118,7 +118,7 @@ def test_yarns_factor_multiplies_the_rotated_dims_only():
     bound = model.bind(jax.device_put(params))
     mixer, context = next(bound.layers()).mixer, bound.begin(jnp.zeros((1, 3), jnp.int32))[1]
     x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 3, 32)), jnp.float32)
-    tokens = mixer.tokens(x)
+    tokens = mixer.tokens(x, context)
     q, k, _, scale = mixer.kernel_inputs(x, context)
     found = scale * jnp.sum(q[:, 0] * k[:, 0], -1)  # of the first token, where the angle is 0
     products = tokens.q[:, 0] * tokens.k[:, 0] / 4
