@@ -46,7 +46,7 @@ def time_scale_logits(num_heads: int, shortest: float, longest: float) -> np.nda
     return -np.log(np.expm1(1.0 / np.geomspace(shortest, longest, num_heads))).astype(np.float32)
 
 
-def finite_log_gates(log_gates: Float[Array, "B T H"]) -> Float[Array, "B T H"]:
+def finite_log_gates(log_gates: Float[Array, "B T H *D"]) -> Float[Array, "B T H *D"]:
     """Gates that let nothing pass, down to -inf, as the smallest number whose sums keep their digits, in float32."""
     return jnp.maximum(log_gates.astype(accumulation_dtype(log_gates)), MIN_LOG_GATE)
 

@@ -12,7 +12,7 @@ import pytest
 from sympow_jax import ops
 from sympow_jax.ops.linear_attention.dispatch import IMPLEMENTATIONS, cheapest
 from sympow_jax.ops.linear_attention.kernels import PowerKernel, TaylorKernel
-from sympow_jax.ops.linear_attention.specs import ArgSpec
+from sympow_jax.ops.linear_attention.specs import VECTOR_SPECS, ArgSpec
 from sympow_jax.ops.power_attention.arg_specs import TEST_SPECS as POWER_SPECS
 from sympow_jax.ops.taylor_attention.arg_specs import TEST_SPECS as TAYLOR_SPECS
 from tests.ops.linear_attention_cases import evaluate
@@ -20,13 +20,14 @@ from tests.tolerances import assert_bfloat16, assert_close
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 SPECS = [*POWER_SPECS, *TAYLOR_SPECS]
-QUICK = [spec for spec in SPECS if spec.T == 37]
+QUICK = [spec for spec in (*SPECS, *VECTOR_SPECS) if spec.T == 37]
 MORE = (pytest.mark.slow, pytest.mark.quick)
 
 
 def soon(spec: ArgSpec, implementation: str) -> bool:
     """Power of degree 2 in blocks, and it, degree 4 and Taylor's kernel in chunks; the rest is in the slow suite."""
-    return spec in QUICK and implementation in ("blockwise", "chunked")[spec.degree != 2 :] and spec.degree < 6
+    only_chunks = spec.degree != 2 or spec.gates == "vector"
+    return spec in QUICK and implementation in ("blockwise", "chunked")[only_chunks:] and spec.degree < 6
 
 
 @functools.cache
@@ -50,7 +51,7 @@ def test_specs_hold_every_pair_of_choices():
     ("spec", "implementation"),
     [
         pytest.param(s, form, id=f"{s}-{form}", marks=() if soon(s, form) else MORE if s in QUICK else pytest.mark.slow)
-        for s, form in itertools.product(SPECS, IMPLEMENTATIONS)
+        for s, form in itertools.product((*SPECS, *VECTOR_SPECS), IMPLEMENTATIONS)
     ],
 )
 def test_agrees_with_the_oracle(spec, implementation):

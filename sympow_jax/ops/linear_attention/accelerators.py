@@ -11,8 +11,12 @@ CHUNKS = {"tpu": 256, "gpu": 512}  # tokens: the fewest bundles on TPUs; on GPUs
 WIDEST_ON_GPU = 128  # head_dim, and that of values: one offset of the state fills the registers of a program
 
 
-def obstacle(kernel: Kernel, *, head_dim: int, value_dim: int, dtype: jnp.dtype) -> str | None:
+def obstacle(
+    kernel: Kernel, *, head_dim: int, value_dim: int, dtype: jnp.dtype, vector_gates: bool = False
+) -> str | None:
     """What keeps the kernels from computing such a call here, or None."""
+    if vector_gates:
+        return "gates of every dim, and it is for one gate a head"
     if target_platform() == "cpu" and not interpretation():
         return "it needs a TPU or a GPU"
     if isinstance(kernel, PowerKernel) and kernel.degree != 2:
@@ -34,16 +38,16 @@ def obstacle(kernel: Kernel, *, head_dim: int, value_dim: int, dtype: jnp.dtype)
     return None
 
 
-def preferred(kernel: Kernel, *, head_dim: int, value_dim: int, dtype: jnp.dtype) -> bool:
+def preferred(kernel: Kernel, *, head_dim: int, value_dim: int, dtype: jnp.dtype, vector_gates: bool = False) -> bool:
     """Whether the kernels compute such a call unasked: on a TPU, where they can; a GPU's must be asked for."""
-    sizes = {"head_dim": head_dim, "value_dim": value_dim}
-    return target_platform() != "gpu" and obstacle(kernel, **sizes, dtype=dtype) is None
+    call = {"head_dim": head_dim, "value_dim": value_dim, "dtype": dtype, "vector_gates": vector_gates}
+    return target_platform() != "gpu" and obstacle(kernel, **call) is None
 
 
 def sizes_of(inputs: LinearInputs) -> dict:
     """The arguments of `obstacle` and `preferred` that a call's arrays tell."""
-    dtype = jnp.result_type(inputs.k.dtype)
-    return {"head_dim": inputs.k.shape[-1], "value_dim": inputs.v.shape[-1], "dtype": dtype}
+    sizes = {"head_dim": inputs.k.shape[-1], "value_dim": inputs.v.shape[-1]}
+    return sizes | {"dtype": jnp.result_type(inputs.k.dtype), "vector_gates": inputs.has_vector_gates}
 
 
 def chunk_length() -> int:

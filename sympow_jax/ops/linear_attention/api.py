@@ -19,7 +19,7 @@ from sympow_jax.typing import Array, Float, Int
 class Options(TypedDict, total=False):
     """Keyword arguments of `linear_attention`, which explains them."""
 
-    log_gates: Float[Array, "B T K"] | None
+    log_gates: Float[Array, "B T K *D"] | None
     bias: PositionBias | None
     scale: float | None
     segment_ids: Int[Array, "B T"] | None
@@ -43,13 +43,14 @@ def linear_attention(
     Args:
       kernel: the weight function and its features.
       q, k, v: queries and keys, rotated already where positions are rotary, and values; K divides H.
-      log_gates: [B, T, K] float32, <= 0; that of step j scales everything before j, not j itself; -inf drops it.
+      log_gates: [B, T, K] float32, <= 0; that of step j scales everything before j, not j itself; -inf drops it. Or
+        gates of every dim, [B, T, K, D], inside the score: sum_d q_id k_jd exp(log_gates_(j+1)d + ... + log_gates_id).
       bias: added to the log-weights; quadratic forms only. `positions` (0 .. T-1 by default) are its arguments.
       scale: multiplies the scores, 1 / sqrt(D) by default; the state does not hold it.
       segment_ids: [B, T] int32, documents as contiguous runs; a change is a reset, 0 is padding and gives 0.
       implementation: "reference", "blockwise", "chunked", "recurrent", "pallas" (kernels of TPUs: degree 2 and Taylor;
         of GPUs: degree 2, head_dim to 128), or None for the cheapest by a measured table.
-      chunk_size: tokens in a chunk or block; any T >= 1 works with any.
+      chunk_size: tokens in a chunk or block; any T >= 1 works with any. Gates of every dim take the next power of 2.
 
     Returns:
       [B, T, H, Dv] in the dtype of v; rows whose weights sum to 0 are 0. States and sums are float32 inside.
@@ -83,7 +84,7 @@ def _attend(
     k: Float[Array, "B T K D"],
     v: Float[Array, "B T K Dv"],
     *,
-    log_gates: Float[Array, "B T K"] | None = None,
+    log_gates: Float[Array, "B T K *D"] | None = None,
     bias: PositionBias | None = None,
     scale: float | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
@@ -118,7 +119,7 @@ def state_of(
     k: Float[Array, "B T K D"],
     v: Float[Array, "B T K Dv"],
     *,
-    log_gates: Float[Array, "B T K"] | None = None,
+    log_gates: Float[Array, "B T K *D"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
     implementation: Implementation | None = None,
     chunk_size: int | None = None,
@@ -145,7 +146,7 @@ def linear_step(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B T K D"],
     v: Float[Array, "B T K Dv"],
-    log_gates: Float[Array, "B T K"] | None = None,
+    log_gates: Float[Array, "B T K *D"] | None = None,
     scale: float | None = None,
 ) -> tuple[Float[Array, "B T H Dv"], LinearState]:
     """One token, T = 1, of the document that `state` belongs to: the recurrence, one step on.

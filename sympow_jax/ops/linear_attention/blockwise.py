@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sympow_jax.ops.linear_attention.blockwise_vector import blockwise_vector
 from sympow_jax.ops.linear_attention.decay import gate_gradient, whole_and_rest
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values, pad_time
 from sympow_jax.ops.linear_attention.kernels import Kernel
@@ -29,6 +30,8 @@ def blockwise(
 
 def _from_own_keys(kernel: Kernel, inputs: LinearInputs, block_size: int) -> Float[Array, "B T K G Dv1"]:
     """[num, den] without an initial state."""
+    if inputs.has_vector_gates:
+        return blockwise_vector(kernel, inputs, block_size)
     B, T, K, G, _ = inputs.q.shape
     inputs = pad_time(inputs, block_size)
     positions = inputs.runs if inputs.positions is None else inputs.positions  # no bias, no use of them

@@ -13,47 +13,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sympow_jax.ops.linear_attention.decay import ChunkDecay, chunk_decay, gate_gradient, pair_decay
+from sympow_jax.ops.linear_attention.columns import from_columns, to_columns
+from sympow_jax.ops.linear_attention.decay import ChunkDecay, chunk_decay, gate_gradient
 from sympow_jax.ops.linear_attention.dispatch import CACHED_FEATURES
-from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values, normalise, pad_time
+from sympow_jax.ops.linear_attention.inputs import LinearInputs, normalise, pad_time
 from sympow_jax.ops.linear_attention.kernels import Kernel
+from sympow_jax.ops.linear_attention.vector_gates import (
+    VectorDecay,
+    next_power_of_two,
+    vector_decay,
+    vector_gate_gradient,
+)
 from sympow_jax.ops.platform import target_platform
 from sympow_jax.ops.residuals import kept
 from sympow_jax.typing import Array, Float
 
 KEPT_ON_GPU = 2**29  # numbers in the states that a call keeps: 2 GiB
 
+Decay = ChunkDecay | VectorDecay
+
 
 def chunked(
     kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"], chunk_size: int
 ) -> tuple[Float[Array, "B T K G Dv"], Float[Array, "B K P Dv1"]]:
     """Returns num / den of every row and the final state; see the package docstring for the equations."""
-    B, T, K, G, D = inputs.q.shape
+    B, T, K, _, _ = inputs.q.shape
     P, e = state.shape[2:]
+    if inputs.has_vector_gates:
+        chunk_size = next_power_of_two(chunk_size)
     chunks, segment = _plan(T, chunk_size, state.size)
-    inputs = pad_time(inputs, chunks * chunk_size)
-
-    segments = (chunks // segment, segment)
-
-    def columns(x):  # [B, T, K, ...] -> [*segments, R, ..., C]
-        x = x.reshape(B, *segments, chunk_size, *x.shape[2:])
-        x = jnp.moveaxis(x, (0, 4, 3), (2, 3, -1))
-        return x.reshape(*segments, B * K, *x.shape[4:])
-
-    q = columns(jnp.moveaxis(inputs.q, 3, 4)).reshape(*segments, B * K, D, -1)
-    tokens = (q, columns(inputs.k), columns(extend_values(inputs.v, inputs.valid)))
-    runs = columns(jnp.broadcast_to(inputs.runs[..., None], inputs.log_gates.shape))
-    arguments = (tokens, columns(inputs.log_gates), runs)
+    arguments = to_columns(pad_time(inputs, chunks * chunk_size), (chunks // segment, segment))
     out, final = _by_rows(kernel, arguments, jnp.swapaxes(state.reshape(B * K, P, e), 1, 2))
-    out = normalise(out, axis=-2).reshape(chunks, B, K, e - 1, G, chunk_size)
-    out = jnp.transpose(out, (1, 0, 5, 2, 4, 3)).reshape(B, -1, K, G, e - 1)[:, :T]
+    out = from_columns(normalise(out, axis=-2), inputs)
     return out, jnp.swapaxes(final, 1, 2).reshape(B, K, P, e)
 
 
 def _by_rows(kernel: Kernel, arguments, state: Array) -> tuple[Array, Array]:
     """Works on as many rows at a time as keep the features of a chunk in the caches of a CPU."""
     R, _, P = state.shape
-    C = arguments[1].shape[-1]
+    C = arguments[2].shape[-1]
     rows = R
     if target_platform() == "cpu":
         rows = max(r for r in range(1, R + 1) if R % r == 0 and (r == 1 or r * P * C <= CACHED_FEATURES))
@@ -95,15 +93,20 @@ def _store(phi: Array, inputs: Any) -> Array:
     return jax.lax.optimization_barrier(phi.astype(jnp.bfloat16)).astype(phi.dtype)  # or XLA keeps the float32
 
 
-def _update(kernel: Kernel, inputs: Any, state: Array, k: Array, values: Array, decay: ChunkDecay) -> Array:
+def _decay(log_gates: Array, runs: Array) -> Decay:
+    """The decays of all chunks, of gates of a head or of its dims."""
+    return chunk_decay(log_gates, runs) if log_gates.ndim == runs.ndim else vector_decay(log_gates, runs)
+
+
+def _update(kernel: Kernel, inputs: Any, state: Array, k: Array, values: Array, decay: Decay) -> Array:
     """The state after a chunk: the state before it, decayed, plus the chunk's keys."""
-    added = jnp.einsum("rec,rpc->rep", values * decay.to_state[:, None], _store(kernel.features(k), inputs))
-    return decay.carry[:, None, None] * state + added
+    features = _store(kernel.features(decay.of_keys(k)), inputs)
+    return decay.carry(kernel) * state + jnp.einsum("rec,rpc->rep", values * decay.to_state[:, None], features)
 
 
-def _pairs(q: Array, k: Array, decay: ChunkDecay) -> tuple[Array, Array]:
-    """Scores and decays of the pairs inside a chunk, [R, key, G query]."""
-    return jnp.einsum("rdj,rdi->rji", k, q), jnp.tile(pair_decay(decay), (1, 1, q.shape[2] // k.shape[2]))
+def _pairs(q: Array, k: Array, decay: Decay) -> Array:
+    """Decays of the weights inside a chunk, [R, key, G query]."""
+    return jnp.tile(decay.of_pairs(), (1, 1, q.shape[2] // k.shape[2]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -116,17 +119,17 @@ def _forward(kernel: Kernel, tokens: tuple[Array, Array, Array], log_gates: Arra
 
     def chunk(state, xs):
         q, k, values, decay = _cast(xs, dtype)
-        scores, decays = _pairs(q, k, decay)
-        out = jnp.einsum("rej,rji->rei", values, kernel.weight(scores) * decays)
-        read = jnp.einsum("rep,rpi->rei", state, _store(kernel.features(q), inputs))
+        weights = kernel.weight(decay.scores(q, k)) * _pairs(q, k, decay)
+        out = jnp.einsum("rej,rji->rei", values, weights)
+        read = jnp.einsum("rep,rpi->rei", state, _store(kernel.features(decay.of_queries(q)), inputs))
         out += read * _tile(decay.from_state, q.shape[2] // k.shape[2])
         return _update(kernel, inputs, state, k, values, decay), out
 
     def one_segment(before, xs):
-        after, out = jax.lax.scan(_unless_padding(chunk), before, xs)
+        after, out = jax.lax.scan(_unless_padding(kernel, chunk), before, xs)
         return after, (out, before)
 
-    xs = (*tokens, chunk_decay(log_gates, runs))
+    xs = (*tokens, _decay(log_gates, runs))
     final, (out, checkpoints) = kept(jax.lax.scan(one_segment, state, xs))
     return (out, final), (tokens, log_gates, runs, out, checkpoints, final)
 
@@ -145,39 +148,44 @@ def _backward(kernel: Kernel, residuals, cotangents):
         G = q.shape[2] // k.shape[2]
         # what the queries read of the state before the chunk
         dread = dout * _tile(decay.from_state, G)
-        features, features_vjp = jax.vjp(kernel.features, q)
+        features, features_vjp = jax.vjp(lambda q: kernel.features(decay.of_queries(q)), q)
         (dq,) = features_vjp(_store(jnp.einsum("rep,rei->rpi", state, dread), inputs))
-        dbefore = decay.carry[:, None, None] * dstate
+        dbefore = decay.carry(kernel) * dstate
         dbefore += jnp.einsum("rei,rpi->rep", dread, _store(features, inputs))
         # what the keys add to the state after the chunk
-        features, features_vjp = jax.vjp(kernel.features, k)
+        features, features_vjp = jax.vjp(lambda k: kernel.features(decay.of_keys(k)), k)
         dfeatures = jnp.einsum("rep,rej->rpj", dstate, values * decay.to_state[:, None])
         (dk,) = features_vjp(_store(dfeatures, inputs))
         dvalues = jnp.einsum("rep,rpj->rej", dstate, _store(features, inputs)) * decay.to_state[:, None]
         # the pairs inside the chunk
-        scores, decays = _pairs(q, k, decay)
+        (scores, scores_vjp), decays = jax.vjp(decay.scores, q, k), _pairs(q, k, decay)
         dvalues += jnp.einsum("rei,rji->rej", dout, kernel.weight(scores) * decays)
         dscores = jnp.einsum("rej,rei->rji", values, dout) * decays * kernel.derivative(scores)
-        dq += jnp.einsum("rdj,rji->rdi", k, dscores)
-        dk += jnp.einsum("rdi,rji->rdj", q, dscores)
+        dq, dk = (x + dx for x, dx in zip((dq, dk), scores_vjp(dscores), strict=True))
 
-        dcumulative = jnp.sum((out * dout).reshape(*values.shape[:2], G, -1), axis=(1, 2))
-        dcumulative -= jnp.sum(values * dvalues, axis=1)
+        if isinstance(decay, VectorDecay):  # gates scale queries and keys
+            dcumulative = jnp.sum((q * dq).reshape(*k.shape[:2], G, -1), axis=2) - k * dk
+        else:
+            dcumulative = jnp.sum((out * dout).reshape(*values.shape[:2], G, -1), axis=(1, 2))
+            dcumulative -= jnp.sum(values * dvalues, axis=1)
         dtokens = tuple(d.astype(x.dtype) for d, x in zip((dq, dk, dvalues), xs, strict=False))
         return dbefore, (dtokens, dcumulative)
 
     def one_segment(dstate, xs):
         tokens, out, dout, checkpoint = xs
-        _, states = jax.lax.scan(_unless_padding(advance), checkpoint, tokens)
-        return jax.lax.scan(_unless_padding(chunk), dstate, (tokens, out, dout, states), reverse=True)
+        _, states = jax.lax.scan(_unless_padding(kernel, advance), checkpoint, tokens)
+        return jax.lax.scan(_unless_padding(kernel, chunk), dstate, (tokens, out, dout, states), reverse=True)
 
-    xs = ((*tokens, chunk_decay(log_gates, runs)), out, dout, checkpoints)
+    xs = ((*tokens, _decay(log_gates, runs)), out, dout, checkpoints)
     dstate, (dtokens, dcumulative) = jax.lax.scan(one_segment, dfinal, xs, reverse=True)
-    dgates = gate_gradient(dcumulative, jnp.sum(final * dfinal, axis=(1, 2)), runs)
+    if log_gates.ndim == runs.ndim:
+        dgates = gate_gradient(dcumulative, jnp.sum(final * dfinal, axis=(1, 2)), runs)
+    else:
+        dgates = vector_gate_gradient(kernel, dcumulative, jnp.sum(final * dfinal, axis=1), runs)
     return dtokens, dgates, np.zeros(runs.shape, jax.dtypes.float0), dstate
 
 
-def _unless_padding(chunk):
+def _unless_padding(kernel: Kernel, chunk):
     """A scan body that skips chunks of padding.
 
     The branch is also what makes XLA materialise the slices of a chunk, instead of fusing them into the expansion,
@@ -192,14 +200,14 @@ def _unless_padding(chunk):
         skipped = jax.eval_shape(chunk, state, tokens, *rest)[1]
 
         def skip(state, *_):
-            return decay.carry[:, None, None] * state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), skipped)
+            return decay.carry(kernel) * state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), skipped)
 
         return jax.lax.cond(jnp.any(values[:, -1] != 0), chunk, skip, state, tokens, *rest)
 
     return body
 
 
-def _cast(xs, dtype) -> tuple[Array, Array, Array, ChunkDecay]:
+def _cast(xs, dtype) -> tuple[Array, Array, Array, Decay]:
     q, k, values, decay = xs
     return q.astype(dtype), k.astype(dtype), values.astype(dtype), decay
 

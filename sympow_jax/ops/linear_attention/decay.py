@@ -1,11 +1,12 @@
 """Cumulative gates: local sums kept exact, and only differences exponentiated."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sympow_jax.typing import Array, Float, Int
+from sympow_jax.typing import Array, Bool, Float, Int
 
 
 @jax.tree_util.register_dataclass
@@ -22,33 +23,59 @@ class ChunkDecay:
     runs: Int[Array, "*N R C"]
     from_state: Float[Array, "*N R C"]
     to_state: Float[Array, "*N R C"]
-    carry: Float[Array, "*N R"]
+
+    def carry(self, kernel: Any = None) -> Float[Array, "R 1 1"]:
+        """What is left of a state after the chunk, whatever the kernel."""
+        del kernel
+        return self.from_state[..., -1][:, None, None]
+
+    def of_queries(self, q: Float[Array, "R D GC"]) -> Float[Array, "R D GC"]:
+        """Queries as they read the state before the chunk: the decay is that of what they read."""
+        return q
+
+    def of_keys(self, k: Float[Array, "R D C"]) -> Float[Array, "R D C"]:
+        """Keys as the state after the chunk holds them: the decay is that of their values."""
+        return k
+
+    def scores(self, q: Float[Array, "R D GC"], k: Float[Array, "R D C"]) -> Float[Array, "R C GC"]:
+        """Scores of the pairs inside the chunk, key by query: the decay is that of their weights."""
+        return jnp.einsum("rdj,rdi->rji", k, q)
+
+    def of_pairs(self) -> Float[Array, "R C C"]:
+        """exp(G_i - G_j) for key j (rows) and query i (columns) of the chunk, 0 where i does not see j."""
+        whole = self.whole[:, None, :] - self.whole[:, :, None]
+        rest = self.rest[:, None, :] - self.rest[:, :, None]
+        return jnp.exp(jnp.where(causal_runs(self.runs), whole + rest, -jnp.inf))
 
 
 def chunk_decay(log_gates: Float[Array, "*N R C"], runs: Int[Array, "*N R C"]) -> ChunkDecay:
     """What tokens read of the state before their chunk and leave to the state after it: nothing across a new run."""
+    whole, rest = whole_and_rest(log_gates)
+    sees, is_seen = reach(runs)
+    from_state = jnp.where(sees, jnp.exp(whole + rest), 0.0)
+    to_end = (whole[..., -1:] - whole) + (rest[..., -1:] - rest)
+    to_state = jnp.where(is_seen, jnp.exp(to_end), 0.0)
+    return ChunkDecay(whole, rest, runs, from_state, to_state)
+
+
+def reach(runs: Int[Array, "*N R C"]) -> tuple[Bool[Array, "*N R C"], Bool[Array, "*N R C"]]:
+    """Whether a token is of the run before its chunk, and of the run that its chunk ends with."""
     last = runs.reshape(-1, *runs.shape[2:])[..., -1]
     before = jnp.concatenate([jnp.zeros_like(last[:1]), last[:-1]]).reshape(runs.shape[:-1])[..., None]
-    whole, rest = whole_and_rest(log_gates)
-    from_state = jnp.where(runs == before, jnp.exp(whole + rest), 0.0)
-    to_end = (whole[..., -1:] - whole) + (rest[..., -1:] - rest)
-    to_state = jnp.where(runs == runs[..., -1:], jnp.exp(to_end), 0.0)
-    return ChunkDecay(whole, rest, runs, from_state, to_state, from_state[..., -1])
+    return runs == before, runs == runs[..., -1:]
+
+
+def causal_runs(runs: Int[Array, "R C"]) -> Bool[Array, "R C C"]:
+    """Whether query i (columns) of a chunk sees key j (rows): j <= i, in one run."""
+    C = runs.shape[-1]
+    causal = jnp.arange(C)[:, None] <= jnp.arange(C)[None, :]
+    return causal[None] & (runs[:, :, None] == runs[:, None, :])
 
 
 def whole_and_rest(gates: Array) -> tuple[Array, Array]:
     """The cumulative sums over the last axis of the gates' nearest integers and of what remains."""
     whole = jnp.round(gates)
     return jnp.cumsum(whole, axis=-1), jnp.cumsum(gates - whole, axis=-1)
-
-
-def pair_decay(decay: ChunkDecay) -> Float[Array, "R C C"]:
-    """exp(G_i - G_j) for key j (rows) and query i (columns) of one chunk, 0 where i does not see j."""
-    C = decay.runs.shape[-1]
-    causal = jnp.arange(C)[:, None] <= jnp.arange(C)[None, :]
-    visible = causal[None] & (decay.runs[:, :, None] == decay.runs[:, None, :])
-    log_decay = (decay.whole[:, None, :] - decay.whole[:, :, None]) + (decay.rest[:, None, :] - decay.rest[:, :, None])
-    return jnp.exp(jnp.where(visible, log_decay, -jnp.inf))
 
 
 def gate_gradient(

@@ -43,11 +43,16 @@ class LinearInputs:
     q: Float[Array, "B T K G D"]
     k: Float[Array, "B T K D"]
     v: Float[Array, "B T K Dv"]
-    log_gates: Float[Array, "B T K"]
+    log_gates: Float[Array, "B T K *D"]
     runs: Int[Array, "B T"]
     valid: Bool[Array, "B T"]
     bias: PositionBias | None = None
     positions: Int[Array, "B T"] | None = None
+
+    @property
+    def has_vector_gates(self) -> bool:
+        """Whether the gates are one a dim, [B, T, K, D], and act inside the scores."""
+        return self.log_gates.ndim == 4
 
 
 def group_inputs(
@@ -55,7 +60,7 @@ def group_inputs(
     k: Float[Array, "B T K D"],
     v: Float[Array, "B T K Dv"],
     *,
-    log_gates: Float[Array, "B T K"] | None,
+    log_gates: Float[Array, "B T K *D"] | None,
     segment_ids: Int[Array, "B T"] | None,
     scale: float | None,
     state: LinearState | None,
@@ -125,7 +130,8 @@ def check_arguments(kernel: Kernel, q, k, v, *, log_gates, segment_ids, position
     expected: dict[str, tuple[int, ...]] = {"k": (B, T, K, D), "v": (B, T, K, Dv)}
     actual: dict[str, tuple[int, ...]] = {"k": k.shape, "v": v.shape}
     if log_gates is not None:
-        expected["log_gates"], actual["log_gates"] = (B, T, K), log_gates.shape
+        vector = log_gates.ndim == 4
+        expected["log_gates"], actual["log_gates"] = (B, T, K, D) if vector else (B, T, K), log_gates.shape
     for name, ids in (("segment_ids", segment_ids), ("positions", positions)):
         if ids is not None:
             expected[name], actual[name] = (B, T), ids.shape

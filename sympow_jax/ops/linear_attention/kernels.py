@@ -88,6 +88,18 @@ class TaylorKernel:
         return 1 + head_dim + head_dim * (head_dim + 1) // 2
 
 
+def state_decay(kernel: Kernel, gates: Float[Array, "B K *D"]) -> Float[Array, "B K P 1"]:
+    """What gates, one a head [B, K] or one a head and dim [B, K, D], leave of a state [B, K, P, Dv].
+
+    Those of the dims decay a feature by its monomial of them, phi(gates x) = (phi(gates) / phi(1)) phi(x): for a power
+    by products of p gates, for Taylor's kernel by products of 0, 1 and 2.
+    """
+    if gates.ndim == 2:
+        return gates[..., None, None]
+    of_ones = kernel.features(jnp.ones((1,) * (gates.ndim - 1) + (gates.shape[-1], 1), gates.dtype))
+    return kernel.features(gates[..., None]) / of_ones
+
+
 def _integer_power(s: Array, degree: int) -> Array:
     """s^degree by repeated squaring, for an even degree."""
     half = (

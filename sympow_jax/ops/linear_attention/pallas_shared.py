@@ -53,7 +53,7 @@ def decay_rows(decays: Decays, chunk: int) -> Float[Array, "R 8 T"]:
     R, T = log_gates.shape
     decay = chunk_decay(in_chunks(log_gates, chunk), in_chunks(runs, chunk))
     to_state = jnp.where(in_chunks(valid, chunk), decay.to_state, 0.0)
-    carry = jnp.broadcast_to(decay.carry[..., None], to_state.shape)
+    carry = jnp.broadcast_to(decay.from_state[..., -1:], to_state.shape)
     rows = [decay.whole, decay.rest, decay.runs.astype(jnp.float32), decay.from_state, to_state, carry]
     rows += [jnp.zeros_like(carry)] * (DECAYS - len(rows))
     return jnp.stack([jnp.moveaxis(x[0], 0, 1).reshape(R, T) for x in rows], axis=1)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values
-from sympow_jax.ops.linear_attention.kernels import Kernel
+from sympow_jax.ops.linear_attention.kernels import Kernel, state_decay
 from sympow_jax.typing import Array, Float
 
 
@@ -15,16 +15,22 @@ def reference(
     dtype = inputs.log_gates.dtype
     q, k, v = (x.astype(dtype) for x in (inputs.q, inputs.k, inputs.v))
     visible, log_decay = visible_pairs(inputs)
-    log_decay = log_decay[:, :, None]
+    if inputs.has_vector_gates:  # they decay the products of the dims, before the kernel
+        decay = jnp.exp(jnp.where(visible[:, None, None], log_decay, -jnp.inf))
+        scores, log_decay = jnp.einsum("btkgd,bskd,bkdts->bkgts", q, k, decay), jnp.zeros_like(log_decay[:, :, :1])
+    else:
+        scores, log_decay = jnp.einsum("btkgd,bskd->bkgts", q, k), log_decay[:, :, None]
     if inputs.bias is not None and inputs.positions is not None:  # a bias comes with its positions
         bias = inputs.bias(inputs.positions, inputs.positions)  # [B, H, T, T]
         log_decay += bias.reshape(bias.shape[0], k.shape[2], -1, *bias.shape[2:]).astype(dtype)
     decay = jnp.exp(jnp.where(visible[:, None, None], log_decay, -jnp.inf))
-    weights = kernel.weight(jnp.einsum("btkgd,bskd->bkgts", q, k)) * decay
-    out = jnp.einsum("bkgts,bske->btkge", weights, extend_values(v, inputs.valid))
+    out = jnp.einsum("bkgts,bske->btkge", kernel.weight(scores) * decay, extend_values(v, inputs.valid))
     if state is not None:
+        read, own = _of_state(inputs), inputs.runs == 0
+        if inputs.has_vector_gates:
+            q, read = q * read[:, :, :, None], jnp.ones_like(read[..., 0])
         features = kernel.features(q[..., None])[..., 0]
-        out += jnp.einsum("btkgp,bkpe,bkt->btkge", features, state, _decay_of_state(inputs))
+        out += jnp.einsum("btkgp,bkpe,btk->btkge", features, state, jnp.where(own[..., None], read, 0.0))
     return out
 
 
@@ -34,22 +40,29 @@ def reference_state(
     """sum_j exp(G_T - G_j) phi(k_j) [v_j, 1]^T over the keys that the last token sees, and the initial state."""
     del size
     dtype = inputs.log_gates.dtype
+    k = inputs.k.astype(dtype)
     visible, log_decay = visible_pairs(inputs)
-    decay = jnp.where(visible[:, None, -1], jnp.exp(log_decay[:, :, -1]), 0.0)
-    features = kernel.features(inputs.k.astype(dtype)[..., None])[..., 0]
-    added = jnp.einsum("bskp,bske,bks->bkpe", features, extend_values(inputs.v.astype(dtype), inputs.valid), decay)
-    return added if state is None else added + _decay_of_state(inputs)[:, :, -1, None, None] * state
+    to_end = jnp.moveaxis(jnp.exp(log_decay[..., -1, :]), -1, 1)  # [B, T, K] or [B, T, K, D]
+    if inputs.has_vector_gates:
+        k, to_end = k * to_end, jnp.ones_like(to_end[..., 0])
+    values = extend_values(inputs.v.astype(dtype), inputs.valid)
+    features = kernel.features(k[..., None])[..., 0]
+    added = jnp.einsum("bskp,bske,bsk->bkpe", features, values, jnp.where(visible[:, -1, :, None], to_end, 0.0))
+    if state is None:
+        return added
+    left = state_decay(kernel, _of_state(inputs)[:, -1])
+    return added + jnp.where((inputs.runs[:, -1] == 0)[:, None, None, None], left, 0.0) * state
 
 
 def visible_pairs(inputs: LinearInputs) -> tuple[Array, Array]:
-    """Whether i sees j, [B, T, T], and the sum of the log gates of j+1 .. i, [B, K, T, T]."""
+    """Whether i sees j, [B, T, T], and the sum of the log gates of j+1 .. i, [B, K, T, T] or [B, K, D, T, T]."""
     i, j = jnp.arange(inputs.runs.shape[1])[:, None], jnp.arange(inputs.runs.shape[1])[None, :]
     visible = (i >= j)[None] & (inputs.runs[:, :, None] == inputs.runs[:, None, :])
-    gates = jnp.moveaxis(inputs.log_gates, 1, 2)[..., None]
-    return visible, jnp.cumsum(jnp.where((i > j)[None, None], gates, 0.0), axis=-2)
+    gates = jnp.moveaxis(inputs.log_gates, 1, -1)[..., None]
+    after = jnp.expand_dims(i > j, range(gates.ndim - 2))
+    return visible, jnp.cumsum(jnp.where(after, gates, 0.0), axis=-2)
 
 
-def _decay_of_state(inputs: LinearInputs) -> Array:
-    """exp(G_i) for the run that continues the initial state, 0 for the others, [B, K, T]."""
-    total = jnp.cumsum(jnp.moveaxis(inputs.log_gates, 1, 2), axis=-1)
-    return jnp.where(inputs.runs[:, None] == 0, jnp.exp(total), 0.0)
+def _of_state(inputs: LinearInputs) -> Array:
+    """exp(G_i), [B, T, K] or [B, T, K, D]."""
+    return jnp.exp(jnp.cumsum(inputs.log_gates, axis=1))

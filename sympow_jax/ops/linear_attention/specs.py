@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 GATES = {"none": None, "mild": 0.01, "strong": 1.0, "extreme": 40.0}  # the mean of minus the log gates
+VECTOR_GATES = (1e-4, 6.9)  # minus the log gates of the slowest and of the fastest dim of a head, about: "vector"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,10 @@ class ArgSpec:
             "k": _directions(rng, (self.B, self.T, self.K, self.D)),
             "v": rng.normal(size=(self.B, self.T, self.K, self.Dv)),
         }
-        if self.gates != "none":
+        if self.gates == "vector":
+            rates = rng.permuted(np.tile(np.geomspace(*VECTOR_GATES, self.D), (self.K, 1)), axis=1)
+            arrays["log_gates"] = -rates * rng.uniform(0.5, 1.5, size=(self.B, self.T, self.K, self.D))
+        elif self.gates != "none":
             arrays["log_gates"] = -GATES[self.gates] * rng.exponential(size=(self.B, self.T, self.K))
         if self.gates == "extreme":  # now and then nothing at all passes
             arrays["log_gates"][:, self.T // 2 :: 7] = -1e30
@@ -54,6 +58,15 @@ class ArgSpec:
             ids[:, 50:] = 0
         ids[0, self.T // 4 : self.T // 4 + self.T // 12] = 0
         return ids.astype(np.int32)
+
+
+VECTOR_SPECS = (  # of gates of every dim; degree 0 is Taylor's kernel
+    ArgSpec(degree=2, gates="vector", T=37, D=6, Dv=5, H=4, K=2, segments=True, initial_state=True),
+    ArgSpec(degree=4, gates="vector", T=1, D=5, H=2, K=1, segments=True, initial_state=True),
+    ArgSpec(degree=0, gates="vector", T=96, D=7, Dv=5, H=4, K=2, segments=True, initial_state=True),
+    ArgSpec(degree=4, gates="vector", T=96, D=4, Dv=5, H=2, K=2),
+    ArgSpec(degree=2, gates="vector", T=1000, D=8, H=2, K=1, segments=True, initial_state=True),
+)
 
 
 def _directions(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, extend_values, pad_time
-from sympow_jax.ops.linear_attention.kernels import Kernel
+from sympow_jax.ops.linear_attention.kernels import Kernel, state_decay
 from sympow_jax.typing import Array, Float
 
 
@@ -19,8 +19,11 @@ def read_state(
     def read(carry, chunk):
         runs, gates, q = chunk
         log_decay = carry[..., None] + jnp.cumsum(gates, axis=-1)
-        decay = jnp.where((runs == 0)[:, None], jnp.exp(log_decay), 0.0)
-        features = kernel.features(jnp.moveaxis(q.astype(gates.dtype), 1, -1))  # [B, K, G, P, C]
+        decay, q = jnp.exp(log_decay), jnp.moveaxis(q.astype(gates.dtype), 1, -1)
+        if inputs.has_vector_gates:
+            decay, q = jnp.ones_like(decay[:, :, 0]), q * decay[:, :, None]
+        decay = jnp.where((runs == 0)[:, None], decay, 0.0)
+        features = kernel.features(q)  # [B, K, G, P, C]
         return log_decay[..., -1], jnp.einsum("bkgpc,bkpe,bkc->bckge", features, state, decay)
 
     chunks = (_chunks(inputs.runs, chunk_size), _gates(inputs, chunk_size), _chunks(inputs.q, chunk_size))
@@ -36,13 +39,16 @@ def write_state(
 
     A plain sum, so that its gradient needs no states in between.
     """
-    gates = jnp.moveaxis(inputs.log_gates, 1, 2)
+    gates, k = jnp.moveaxis(inputs.log_gates, 1, -1), inputs.k
     remaining = jnp.flip(jnp.cumsum(jnp.flip(gates, -1), -1), -1)  # G_T - G_(j-1), j = 1 .. T
-    after = jnp.pad(remaining[..., 1:], [(0, 0), (0, 0), (0, 1)])  # G_T - G_j
-    weights = jnp.where((inputs.runs == inputs.runs[:, -1:])[:, None], jnp.exp(after), 0.0)
+    after = jnp.pad(remaining[..., 1:], [(0, 0)] * (gates.ndim - 1) + [(0, 1)])  # G_T - G_j
+    decay = jnp.exp(after)
+    if inputs.has_vector_gates:
+        k, decay = k.astype(gates.dtype) * jnp.moveaxis(decay, -1, 1), jnp.ones_like(decay[:, :, 0])
+    weights = jnp.where((inputs.runs == inputs.runs[:, -1:])[:, None], decay, 0.0)
     values = extend_values(inputs.v, inputs.valid).astype(gates.dtype) * jnp.moveaxis(weights, 1, 2)[..., None]
     extra = -values.shape[1] % chunk_size
-    k, values = (jnp.pad(x, [(0, 0), (0, extra), (0, 0), (0, 0)]) for x in (inputs.k, values))
+    k, values = (jnp.pad(x, [(0, 0), (0, extra), (0, 0), (0, 0)]) for x in (k, values))
 
     @jax.checkpoint
     def added(k, values):
@@ -53,7 +59,8 @@ def write_state(
     if state is None:
         total = jnp.zeros((B, K, kernel.num_features(D), values.shape[-1]), gates.dtype)
     else:
-        total = jnp.where(inputs.runs[:, -1:] == 0, jnp.exp(remaining[..., 0]), 0.0)[..., None, None] * state
+        left = state_decay(kernel, jnp.exp(remaining[..., 0]))
+        total = jnp.where((inputs.runs[:, -1] == 0)[:, None, None, None], left, 0.0) * state
     return jax.lax.scan(
         lambda total, chunk: (total + added(*chunk), None), total, (_chunks(k, chunk_size), _chunks(values, chunk_size))
     )[0]
@@ -65,5 +72,5 @@ def _chunks(x: Array, chunk_size: int) -> Array:
 
 
 def _gates(inputs: LinearInputs, chunk_size: int) -> Array:
-    """The log gates as [N, B, K, C]."""
-    return jnp.moveaxis(_chunks(inputs.log_gates, chunk_size), 3, 2)
+    """The log gates as [N, B, K, C] or [N, B, K, D, C]."""
+    return jnp.moveaxis(_chunks(inputs.log_gates, chunk_size), 2, -1)

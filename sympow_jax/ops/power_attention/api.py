@@ -51,7 +51,7 @@ def power_step(
     q: Float[Array, "B 1 H D"],
     k: Float[Array, "B 1 K D"],
     v: Float[Array, "B 1 K Dv"],
-    log_gates: Float[Array, "B 1 K"] | None = None,
+    log_gates: Float[Array, "B 1 K *D"] | None = None,
     degree: int = 2,
     scale: float | None = None,
 ) -> tuple[Float[Array, "B 1 H Dv"], LinearState]:

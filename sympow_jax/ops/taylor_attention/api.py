@@ -47,7 +47,7 @@ def taylor_step(
     q: Float[Array, "B 1 H D"],
     k: Float[Array, "B 1 K D"],
     v: Float[Array, "B 1 K Dv"],
-    log_gates: Float[Array, "B 1 K"] | None = None,
+    log_gates: Float[Array, "B 1 K *D"] | None = None,
     scale: float | None = None,
 ) -> tuple[Float[Array, "B 1 H Dv"], LinearState]:
     """One token of decoding: the recurrence, one step on; one executable serves every position."""
