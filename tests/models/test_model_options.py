@@ -1,5 +1,7 @@
 """Options that the families of published models differ by, against a decoder written by hand in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from flax import nnx
 
 from sympow_jax.config import ConfigError
+from sympow_jax.layers.linear import make_linear
 from sympow_jax.layers.norm import make_norm
 from sympow_jax.models.loss import token_nll
 from sympow_jax.models.model import Model
@@ -124,3 +127,20 @@ def test_yarns_factor_multiplies_the_rotated_dims_only():
     products = tokens.q[:, 0] * tokens.k[:, 0] / 4
     want = 4 * jnp.sum(products[..., :8], -1) + jnp.sum(products[..., 8:], -1)
     np.testing.assert_allclose(found, want, rtol=1e-5)
+
+
+def test_a_bias_is_added_to_sums_before_they_are_rounded(rng):
+    x, kernel, bias, grad = (rng.standard_normal(shape) for shape in ((2, 3, 8), (8, 5), (5,), (2, 3, 5)))
+    x, kernel, grad = (jnp.asarray(value, jnp.bfloat16) for value in (x, kernel, grad))
+    layer = make_linear(tiny_config("sympow", "model.dtype=bfloat16").model, 8, 5, bias=True, rngs=nnx.Rngs(0))
+    layer.kernel[...], layer.bias[...] = kernel.astype(jnp.float32), jnp.asarray(bias, jnp.float32)
+    graph, state = nnx.split(layer)
+    out, pull = jax.vjp(lambda state, x: nnx.merge(graph, state)(x), state, x)
+    wide = [np.asarray(value, np.float64) for value in (x, kernel, grad)]
+    sums = jnp.asarray(wide[0] @ wide[1] + np.float32(bias), jnp.float32)
+    assert out.dtype == jnp.bfloat16 and np.array_equal(out, sums.astype(jnp.bfloat16))
+    d_layer, d_x = pull(grad)
+    close = functools.partial(np.testing.assert_allclose, rtol=0.02, atol=0.02)
+    close(np.asarray(d_x, np.float64), wide[2] @ wide[1].T)
+    close(np.asarray(d_layer["kernel"][...], np.float64), np.einsum("bti,bto->io", wide[0], wide[2]))
+    close(np.asarray(d_layer["bias"][...], np.float64), wide[2].sum((0, 1)))
