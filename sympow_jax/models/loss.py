@@ -5,10 +5,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from sympow_jax import sharding
-from sympow_jax.typing import AnyArray, Array, Bool, Float, Int
+from sympow_jax.typing import AnyArray, Array, Bool, Float, Int, PyTree
+
+SOFTMAX = "softmax"  # its maxima and sums, kept for the backward pass, which computes the logits alone again
 
 
 def token_logits(
@@ -56,10 +59,30 @@ def token_scores(
     return _by_blocks(_nll_and_rank, hidden, kernel, targets, block, scale=scale, softcap=softcap)
 
 
+@jax.custom_vjp
 def _nll_and_log_z(logits: Array, targets: AnyArray) -> tuple[Array, Array]:
+    return _nll_forward(logits, targets)[0]
+
+
+def _nll_forward(logits: Array, targets: AnyArray) -> tuple[tuple[Array, Array], PyTree]:
     picked = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-    log_z = jax.nn.logsumexp(logits, axis=1)
-    return log_z - picked, log_z
+    largest = jnp.max(logits, axis=1)
+    total = jnp.sum(jnp.exp(logits - largest[:, None]), axis=1)
+    largest, total = checkpoint_name((largest, total), SOFTMAX)
+    log_z = jnp.log(total) + largest
+    return (log_z - picked, log_z), (logits, targets, largest, total)
+
+
+def _nll_backward(residuals: PyTree, cotangents: tuple[Array, Array]) -> tuple[Array, None]:
+    """dl_tv = softmax(l)_tv (dnll_t + dlog Z_t) - [v is the target] dnll_t, in one pass over the logits."""
+    logits, targets, largest, total = residuals
+    dnll, dlog_z = cotangents
+    softmax = jnp.exp(logits - largest[:, None]) * ((dnll + dlog_z) / total)[:, None]
+    is_target = jnp.arange(logits.shape[1])[None] == targets[:, None]
+    return softmax - jnp.where(is_target, dnll[:, None], 0.0), None
+
+
+_nll_and_log_z.defvjp(_nll_forward, _nll_backward)
 
 
 def _nll_and_rank(logits: Array, targets: AnyArray) -> tuple[Array, Array]:
@@ -103,6 +126,7 @@ def _local_blocks(
     padding = blocks * block - B * T
     flat = jnp.pad(flat, ((0, padding), (0, 0))).reshape(blocks, block, E)
     target = jnp.pad(target, (0, padding)).reshape(blocks, block)
-    body = jax.checkpoint(lambda _, xs: (None, of_block(logits_of(xs[0], kernel), xs[1])))
+    keep = jax.checkpoint_policies.save_only_these_names(SOFTMAX)
+    body = jax.checkpoint(lambda _, xs: (None, of_block(logits_of(xs[0], kernel), xs[1])), policy=keep)
     _, found = jax.lax.scan(body, None, (flat, target))
     return jax.tree.map(lambda x: x.reshape(-1)[: B * T].reshape(B, T), found)

@@ -54,22 +54,22 @@ class _Cache:
 
     def __init__(self, capacity: float):
         self.capacity, self.used = capacity, 0.0
-        self.entries: dict[object, tuple[float, bool]] = {}  # size, and whether memory has yet to get it
+        self.entries: dict[object, tuple[float, float]] = {}  # size, and bytes that memory has yet to get
 
     def read(self, key: int, part: object, touched: float, size: float) -> float:
         """`part` names what is touched where it is less than the array."""
         for held in (key, (key, part)):
             if held in self.entries:
-                self._put(held, *self.entries[held])
+                self._put(held, self.entries[held][0], 0.0)
                 return 0.0
         whole = touched >= size
-        return touched + self._put(key if whole else (key, part), size if whole else touched, False)
+        return touched + self._put(key if whole else (key, part), size if whole else touched, 0.0)
 
     def write(self, key: int, touched: float, size: float) -> float:
-        """A part of an array that fits counts as the whole."""
+        """An array that fits is held whole once a part of it is written; memory has yet to get the part."""
         if size > self.capacity:
             return touched
-        return self._put(key, size, True)
+        return self._put(key, size, touched)
 
     def drop(self, key: int) -> None:
         """The array is needed no longer."""
@@ -78,22 +78,22 @@ class _Cache:
 
     def flush(self) -> float:
         """All that memory has yet to get."""
-        left = sum(size for size, dirty in self.entries.values() if dirty)
+        left = sum(dirty for _, dirty in self.entries.values())
         self.entries.clear()
         return left
 
-    def _put(self, key: object, size: float, dirty: bool) -> float:
+    def _put(self, key: object, size: float, written: float) -> float:
         if size > self.capacity:
             return 0.0
-        old, was_dirty = self.entries.pop(key, (0.0, False))
-        self.entries[key] = size, dirty or was_dirty
+        old, dirty = self.entries.pop(key, (0.0, 0.0))
+        self.entries[key] = size, min(dirty + written, size)
         self.used += size - old
         cost = 0.0
         while self.used > self.capacity:
             oldest = next(iter(self.entries))
             left, unsaved = self.entries.pop(oldest)
             self.used -= left
-            cost += left * unsaved
+            cost += unsaved
         return cost
 
 

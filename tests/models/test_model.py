@@ -10,7 +10,7 @@ import pytest
 
 from sympow_jax.config import override, parse_flags
 from sympow_jax.models import flops
-from sympow_jax.models.loss import token_nll
+from sympow_jax.models.loss import token_logits, token_nll
 from sympow_jax.models.model import Model, resolve_implementation
 from tests.models.small import ROOT, VOCAB, tiny_config
 
@@ -126,6 +126,29 @@ def test_blocked_loss_equals_log_softmax(rng):
         nll, log_z = token_nll(jnp.asarray(hidden), jnp.asarray(kernel), targets, block=block)
         np.testing.assert_allclose(nll, want, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(log_z, np.log(np.exp(hidden @ kernel).sum(-1)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": 0.5, "softcap": 3.0}])
+def test_gradient_of_the_blocked_loss_is_that_of_log_softmax_and_sums_no_logits_again(rng, options):
+    hidden, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 9, 5), (5, 7)))
+    targets, weights = rng.integers(0, 7, (2, 9)), jnp.asarray(rng.normal(size=(2, 9)), jnp.float32)
+
+    def blocked(hidden, kernel):
+        nll, log_z = token_nll(hidden, kernel, targets, block=4, **options)
+        return jnp.sum(weights * nll + 0.1 * log_z**2)
+
+    def plain(hidden, kernel):
+        logits = token_logits(hidden, kernel, **options)
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return jnp.sum(weights * (log_z - picked) + 0.1 * log_z**2)
+
+    gradient = jax.grad(blocked, argnums=(0, 1))
+    for got, want in zip(gradient(hidden, kernel), jax.grad(plain, argnums=(0, 1))(hidden, kernel), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    program = str(jax.make_jaxpr(gradient)(hidden, kernel))
+    assert program.count("= reduce_max[") == 1
+    assert program.count("= dot_general[") == 4  # logits twice, and one product for each gradient
 
 
 def test_flops_by_hand():
