@@ -1,6 +1,7 @@
 """Trains a model: python train.py --config=configs/NAME.py[:VARIANT] --workdir=DIR [--config.a.b=value ...]
 
-The same command on the same workdir continues where the run stopped. Other flags:
+The same command on the same workdir continues where the run stopped. --config=WORKDIR:VARIANT is the configuration of
+another run with its attention exchanged (docs/retrofit.md). Other flags:
   --list                          show the variants and the configs, and exit
   --init_from=WORKDIR[:STEP]      start a new run from the parameters of another, layer by layer
   --init_from_allow=PATTERN,...   parameters that it may lack and that start anew: layers/*/mixer/gate/*

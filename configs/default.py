@@ -80,6 +80,8 @@ def _attention() -> ConfigDict:
     a.conv_width = 3  # taps of the convolution layers
     a.conv_expand = 2  # `gated_conv` projects to this many times embed_dim: half is convolved, half gates it
     a.layer_pattern = ("variant",)  # repeated over the depth: attention | window | gated_conv | short_conv | a variant
+    a.blend_from = "none"  # none | softmax_rope | softmax_nope: the attention that this one grows out of in training
+    a.blend_steps = 0  # steps in which the outputs of blend_from fade, their share going from 1 to 0; 0 = none
     a.implementation = "auto"  # auto | reference | blockwise | chunked | recurrent | pallas; auto is resolved once
     a.chunk_size = 0  # chunk length of linear kernels; 0 = measured default
     return a
@@ -159,6 +161,10 @@ def _optimizer() -> ConfigDict:
     o.accumulation_steps = 1  # microbatches in a step; divides batch_size
     o.max_skipped_steps = 10  # steps in a row not applied (not finite, or outliers) before the run stops
     o.outlier_ratio = 0.0  # a gradient norm beyond this many times its running mean is not applied; 0 = no bound
+    o.freeze = ("none",)  # patterns of parameters that stay as they are: layers/*/mlp/*
+    o.learning_rates = ("none",)  # PATTERN=RATE: the learning_rate of the parameters of a pattern; the first that fits
+    o.distill_layers = 0.0  # weight of how far layer outputs are from those of --init_from's model (docs/retrofit.md)
+    o.distill_logits = 0.0  # weight of KL(its distribution of the next token || this model's)
     return o
 
 

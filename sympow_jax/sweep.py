@@ -1,8 +1,9 @@
 """Trains and evaluates several variants and seeds, and writes one table and one plot.
 
     python -m sympow_jax.sweep --config=configs/quickstart.py --variants=softmax_rope:0+1,sympow,fox --root=DIR
-                               [--seeds=0] [--lengths=...] [--config.a.b=value ...]
+                               [--seeds=0] [--lengths=...] [--init_from=WORKDIR[:STEP]] [--config.a.b=value ...]
 
+`--config=WORKDIR --init_from=WORKDIR` exchanges the attention of a trained model for each variant (docs/retrofit.md).
 `--variants=all` is every row of the variants table; `NAME:0+1` gives one variant its own seeds. Each run lives in
 ROOT/VARIANT-seedN and is an ordinary workdir: run the same command again after a kill and it continues there.
 """
@@ -24,7 +25,9 @@ from sympow_jax.training import run_files
 from sympow_jax.training.loop import train
 
 
-def run_one(config: config_lib.Config, workdir: pathlib.Path, lengths: Sequence[int]) -> int:
+def run_one(
+    config: config_lib.Config, workdir: pathlib.Path, lengths: Sequence[int], initial: tuple[str, str] = ("", "")
+) -> int:
     """Trains to the end and evaluates, or does what of it is missing."""
     request = EvaluationRequest(
         workdir=str(workdir),
@@ -38,7 +41,7 @@ def run_one(config: config_lib.Config, workdir: pathlib.Path, lengths: Sequence[
     if is_current(request, run_files.resolve_for(config, str(workdir))):
         run_files.check_resume(run_files.resolve_for(config, str(workdir)), str(workdir))
         return 0
-    code = train(config, str(workdir))
+    code = train(config, str(workdir), init_from=initial[0], init_from_allow=initial[1])
     if code == 0:
         evaluate(request)
     return code
@@ -82,7 +85,7 @@ def write_summary(root: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Runs the sweep that the flags name; returns the exit code."""
-    known = ("variants", "seeds", "root", "lengths")
+    known = ("variants", "seeds", "root", "lengths", *config_lib.INIT_FLAGS)
     own, rest = split_flags(argv, known, prefix="config")
     for name in ("variants", "root"):
         if name not in own:
@@ -98,10 +101,11 @@ def run(argv: Sequence[str]) -> int:
     lengths = flag_value(own, "lengths", lengths_of(configs[0], LENGTH_GENERALISATION), least=1)
     root = pathlib.Path(own["root"])
     workdirs = [root / f"{variant}-seed{seed}" for variant, seed in runs]
+    initial = config_lib.initial_weights_flags(own, rest)
     use_compilation_cache()
     for number, (config, workdir) in enumerate(zip(configs, workdirs, strict=True), start=1):
         print(f"sweep: run {number} of {len(runs)}, {workdir}", flush=True)
-        code = run_one(config, workdir, lengths)
+        code = run_one(config, workdir, lengths, initial)
         if code:
             return code
         write_summary(root, workdirs[:number])

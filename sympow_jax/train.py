@@ -6,12 +6,11 @@ JAX and all that stands on it are imported once the flags are right: an error of
 from collections.abc import Sequence
 
 from sympow_jax.command_line import PROCESS_FLAGS, joined_processes, run_program, split_flags, use_compilation_cache
-from sympow_jax.config import ConfigError, config_names, parse_flags
+from sympow_jax.config import INIT_FLAGS, ConfigError, config_names, initial_weights_flags, parse_flags
 from sympow_jax.variants import VARIANTS
 
 _SWITCHES = ("strict", "allow_learning_rate_change")
-_INIT = ("init_from", "init_from_allow")
-_KNOWN = ("workdir", *_INIT, *PROCESS_FLAGS)
+_KNOWN = ("workdir", *INIT_FLAGS, *PROCESS_FLAGS)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -31,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
     switches = {name: name in own for name in _SWITCHES}
     with joined_processes(own):
         use_cpu_devices(config)
-        init_from, allow = (own.get(name, "") for name in _INIT)
+        init_from, allow = initial_weights_flags(own, rest)
         return train(config, own["workdir"], init_from=init_from, init_from_allow=allow, **switches)
 
 

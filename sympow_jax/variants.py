@@ -21,6 +21,7 @@ POSITIONS = ("none", *ROTARY_POSITIONS, *BIAS_POSITIONS, *ABSOLUTE_POSITIONS)
 GATES = ("none", "fixed", "learned", "data")
 GATE_INITS = ("zero", "long", "timescales")
 CONVOLUTIONS = ("gated_conv", "short_conv")
+BLENDABLE = ("softmax_rope", "softmax_nope")  # rows whose layers have no parameters beyond query, key, value and out
 LAYER_KINDS = ("attention", "window", *CONVOLUTIONS)  # a layer pattern names kinds, and rows of the table
 
 

@@ -50,7 +50,7 @@ def done(monkeypatch):
     """Training and evaluation that write their files at once: what was done so far; None among it is a kill."""
     done = []
 
-    def train(config, workdir):
+    def train(config, workdir, **initial):
         if None in done:
             raise KeyboardInterrupt
         workdir = pathlib.Path(workdir)
@@ -159,7 +159,7 @@ def test_a_result_is_used_again_only_for_what_it_was_made_from(command, tmp_path
 
 
 def test_a_run_that_stops_is_not_evaluated_and_its_code_is_the_sweeps(command, done, monkeypatch):
-    monkeypatch.setattr(sweep, "train", lambda config, workdir: 130)
+    monkeypatch.setattr(sweep, "train", lambda config, workdir, **initial: 130)
     assert sweep.run(command) == 130 and done == []
 
 

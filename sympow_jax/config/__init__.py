@@ -9,7 +9,7 @@ from sympow_jax.config.absent import resolve_saved
 from sympow_jax.config.architecture import check_scaling_acts
 from sympow_jax.config.errors import ConfigError, RunError, nearest, require
 from sympow_jax.config.files import config_folder, config_names, load_file, load_values
-from sympow_jax.config.flags import parse_flags, parse_variants
+from sympow_jax.config.flags import INIT_FLAGS, initial_weights_flags, parse_flags, parse_variants
 from sympow_jax.config.layer_specs import (
     LayerSpec,
     absolute_position,
@@ -37,6 +37,7 @@ from sympow_jax.config.schema import (
 from sympow_jax.config.values import check_numbers, diff, flatten, parse_value
 
 __all__ = [
+    "INIT_FLAGS",
     "TASKS",
     "AttentionConfig",
     "CheckpointConfig",
@@ -61,6 +62,7 @@ __all__ = [
     "describe_layers",
     "diff",
     "flatten",
+    "initial_weights_flags",
     "layer_specs",
     "linear_specs",
     "load_file",

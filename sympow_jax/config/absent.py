@@ -55,6 +55,12 @@ ABSENT: tuple[tuple[str, Any], ...] = (
     ("position.high_freq_factor", 4.0),
     ("attention.output_norm", False),
     ("attention.log_length_scale", False),
+    ("attention.blend_from", "none"),
+    ("attention.blend_steps", 0),
+    ("optimizer.freeze", ("none",)),
+    ("optimizer.learning_rates", ("none",)),
+    ("optimizer.distill_layers", 0.0),
+    ("optimizer.distill_logits", 0.0),
 )
 
 

@@ -74,6 +74,11 @@ def _check_attention(config: Config) -> None:
         f"attention.log_length_scale = True: no layer is softmax, and in {' and '.join(sorted(kernels))} a scale of a "
         "row's scores has no effect or another one; use false",
     )
+    require(
+        not a.blend_steps or ("power" in kernels and a.blend_from != "none"),
+        f"attention.blend_steps = {a.blend_steps}: attention.blend_from = {a.blend_from!r} fades into kernel power, "
+        f"and the layers are {' and '.join(sorted(kernels))}; use {' or '.join(variants.BLENDABLE)} and power, or 0",
+    )
     require(a.conv_width >= 2, f"attention.conv_width = {a.conv_width}: a convolution needs at least 2 taps")
     require(
         a.gate_min_timescale <= a.gate_max_timescale,

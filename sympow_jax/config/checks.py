@@ -25,6 +25,7 @@ _CHOICES = {
     "attention.rebased_norm": ("head", "concatenated"),
     "attention.bias": ("none", "qkv", "all"),
     "attention.qk_norm_span": ("head", "concatenated"),
+    "attention.blend_from": ("none", *variants.BLENDABLE),
     "attention.implementation": ("auto", "reference", "blockwise", "chunked", "recurrent", "pallas"),
     "position.convention": ("standard", "manifest"),
     "position.scaling": ("none", "linear", "ntk", "dynamic_ntk", "yarn", "llama3"),
@@ -41,7 +42,7 @@ _MAY_BE_ZERO = {
     "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.z_loss", "optimizer.max_skipped_steps",
     "optimizer.outlier_ratio", "evaluation.every_steps", "evaluation.contextwise_length", "checkpoint.keep_every",
     "logging.peak_flops", "position.alibi_slope_scale", "position.window_base", "position.attention_factor",
-    "position.mscale_all_dim",
+    "position.mscale_all_dim", "attention.blend_steps", "optimizer.distill_layers", "optimizer.distill_logits",
 }  # fmt: skip
 
 
@@ -81,6 +82,12 @@ def _check_optimizer(config: Config) -> None:
         value = getattr(o, name)
         below = value < 1 - 2**-25  # above it, float32 rounds to 1, and the bias correction divides 0 by 0
         require(below, f"optimizer.{name} = {value}: must be below 1 also in float32, for example 0.999")
+    for item in () if o.learning_rates == ("none",) else o.learning_rates:
+        pattern, _, rate = item.rpartition("=")
+        require(
+            bool(pattern) and _is_positive(rate),
+            f"optimizer.learning_rates has {item!r}: write PATTERN=RATE with a positive rate, *gate*=1e-2",
+        )
     require(o.eps >= SMALLEST, f"optimizer.eps = {o.eps}: is 0 in float32 and would divide 0 by 0; use 1e-8")
     for name in ("decay_fraction", "final_fraction"):
         value = getattr(o, name)
@@ -91,6 +98,13 @@ def _check_optimizer(config: Config) -> None:
         f"optimizer.decay_fraction = {o.decay_fraction}: with optimizer.warmup_steps = {o.warmup_steps} the decay of "
         f"wsd does not fit into num_train_steps = {config.num_train_steps}; lower one of the two",
     )
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return 0 < float(text) <= _LARGEST
+    except ValueError:
+        return False
 
 
 def _check_data(config: Config) -> None:

@@ -10,7 +10,8 @@ import pathlib
 import sys
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import ml_collections
 
@@ -65,6 +66,11 @@ def load_values(name: str, arg: str = "") -> ml_collections.ConfigDict:
     legal = isinstance(values, ml_collections.ConfigDict)
     require(legal, f"--config = {name!r}: get_config returns {type(values).__name__}; it must return a ConfigDict")
     return values
+
+
+def as_values(tree: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A nested mapping as what `load_values` returns."""
+    return ml_collections.ConfigDict(tree)
 
 
 @contextlib.contextmanager

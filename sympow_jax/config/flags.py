@@ -1,10 +1,11 @@
 """From a command line to a configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sympow_jax import variants
 from sympow_jax.config.errors import ConfigError, nearest, require, require_known
+from sympow_jax.config.exchange import NEW_PARAMETERS, is_workdir, workdir_values
 from sympow_jax.config.files import load_values
 from sympow_jax.config.resolve import resolve
 from sympow_jax.config.schema import Config
@@ -12,14 +13,9 @@ from sympow_jax.config.values import check_numbers, flatten, parse_value
 
 
 def parse_flags(argv: Sequence[str]) -> Config:
-    """`--config=FILE[:ARG] [--config.a.b=v ...]` -> Config; anything else in argv is an error."""
-    named = [arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")]
-    require(bool(named), "--config is missing: use --config=configs/quickstart.py[:VARIANT]; --list shows them")
-    path, _, arg = named[-1].partition(":")
-    if arg and arg not in variants.VARIANTS and "=" not in arg:
-        hint = nearest(arg, list(variants.VARIANTS))
-        require("," in arg or arg.isdigit(), f"--config = {named[-1]!r}: no variant {arg!r}{hint}")
-    values = load_values(path, arg)
+    """`--config=FILE[:ARG]`, or `WORKDIR[:VARIANT]`, and `--config.a.b=v ...` -> Config; anything else is an error."""
+    path, arg = _named(argv)
+    values = workdir_values(path, arg) if is_workdir(path) else _file_values(path, arg)
     known = flatten(values.to_dict())
     for flag in argv:
         name = flag.removeprefix("--").partition("=")[0]
@@ -35,6 +31,31 @@ def parse_flags(argv: Sequence[str]) -> Config:
             with node.ignore_type():
                 node[leaf] = parse_value(flag.partition("=")[2], known[key], key)
     return resolve(values)
+
+
+INIT_FLAGS = ("init_from", "init_from_allow")
+
+
+def initial_weights_flags(flags: Mapping[str, str], argv: Sequence[str]) -> tuple[str, str]:
+    """The values of INIT_FLAGS; with --config=WORKDIR:VARIANT, what only the variant has may start anew."""
+    init_from, allow = (flags.get(name, "") for name in INIT_FLAGS)
+    if init_from and is_workdir(_named(argv)[0]):
+        allow = ",".join([*NEW_PARAMETERS, *filter(None, [allow])])
+    return init_from, allow
+
+
+def _named(argv: Sequence[str]) -> tuple[str, str]:
+    named = [arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")]
+    require(bool(named), "--config is missing: use --config=configs/quickstart.py[:VARIANT]; --list shows them")
+    path, _, arg = named[-1].partition(":")
+    return path, arg
+
+
+def _file_values(path: str, arg: str) -> Any:
+    if arg and arg not in variants.VARIANTS and "=" not in arg:
+        hint = nearest(arg, list(variants.VARIANTS))
+        require("," in arg or arg.isdigit(), f"--config = '{path}:{arg}': no variant {arg!r}{hint}")
+    return load_values(path, arg)
 
 
 def parse_variants(text: str, seeds: tuple[int, ...]) -> list[tuple[str, int]]:

@@ -65,6 +65,8 @@ class AttentionConfig:
     conv_width: int
     conv_expand: int
     layer_pattern: tuple[str, ...]
+    blend_from: str
+    blend_steps: int
     implementation: str
     chunk_size: int
 
@@ -172,6 +174,15 @@ class OptimizerConfig:
     accumulation_steps: int
     max_skipped_steps: int
     outlier_ratio: float
+    freeze: tuple[str, ...]
+    learning_rates: tuple[str, ...]
+    distill_layers: float
+    distill_logits: float
+
+    @property
+    def distils(self) -> bool:
+        """Whether the outputs of a frozen original are targets."""
+        return self.distill_layers > 0 or self.distill_logits > 0
 
 
 @dataclasses.dataclass(frozen=True)

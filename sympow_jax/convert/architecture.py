@@ -9,7 +9,8 @@ from sympow_jax.convert.windows import layer_kinds
 
 _RUNTIME = (
     "model.init_std", "model.dtype", "model.scan_layers", "model.remat", "model.loss_block",
-    "attention.gate_init", "attention.implementation", "attention.chunk_size",
+    "attention.gate_init", "attention.implementation", "attention.chunk_size", "attention.blend_from",
+    "attention.blend_steps",
 )  # fmt: skip
 _OF_YARN = (
     "position.beta_fast", "position.beta_slow", "position.truncate", "position.attention_factor", "position.mscale",

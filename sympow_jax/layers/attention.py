@@ -1,5 +1,6 @@
 """The attention layer: one formula, a choice of kernel, position encoding and gate."""
 
+import copy
 import dataclasses
 import functools
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from sympow_jax import ops, sharding
+from sympow_jax import ops, sharding, variants
 from sympow_jax.layers import sequence_parallel
 from sympow_jax.layers.context import Context
 from sympow_jax.layers.kernels import linear_kernel
@@ -52,14 +53,39 @@ class Attention(Projections):
     ) -> tuple[Float[Array, "B T E"], PyTree | None]:
         """Applies the layer to a sequence, or, with a state, to the next T tokens of a stream."""
         B, T, _ = x.shape
-        attend = self._attend_on_shards if sharding.is_sharded() else self._attend
-        out, state = attend(self.tokens(x, context), self.bias(context), context, state)
+        tokens = self.tokens(x, context)
+        out, state = self._attend_anywhere(tokens, self.bias(context), context, state)
+        if context.softmax_share is not None and self.kernel == "power":
+            out = self._blend(context.softmax_share, tokens, out, context)
         if self.attention.output_norm:
             out = self.output_norm(out).astype(out.dtype)
         out = out.reshape(B, T, self.num_heads * self.value_head_dim)
         if self.attention.output_gate:
             out = out * jax.nn.sigmoid(self.output_gate(x))
         return self.out(out), state
+
+    def _attend_anywhere(
+        self, tokens: Tokens, bias: ops.PositionBias | None, context: Context, state: PyTree | None
+    ) -> tuple[Float[Array, "B T H Dv"], PyTree | None]:
+        attend = self._attend_on_shards if sharding.is_sharded() else self._attend
+        return attend(tokens, bias, context, state)
+
+    def _blend(
+        self, share: Float[Array, ""], tokens: Tokens, out: Float[Array, "B T H Dv"], context: Context
+    ) -> Float[Array, "B T H Dv"]:
+        """alpha softmax + (1 - alpha) out, of the same q, k and v; softmax has the position of attention.blend_from.
+
+        At alpha = 1 these are the bits of softmax attention.
+        """
+        old, row = copy.copy(self), variants.VARIANTS[self.attention.blend_from]
+        old.kernel, old.linear = row.kernel, False
+        form = "reference" if self.attention.implementation == "reference" else "blockwise"
+        axes = {"kernel": row.kernel, "position": row.position, "gate": row.gate}
+        old.attention = dataclasses.replace(self.attention, **axes, implementation=form)
+        old.rotary = dataclasses.replace(self.rotary, encoding=row.position)
+        bare = dataclasses.replace(tokens, beta=None, log_gates=None)
+        before, _ = old._attend_anywhere(bare, None, dataclasses.replace(context, softmax_share=None), None)
+        return (share * before.astype(jnp.float32) + (1 - share) * out.astype(jnp.float32)).astype(out.dtype)
 
     def _attend(
         self, tokens: Tokens, bias: ops.PositionBias | None, context: Context, state: PyTree | None

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sympow_jax.ops import PositionBias
-from sympow_jax.typing import Array, Int
+from sympow_jax.typing import Array, Float, Int
 
 
 @jax.tree_util.register_dataclass
@@ -19,6 +19,8 @@ class Context:
       positions: [B, T] absolute positions of packed documents; None means offset + 0..T-1.
       segment_ids: [B, T] documents; None means one document a row.
       shared_bias: the additive bias that all layers share (FIRE-S), or None.
+      softmax_share: alpha, the weight of attention.blend_from's outputs beside the layer's, a scalar float32; None: not
+        computed.
       length: the longest context of the stream, static: what dynamic_ntk scales to; 0 = the tokens seen so far.
     """
 
@@ -27,6 +29,7 @@ class Context:
     segment_ids: Int[Array, "B T"] | None
     shared_bias: PositionBias | None
     length: int = dataclasses.field(metadata={"static": True})
+    softmax_share: Float[Array, ""] | None = None
 
     def token_positions(self, num_tokens: int) -> Int[Array, "B T"]:
         """Absolute positions [B or 1, T] of the tokens of this pass."""

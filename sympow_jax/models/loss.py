@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,25 @@ def token_scores(
     return _by_blocks(_nll_and_rank, hidden, kernel, targets, block, scale=scale, softcap=softcap)
 
 
+def token_divergence(
+    hidden: tuple[Float[Array, "B T E"], Float[Array, "B T E"]],
+    kernel: tuple[Float[Array, "E V"], Float[Array, "E V"]],
+    *,
+    block: int,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+) -> Float[Array, "B T"]:
+    """KL(p || q) = sum_v p_v (log p_v - log q_v) in nats, q and p the softmax of the first and of the second logits."""
+    unused = jnp.zeros(hidden[0].shape[:2], jnp.int32)
+    return _by_blocks(_kullback_leibler, hidden, kernel, unused, block, scale=scale, softcap=softcap)
+
+
+def _kullback_leibler(logits: tuple[Array, Array], targets: AnyArray) -> Array:
+    del targets
+    log_q, log_p = (jax.nn.log_softmax(each, axis=1) for each in logits)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=1)
+
+
 @jax.custom_vjp
 def _nll_and_log_z(logits: Array, targets: AnyArray) -> tuple[Array, Array]:
     return _nll_forward(logits, targets)[0]
@@ -90,16 +110,19 @@ def _nll_and_rank(logits: Array, targets: AnyArray) -> tuple[Array, Array]:
 
 
 def _by_blocks(
-    of_block: Callable[[Array, AnyArray], tuple[Array, Array]],
-    hidden: Array,
-    kernel: Array,
+    of_block: Callable[[Any, AnyArray], Any],
+    hidden: PyTree,
+    kernel: PyTree,
     targets: AnyArray,
     block: int,
     **logit_options: float,
-) -> tuple[Array, Array]:
-    """`of_block(logits, targets)` of all tokens [B, T], each device on its own, `block` at a time."""
-    kernel = kernel.astype(hidden.dtype)
-    logits_of = functools.partial(token_logits, **logit_options)
+) -> Any:
+    """`of_block(logits, targets)` of all tokens [B, T], each device on its own, `block` at a time.
+
+    `hidden` and `kernel` are those of one model, or trees of several models', as are the logits then.
+    """
+    kernel = jax.tree.map(lambda w, h: w.astype(h.dtype), kernel, hidden)
+    logits_of = functools.partial(jax.tree.map, functools.partial(token_logits, **logit_options))
     local = functools.partial(_local_blocks, of_block=of_block, block=block, logits_of=logits_of)
     if not sharding.is_sharded():
         return local(hidden, kernel, targets)
@@ -110,21 +133,22 @@ def _by_blocks(
 
 
 def _local_blocks(
-    hidden: Array,
-    kernel: Array,
+    hidden: PyTree,
+    kernel: PyTree,
     targets: AnyArray,
     *,
-    of_block: Callable[[Array, AnyArray], tuple[Array, Array]],
+    of_block: Callable[[Any, AnyArray], Any],
     block: int,
-    logits_of: Callable[[Array, Array], Array],
-) -> tuple[Array, Array]:
-    B, T, E = hidden.shape
-    flat, target = hidden.reshape(B * T, E), targets.reshape(B * T)
+    logits_of: Callable[[PyTree, PyTree], PyTree],
+) -> Any:
+    B, T = targets.shape
+    flat = jax.tree.map(lambda h: h.reshape(B * T, h.shape[-1]), hidden)
+    target = targets.reshape(B * T)
     if block >= B * T:
         return jax.tree.map(lambda x: x.reshape(B, T), of_block(logits_of(flat, kernel), target))
     blocks = -(-B * T // block)
     padding = blocks * block - B * T
-    flat = jnp.pad(flat, ((0, padding), (0, 0))).reshape(blocks, block, E)
+    flat = jax.tree.map(lambda h: jnp.pad(h, ((0, padding), (0, 0))).reshape(blocks, block, h.shape[-1]), flat)
     target = jnp.pad(target, (0, padding)).reshape(blocks, block)
     keep = jax.checkpoint_policies.save_only_these_names(SOFTMAX)
     body = jax.checkpoint(lambda _, xs: (None, of_block(logits_of(xs[0], kernel), xs[1])), policy=keep)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from sympow_jax import sharding
 from sympow_jax.config import Config, ConfigError, LayerSpec, absolute_position, layer_specs, linear_specs
 from sympow_jax.layers.state_specs import state_specs
 from sympow_jax.models.flops import expansion
-from sympow_jax.models.loss import token_logits, token_nll, token_scores
+from sympow_jax.models.loss import token_divergence, token_logits, token_nll, token_scores
 from sympow_jax.models.transformer import Transformer
 from sympow_jax.ops.linear_attention import accelerators, dispatch
 from sympow_jax.typing import AnyArray, Array, Bool, Float, Int, PyTree
@@ -249,8 +249,56 @@ class Model:
         *,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
+        softmax_share: Float[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-        """(nll, log Z) of each target, float32; Z is the softmax's normaliser, which z-loss keeps near 1."""
+        """(nll, log Z) of each target, float32; Z is the softmax's normaliser, which z-loss keeps near 1.
+
+        softmax_share is that of `features`.
+        """
+        features = self.features(params, inputs, segment_ids, positions, softmax_share=softmax_share)
+        return self.token_losses(features, targets)
+
+    def token_losses(
+        self, features: "Features", targets: Int[AnyArray, "B T"]
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+        """`losses` of what `features` gave."""
         with sharding.use_mesh(self.mesh):
-            hidden, kernel, _ = self._hidden(params, inputs, segment_ids, positions, None, 0)
-            return token_nll(hidden, kernel, targets, **self._loss_options)
+            return token_nll(features.hidden, features.kernel, targets, **self._loss_options)
+
+    def features(
+        self,
+        params: PyTree,
+        inputs: Int[AnyArray, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        *,
+        softmax_share: Float[Array, ""] | None = None,
+        with_layers: bool = False,
+    ) -> "Features":
+        """What a model makes of whole sequences before the logits; arguments as in `losses`.
+
+        softmax_share is alpha of attention.blend_steps, the weight of the attention that this one grows out of; None,
+        as in all other functions, is the model without it.
+        """
+        outputs: list[Array] = []
+        length = max(inputs.shape[1], self.config.position.original_length)
+        options: dict[str, Any] = {"length": length, "softmax_share": softmax_share}
+        with sharding.use_mesh(self.mesh):
+            model = self.bind(params)
+            known = {"segment_ids": segment_ids, "positions": positions}
+            hidden, _ = model(inputs, **known, outputs=outputs if with_layers else None, **options)
+            return Features(hidden, model.output_kernel(), tuple(outputs))
+
+    def divergence(self, features: "Features", others: "Features") -> Float[Array, "B T"]:
+        """KL(others' distribution of the next token || this one's) at each token, nats, float32."""
+        with sharding.use_mesh(self.mesh):
+            pair = (features.hidden, others.hidden), (features.kernel, others.kernel)
+            return token_divergence(*pair, **self._loss_options)
+
+
+class Features(NamedTuple):
+    """Final hidden states [B, T, E], projection to logits [E, V], and layer outputs, [depth, B, T, E] of each run."""
+
+    hidden: Array
+    kernel: Array
+    layers: tuple[Array, ...]

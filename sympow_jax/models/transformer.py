@@ -77,16 +77,23 @@ class Transformer(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         state: PyTree | None = None,
         length: int,
+        softmax_share: Float[Array, ""] | None = None,
+        outputs: list[Array] | None = None,
     ) -> tuple[Float[Array, "B T E"], PyTree | None]:
-        """Hidden states, and the next state when one is given. `length` is the longest context of the stream."""
+        """Hidden states, and the next state when one is given. `length` is the longest context of the stream.
+
+        softmax_share is the weight of attention.blend_from's outputs, in training on whole sequences. `outputs` gets
+        what each layer makes of the stream, [depth, B, T, E] for every run of equal layers.
+        """
         offset = jnp.int32(0) if state is None else state["offset"]
         shared = self.shared_bias.bias() if hasattr(self, "shared_bias") else None
-        context = Context(offset, positions, segment_ids, shared, length)
+        context = Context(offset, positions, segment_ids, shared, length, softmax_share)
         x = self._embed(tokens, context)
         runs = {}
         for i, _ in enumerate(layer_runs(self.config)):
             name = f"blocks_{i}"
-            x, runs[name] = self._apply_run(getattr(self, name), x, context, None if state is None else state[name])
+            states = None if state is None else state[name]
+            x, runs[name] = self._apply_run(getattr(self, name), x, context, states, outputs)
         x = self.final_norm(x)
         return x, None if state is None else {"offset": offset + tokens.shape[1], **runs}
 
@@ -131,7 +138,9 @@ class Transformer(nnx.Module):
         x = self.embedding_norm(x) if hasattr(self, "embedding_norm") else x
         return sharding.constrain(x, sharding.BATCH, "seq")
 
-    def _apply_run(self, run: Block, x: Array, context: Context, states: PyTree | None) -> tuple[Array, PyTree | None]:
+    def _apply_run(
+        self, run: Block, x: Array, context: Context, states: PyTree | None, outputs: list[Array] | None
+    ) -> tuple[Array, PyTree | None]:
         if states is not None and (
             x.shape[1] <= UNROLLED_TOKENS or isinstance(states[0].get("kernel"), ops.cache.KVCache)
         ):
@@ -142,12 +151,16 @@ class Transformer(nnx.Module):
             layer_parameters, layer_state = layer
             x = checkpoint_name(x, BLOCK_INPUT)
             x, layer_state = nnx.merge(graph, layer_parameters)(x, context, layer_state)
-            return sharding.constrain(x, sharding.BATCH, "seq"), layer_state
+            x = sharding.constrain(x, sharding.BATCH, "seq")
+            return x, (layer_state, None if outputs is None else x)
 
         body = rematerialise(body, self.config.model.remat)
         depth = jax.tree.leaves(parameters)[0].shape[0]
         stacked = None if states is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        x, stacked = jax.lax.scan(body, x, (parameters, stacked), unroll=1 if self.config.model.scan_layers else depth)
+        unroll = 1 if self.config.model.scan_layers else depth
+        x, (stacked, seen) = jax.lax.scan(body, x, (parameters, stacked), unroll=unroll)
+        if outputs is not None and seen is not None:
+            outputs.append(seen)
         return x, None if states is None else tuple(_pick(stacked, n) for n in range(depth))
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from sympow_jax.files import refuse_link
+from sympow_jax.files import json_sha256, refuse_link
 from sympow_jax.sharding.agreement import gather
 from sympow_jax.training.manifest import (
     CheckpointError,
@@ -112,6 +112,13 @@ class Checkpointer:
         except Exception as error:
             raise CheckpointError(f"checkpoint step {step} in {self.directory}: {one_line(error)}") from error
         return specs, manifest["metadata"]
+
+    def digest(self, step: int) -> str:
+        """Of what the manifest of a step says of its arrays, their own digests included."""
+        try:
+            return json_sha256(read_manifest(self._folders.path(step))["arrays"])
+        except Exception as error:
+            raise CheckpointError(f"checkpoint step {step} in {self.directory}: {one_line(error)}") from error
 
     # -- writing
 

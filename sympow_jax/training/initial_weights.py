@@ -57,6 +57,7 @@ class InitialWeights:
     Attributes:
       workdir: absolute path of the other run.
       step: of its checkpoint.
+      digest: of that checkpoint (Checkpointer.digest).
       taken: names of the parameters taken, by layer.
       kept: those that stay as initialised, and why.
       unused: parameters of the checkpoint that the model has no use for.
@@ -67,6 +68,7 @@ class InitialWeights:
 
     workdir: str
     step: int
+    digest: str
     taken: list[str]
     kept: dict[str, str]
     unused: list[str]
@@ -175,6 +177,7 @@ def _plan(folder: str, step: str, model: Model, tokenizer_digest: str, allow: st
         if chosen is None or int(chosen) not in steps:
             raise CheckpointError(f"--init_from={folder}:{step}: no such checkpoint; {folder} has steps {steps}")
         specs, _ = checkpointer.describe(int(chosen))
+        of_step = checkpointer.digest(int(chosen))
     saved = _params(specs)
     wanted = flatten({"params": jax.eval_shape(model.init, jax.random.key(0))})
     here, there = layer_places(wanted, model.config), layer_places(saved, load_config(folder))
@@ -193,7 +196,7 @@ def _plan(folder: str, step: str, model: Model, tokenizer_digest: str, allow: st
     digest = read_json(pathlib.Path(folder) / "data.json").get("tokenizer_digest")
     tokenizer = "same" if digest == tokenizer_digest else "another"
     taken, unused = [name for name in here if name not in kept], [name for name in there if name not in here]
-    return InitialWeights(folder, int(chosen), taken, kept, unused, tokenizer, allow, model.config)
+    return InitialWeights(folder, int(chosen), of_step, taken, kept, unused, tokenizer, allow, model.config)
 
 
 def _matches(name: str, patterns: str) -> bool:

@@ -22,13 +22,16 @@ from sympow_jax.training.data import RunData, open_run_data
 from sympow_jax.training.heldout import Heldout
 from sympow_jax.training.initial_weights import InitialWeights, plan_initial_weights
 from sympow_jax.training.metrics import MetricsWriter, check_wandb, last_logged_step
+from sympow_jax.training.patterns import check_patterns
 from sympow_jax.training.screen import print_first_screen
 from sympow_jax.training.signals import EXIT_UNSAVED, StopRequest
-from sympow_jax.training.step import make_train_step
+from sympow_jax.training.step import train_steps
 from sympow_jax.training.step_folders import list_steps
 from sympow_jax.training.step_reports import StepReports
+from sympow_jax.training.teacher import load_teacher
 from sympow_jax.training.train_state import (
     TrainState,
+    abstract_params,
     abstract_train_state,
     check_host_memory,
     create_train_state,
@@ -48,7 +51,7 @@ class Run:
     model: Model
     mesh: Mesh
     data: RunData
-    train_step: Any
+    train_steps: Any
     heldout: Heldout
     checkpointer: Checkpointer
     writer: MetricsWriter
@@ -95,11 +98,13 @@ def train(
     data = open_run_data(config, mesh)
     same_run.check_same_data(config, data)
     model = Model(config, data.vocab_size, mesh)
+    check_patterns(config.optimizer, abstract_params(model))
     check_host_memory(model)
     begun = bool(list_steps(pathlib.Path(workdir) / "checkpoints"))
     initial = plan_initial_weights(
         init_from, workdir, model, data.tokenizer.digest, has_checkpoints=begun, allow=init_from_allow
     )
+    teacher = load_teacher(model, workdir, initial)
     first = jax.process_index() == 0
     with WorkdirLock(workdir) if first else contextlib.nullcontext(), StopRequest() as stop:
         if first:
@@ -121,9 +126,10 @@ def train(
             with _open_writer(config, workdir, first_step) as writer:
                 bad_steps = BadSteps(state.params, data.train, writer, max_in_a_row=config.optimizer.max_skipped_steps)
                 reports = StepReports(config, bad_steps, writer, clock)
+                steps = train_steps(model, teacher)
                 run = Run(
-                    config, pathlib.Path(workdir), model, mesh, data, make_train_step(model), heldout, checkpointer,
-                    writer, stop, clock, reports,
+                    config, pathlib.Path(workdir), model, mesh, data, steps, heldout, checkpointer, writer, stop, clock,
+                    reports,
                     evaluated_step=metadata.get("evaluated_step", -1),
                     heldout_loss=metadata.get("heldout_loss"),
                 )  # fmt: skip
@@ -209,10 +215,11 @@ def _after_reports(batches: Prefetch, reports: StepReports) -> Iterator[tuple[in
 
 def _step(run: Run, state: TrainState, batch: PyTree, step: int) -> tuple[TrainState, dict[str, Any]]:
     """One optimizer step; the chosen ones are traced into workdir/profile/STEP, for xprof or Perfetto."""
+    train_step = run.train_steps(step)
     if step not in run.config.logging.profile_steps:
-        return run.train_step(state, batch)
+        return train_step(state, batch)
     with jax.profiler.trace(run.workdir / "profile" / str(step)):
-        return jax.block_until_ready(run.train_step(state, batch))
+        return jax.block_until_ready(train_step(state, batch))
 
 
 def _evaluation_due(run: Run, step: int) -> bool:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sympow_jax.config import OptimizerConfig
+from sympow_jax.training.patterns import freezes, rate_factors, trained
 from sympow_jax.typing import PyTree
 
 _TABLES = ("embedding", "output")
@@ -71,9 +72,10 @@ def make_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.Gradi
     """Global-norm clipping (if clip_norm > 0), then AdamW, Adam without weight decay, or Muon.
 
     `update` takes the number of the step besides, `step` = 1 .. num_train_steps: it has the rate of that step, while
-    Adam's bias corrections count the updates made, as the moments do.
+    Adam's bias corrections count the updates made, as the moments do. The parameters of optimizer.learning_rates have
+    multiples of that rate; those of optimizer.freeze have no state, and stay as they are.
     """
-    rate = _scale_by_rate(learning_rate_schedule(config, num_train_steps))
+    rate = _scale_by_rate(config, num_train_steps)
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     if config.name == "adam":
         update = optax.chain(adam, rate)
@@ -86,15 +88,19 @@ def make_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.Gradi
             "other": update,
         }
         update = optax.partition(groups, parameter_groups)
+    if freezes(config):
+        update = optax.partition({True: update, False: optax.set_to_zero()}, lambda params: trained(config, params))
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update
 
 
-def _scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """Times minus the learning rate of `step`.
+def _scale_by_rate(config: OptimizerConfig, num_train_steps: int) -> optax.GradientTransformationExtraArgs:
+    """Times minus the learning rate of `step`, and the factors of optimizer.learning_rates.
 
     The state is that of optax.scale_by_schedule, the last step applied, so that checkpoints keep their arrays; the
     step comes from the train state, which alone counts those not applied.
     """
+
+    schedule = learning_rate_schedule(config, num_train_steps)
 
     def init(params: PyTree) -> optax.ScaleByScheduleState:
         del params
@@ -104,7 +110,9 @@ def _scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtr
         del state, params
         step = more["step"]
         rate = -jnp.asarray(schedule(step), jnp.float32)
-        return jax.tree.map(lambda u: rate.astype(u.dtype) * u, updates), optax.ScaleByScheduleState(step)
+        factors = rate_factors(config, updates)
+        scale = lambda u, factor: (rate if factor == 1 else rate * factor).astype(u.dtype) * u  # noqa: E731
+        return jax.tree.map(scale, updates, factors), optax.ScaleByScheduleState(step)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

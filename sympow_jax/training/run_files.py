@@ -20,7 +20,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 LEARNING_RATE = (
     "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.final_fraction",
-    "optimizer.decay_fraction",
+    "optimizer.decay_fraction", "optimizer.learning_rates",
 )  # fmt: skip
 
 _STORES = ("data.train", "data.heldout")

@@ -1,6 +1,8 @@
 """One optimizer step, and one batch of held-out loss, as compiled functions."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,9 @@ import optax
 
 from sympow_jax import sharding
 from sympow_jax.models.model import Model
+from sympow_jax.training.objective import Teacher, training_sums
 from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from sympow_jax.training.patterns import stop_frozen
 from sympow_jax.training.train_state import TrainState
 from sympow_jax.typing import Array, PyTree
 
@@ -16,25 +20,28 @@ _MEAN_OVER = 100
 _OUTLIERS_AFTER = 20
 
 
-def masked_sums(model: Model, params: PyTree, batch: PyTree) -> tuple[Array, Array, Array]:
-    """Sums over the batch's targets of their loss, of log^2 Z, and of ones; float32 scalars."""
-    nll, log_z = model.losses(
-        params,
-        batch["inputs"],
-        batch["targets"],
-        segment_ids=batch.get("segment_ids"),
-        positions=batch.get("positions"),
-    )
-    mask = batch["loss_mask"].astype(jnp.float32) if "loss_mask" in batch else jnp.ones_like(nll)
-    return jnp.sum(nll * mask), jnp.sum(log_z**2 * mask), jnp.sum(mask)
+TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
-def make_train_step(model: Model) -> Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Array]]]:
+def train_steps(model: Model, teacher: Teacher | None = None) -> Callable[[int], TrainStep]:
+    """The step of each number 1, 2, ...: with the softmax branch in the first attention.blend_steps, then without.
+
+    They are two programs, so that what is over costs nothing.
+    """
+    blend_steps = model.config.attention.blend_steps
+    plain = make_train_step(model, teacher)
+    blended = make_train_step(model, teacher, blends=True) if blend_steps else plain
+    return lambda number: blended if number <= blend_steps else plain
+
+
+def make_train_step(model: Model, teacher: Teacher | None = None, *, blends: bool = False) -> TrainStep:
     """(state, batch) -> (state, metrics): the gradient of the mean loss over the batch, and one update.
 
     The step is that of `model.config`: optimizer, schedule, accumulation_steps, z_loss and outlier_ratio. What is
-    minimised is the mean of nll + z_loss log^2 Z (Chowdhery et al. 2022, arXiv 2204.02311); the metric `loss` is the
-    mean of nll alone, and `learning_rate` the rate that the step has, applied or not.
+    minimised is the mean of nll + z_loss log^2 Z (Chowdhery et al. 2022, arXiv 2204.02311) and what a teacher adds (see
+    `objective`); the metric `loss` is the mean of nll alone, and `learning_rate` the rate that the step has, applied or
+    not. `blends` is for the steps n <= N = attention.blend_steps: softmax has the share 1 - (n - 1) / N, the metric
+    `softmax_share`.
     With accumulation the batch is cut into equal microbatches, of every n-th row, so that each device cuts its own;
     their gradients are added, and the mean is over the tokens of the whole batch. A step whose loss, gradient norm or
     new parameters are not finite changes nothing but the counters; nor does one whose gradient norm is beyond
@@ -44,12 +51,16 @@ def make_train_step(model: Model) -> Callable[[TrainState, PyTree], tuple[TrainS
     The state's buffers are donated.
     """
     o = model.config.optimizer
-    outlier_ratio, gradients = o.outlier_ratio, _make_gradients(model)
+    outlier_ratio, gradients = o.outlier_ratio, _make_gradients(model, teacher and teacher.model)
     optimizer = make_optimizer(o, model.config.num_train_steps)
     schedule = learning_rate_schedule(o, model.config.num_train_steps)
 
-    def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
-        loss, grads = gradients(state.params, batch)
+    def train_step(
+        state: TrainState, batch: PyTree, teacher_params: PyTree = None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        share = 1 - state.step.astype(jnp.float32) / model.config.attention.blend_steps if blends else None
+        means, grads = gradients(state.params, batch, share, teacher_params)
+        loss = means["loss"]
         grad_norm = optax.tree.norm(grads)
         applied, mean = state.step - state.skipped, state.grad_norm_mean
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -62,8 +73,8 @@ def make_train_step(model: Model) -> Callable[[TrainState, PyTree], tuple[TrainS
         good &= ~jnp.any(bad_parameters)
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)  # noqa: E731
         skipped = 1 - good.astype(jnp.int32)
-        metrics = {
-            "loss": loss,
+        metrics = means | ({} if share is None else {"softmax_share": share})
+        metrics |= {
             "grad_norm": grad_norm,
             "param_norm": optax.tree.norm(state.params),
             "learning_rate": jnp.asarray(schedule(state.step + 1), jnp.float32),
@@ -84,32 +95,36 @@ def make_train_step(model: Model) -> Callable[[TrainState, PyTree], tuple[TrainS
             state = jax.lax.with_sharding_constraint(state, sharding.tree_shardings(state, model.mesh))
         return state, metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    compiled = jax.jit(train_step, donate_argnums=0)
+    return compiled if teacher is None else functools.partial(compiled, teacher_params=teacher.params)
 
 
-def _make_gradients(model: Model) -> Callable[[PyTree, PyTree], tuple[Array, PyTree]]:
-    """(params, batch) -> the mean loss over the batch, and the gradient of what is minimised."""
-    accumulation_steps, z_loss = model.config.optimizer.accumulation_steps, model.config.optimizer.z_loss
+def _make_gradients(model: Model, teacher: Model | None) -> Callable[..., tuple[dict[str, Array], PyTree]]:
+    """(params, batch, share, teacher's params) -> means over the batch, and the gradient of what is minimised."""
+    accumulation_steps = model.config.optimizer.accumulation_steps
 
-    def objective(params: PyTree, batch: PyTree) -> tuple[Array, tuple[Array, Array]]:
-        total, log_z_squared, count = masked_sums(model, params, batch)
-        return total + z_loss * log_z_squared if z_loss else total, (total, count)
+    def objective(params, batch, share, teacher_params):
+        params = stop_frozen(model.config.optimizer, params)
+        known: dict[str, Any] = {"softmax_share": share, "teacher": teacher, "teacher_params": teacher_params}
+        return training_sums(model, params, batch, **known)
 
-    def gradients(params: PyTree, batch: PyTree) -> tuple[Array, PyTree]:
+    def gradients(params, batch, *known):
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
         if accumulation_steps == 1:
-            (_, sums), grads = value_and_grad(params, batch)
+            (_, sums), grads = value_and_grad(params, batch, *known)
         else:
             micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulation_steps, *x.shape[1:]), 1, 0), batch)
 
             def accumulate(carry, microbatch):
-                (_, sums), grads = value_and_grad(params, microbatch)
+                (_, sums), grads = value_and_grad(params, microbatch, *known)
                 return jax.tree.map(jnp.add, carry, (sums, grads)), None
 
-            zeros = (jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
+            first = jax.tree.map(lambda x: x[0], micro)
+            (_, shapes), _ = jax.eval_shape(value_and_grad, params, first, *known)
+            zeros = jax.tree.map(jnp.zeros_like, (shapes, params))
             (sums, grads), _ = jax.lax.scan(accumulate, zeros, micro)
-        total, count = sums[0], jnp.maximum(sums[1], 1.0)
-        return total / count, jax.tree.map(lambda g: g / count, grads)
+        count = jnp.maximum(sums.pop("count"), 1.0)
+        return jax.tree.map(lambda x: x / count, (sums, grads))
 
     return gradients
 
@@ -123,8 +138,8 @@ def make_eval_step(model: Model) -> Callable[[PyTree, PyTree], tuple[Array, Arra
     """(params, batch) -> summed loss and number of targets."""
 
     def eval_step(params: PyTree, batch: PyTree) -> tuple[Array, Array]:
-        total, _, count = masked_sums(model, params, batch)
-        return total, count
+        _, sums = training_sums(model, params, batch)
+        return sums["loss"], sums["count"]
 
     return jax.jit(eval_step)
 

@@ -89,7 +89,7 @@ def test_a_run_compiles_its_step_once(tmp_path, monkeypatch):
 
         monkeypatch.setattr(module, name, wrapped)
 
-    remember(loop, "make_train_step")
+    remember(loop, "train_steps")
     remember(heldout, "make_eval_step")
     flags = (
         "num_train_steps=6",
@@ -108,7 +108,7 @@ def test_a_run_compiles_its_step_once(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stderr", io.StringIO())
     with jax.numpy_dtype_promotion("standard"):
         assert loop.train(config, str(tmp_path)) == 0
-    assert made["make_train_step"]._cache_size() == 1
+    assert made["train_steps"](1)._cache_size() == 1
     assert made["make_eval_step"]._cache_size() == 1
     assert list((tmp_path / "profile" / "5").rglob("*.xplane.pb"))
     assert not list((tmp_path / "profile").glob("[!5]*"))
