@@ -25,6 +25,7 @@ from sympow_jax.evaluation_request import (
     lengths_of,
 )
 from sympow_jax.loading import AT_EVALUATION
+from sympow_jax.training.cpu_devices import use_cpu_devices_of_run
 from sympow_jax.training.run_files import load_config
 
 _OF_LENGTHS = ("num_documents", "window", "stride")
@@ -40,7 +41,9 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("--workdir is missing: the folder of a trained run")
     use_compilation_cache()
     with joined_processes(flags):
-        evaluate(_request(flags, load_config(flags["workdir"])))
+        saved = load_config(flags["workdir"])
+        use_cpu_devices_of_run(saved)
+        evaluate(_request(flags, saved))
     return 0
 
 

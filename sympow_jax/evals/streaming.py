@@ -1,9 +1,9 @@
 """Token losses of long documents, summed over ranges of positions in float64 on the host.
 
 Models whose state has a constant size read a document in chunks, left to right, through one compiled program (one for
-each window length under dynamic_ntk), so memory does not grow with its length. Other models (softmax) read a whole
-window in one call: one program for each window length. Either way inputs are the targets shifted right by one with the
-store's BOS in front.
+each window length under dynamic_ntk), so memory does not grow with its length; what fits a chunk they read without a
+state. Other models (softmax) read a whole window in one call: one program for each window length. Either way inputs are
+the targets shifted right by one with the store's BOS in front.
 
 On a mesh rows lie over data and fsdp and the tokens of a call over seq. The losses of a call come to every device, so
 that all processes have the same sums; what does not divide is padded.
@@ -92,6 +92,10 @@ class Scorer:
         """Whether the loss of a target depends on how long the window is that is read, beyond what precedes it."""
         return self._model.depends_on_length
 
+    def carries_state(self, length: int) -> bool:
+        """Whether windows of `length` tokens are read in several calls, with a state between them."""
+        return self._model.streams_constant and length > self._chunk_size
+
     def call_shape(self, length: int) -> tuple[int, int]:
         """(windows, tokens of each) of one call on all devices, for windows of `length` tokens."""
         streams, chunk = self._model.streams_constant, min(self._chunk_size, length)
@@ -109,7 +113,7 @@ class Scorer:
     def losses(self, targets: np.ndarray) -> Iterator[tuple[slice, int, np.ndarray]]:
         """Yields (rows, start, nll [rows, c] float32) for windows `targets` [N, L], each read from a fresh state."""
         num_windows, length = targets.shape
-        streams, context = self._model.streams_constant, length if self._model.depends_on_length else 0
+        context = length if self._model.depends_on_length else 0
         batch, chunk = self.call_shape(length)
         padded = _multiple(length, chunk)
         for first in range(0, num_windows, batch):
@@ -117,7 +121,7 @@ class Scorer:
             window = np.zeros((batch, padded + 1), targets.dtype)  # padding is scored and dropped
             window[:, 0] = self._bos_id
             window[: rows.stop - first, 1 : length + 1] = targets[rows]
-            state = self._model.initial_state(batch, padded) if streams else None
+            state = self._model.initial_state(batch, padded) if self.carries_state(length) else None
             for start in range(0, padded, chunk):
                 tokens = window[:, start : start + chunk + 1].astype(np.int32)
                 nll, state = self._step(self.params, tokens, state, length=context)

@@ -43,7 +43,7 @@ def plan_evaluation(config: Config, vocab_size: int, target: Target, folder: pat
 
 def _entry(scorer: Scorer, model: Model, length: int, target: Target, folder: pathlib.Path | None) -> dict[str, Any]:
     windows, tokens = scorer.call_shape(length)
-    state = model.abstract_state(windows, length) if model.streams_constant else None
+    state = model.abstract_state(windows, length) if scorer.carries_state(length) else None
     entry = {"length": length, "windows": windows, "tokens": tokens, "status": "fits", "reason": ""}
     try:
         compiled = compile_lowered(scorer.trace(length, state).lower(), target, folder)

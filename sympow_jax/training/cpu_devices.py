@@ -1,4 +1,4 @@
-"""How many CPU devices a run has: decided from its config, before JAX starts."""
+"""How many CPU devices a run, or its evaluation, has: decided from its config, before JAX starts."""
 
 import math
 import os
@@ -37,12 +37,26 @@ def use_cpu_devices(config: Config) -> None:
     """
     import jax
 
-    wanted = config.mesh.cpu_devices
+    wanted, name = config.mesh.cpu_devices, _named_by_environment()
+    if name and wanted != -1:
+        raise ConfigError(f"mesh.cpu_devices = {wanted}: {name} names a number too; use -1, or unset {name}")
+    if not name and (wanted != -1 or not jax.distributed.is_initialized()):
+        jax.config.update("jax_num_cpu_devices", num_cpu_devices(config, _cores()))
+
+
+def use_cpu_devices_of_run(config: Config) -> None:
+    """The same for an evaluation: as many as the run had, at most one a core, unless something else says."""
+    import jax
+
+    if not (_named_by_environment() or jax.distributed.is_initialized()):
+        jax.config.update("jax_num_cpu_devices", min(max(config.mesh.cpu_devices, 1), _cores()))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _named_by_environment() -> str:
+    """The variable that says how many CPU devices there are, "" for none."""
     elsewhere = {"JAX_NUM_CPU_DEVICES": "", "XLA_FLAGS": "xla_force_host_platform_device_count"}
-    for name, mark in elsewhere.items():
-        if name in os.environ and mark in os.environ[name]:
-            if wanted != -1:
-                raise ConfigError(f"mesh.cpu_devices = {wanted}: {name} names a number too; use -1, or unset {name}")
-            return
-    if wanted != -1 or not jax.distributed.is_initialized():
-        jax.config.update("jax_num_cpu_devices", num_cpu_devices(config, len(os.sched_getaffinity(0))))
+    return next((name for name, mark in elsewhere.items() if name in os.environ and mark in os.environ[name]), "")

@@ -10,6 +10,7 @@ from sympow_jax.evals import files
 from sympow_jax.evals.length_generalisation import bin_edges, length_generalisation
 from sympow_jax.evals.length_summary import CSV_HEADER, csv_rows, default_lengths
 from sympow_jax.evals.paired import paired_difference
+from sympow_jax.evals.streaming import Scorer
 from tests.evals.toy import Bigram, RunningCount, make_store
 
 LENGTHS = [40, 80, 300]
@@ -125,6 +126,21 @@ def test_document_of_a_batch_does_not_depend_on_its_neighbours():
     _, first = length_generalisation(model, params, store, chunk_size=64, batch_size=2, **OPTIONS)
     _, second = length_generalisation(model, params, store, chunk_size=64, batch_size=5, **OPTIONS)
     np.testing.assert_allclose(first["bin_sums"], second["bin_sums"], rtol=1e-6)
+
+
+def test_what_fits_a_chunk_is_read_without_a_state():
+    class Counting(RunningCount):
+        made = 0
+
+        def initial_state(self, batch_size, max_length):
+            type(self).made += 1
+            return super().initial_state(batch_size, max_length)
+
+    scorer = Scorer(Counting(), jnp.ones(8), bos_id=7, chunk_size=64, batch_size=2, num_windows=2)
+    for length, made in ((64, 0), (65, 1)):
+        (total,) = scorer.cumulative(np.zeros((1, length), np.uint16), [length])[:, 0]
+        np.testing.assert_allclose(total, np.sum(1 / (2.0 + np.arange(length))), rtol=1e-6)
+        assert Counting.made == made
 
 
 def test_sums_are_float64():

@@ -327,6 +327,24 @@ def test_the_cheapest_form_changes_at_the_measured_length(degree, crossing):
     assert cheapest(kernel, crossing + 1, features, has_bias=True) == "blockwise"
 
 
+def test_an_empty_state_is_not_read_and_has_the_gradient_of_any_other():
+    (q, k, v), gates = random_inputs(1, 6, 2, 2, 3)
+    empty = ops.empty_state(PowerKernel(2), 1, 2, 3, 3)
+
+    def output(state, implementation):
+        options = {"log_gates": gates, "initial_state": state, "implementation": implementation}
+        return ops.power_attention_with_state(q, k, v, **options)[0]
+
+    def gradient(implementation):
+        return jax.jit(jax.grad(lambda state: output(state, implementation).sum(), allow_int=True))(empty)
+
+    assert "cond" in str(jax.make_jaxpr(lambda state: output(state, "blockwise"))(empty))
+    expected, found = gradient("reference"), gradient("blockwise")
+    assert np.abs(expected.state).max() > 0.1
+    np.testing.assert_allclose(found.state, expected.state, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.normalizer, expected.normalizer, rtol=1e-5, atol=1e-6)
+
+
 def test_the_state_is_the_decayed_sum_over_keys(rng):
     """sum_j exp(g_(j+1) + ... + g_T) phi(k_j) [v_j, 1], pair by pair in NumPy, in chunks that do not divide T."""
     k, v = (rng.normal(size=(1, 5, 2, n)).astype(np.float32) for n in (3, 2))

@@ -1,10 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sympow_jax.ops.linear_attention.chunked import _by_rows
 from sympow_jax.ops.linear_attention.kernels import PowerKernel
+from sympow_jax.ops.linear_attention.rows import by_rows
 from sympow_jax.ops.platform import compiling_for, target_platform
 
 
@@ -31,17 +33,19 @@ def test_naming_a_platform_traces_again():
 
 
 def test_rows_are_split_for_cpu_caches_only_on_the_cpu():
-    R, D, C = 2, 128, 128  # 8,256 features of 128 tokens: one row fills the caches
-    tokens = (jnp.zeros((1, 1, R, D, C)), jnp.zeros((1, 1, R, D, C)), jnp.zeros((1, 1, R, 2, C)))
-    arguments = (tokens, jnp.zeros((1, 1, R, C)), jnp.zeros((1, 1, R, C), jnp.int32))
+    tokens, states = jnp.arange(4.0 * 3 * 5).reshape(3, 4, 5), jnp.arange(4.0 * 2).reshape(4, 2)
+
+    def function(tokens, state):
+        return tokens + state.sum(1)[None, :, None], tokens.sum((0, 2))[:, None] - state
 
     def shapes(platform):
         with compiling_for(platform):
-            jaxpr = jax.make_jaxpr(lambda a, s: _by_rows(PowerKernel(2), a, s))(arguments, jnp.zeros((R, 2, 8256)))
-        return str(jaxpr)
+            split = functools.partial(by_rows, function, features=300_000, axis=1)  # of 3 rows the caches hold 2
+            jax.tree.map(np.testing.assert_array_equal, split(tokens, states), function(tokens, states))
+            return str(jax.make_jaxpr(split)(tokens, states))
 
-    assert "f32[1,2,8256]" in shapes("cpu")
-    assert "f32[1,2,8256]" not in shapes("tpu")
+    assert "f32[3,2,5]" in shapes("cpu")
+    assert "f32[3,2,5]" not in shapes("tpu")
 
 
 @pytest.mark.parametrize("D", [1, 2, 5, 8])

@@ -10,7 +10,7 @@ import pytest
 
 from sympow_jax import train
 from sympow_jax.config import ConfigError
-from sympow_jax.training.cpu_devices import num_cpu_devices, use_cpu_devices
+from sympow_jax.training.cpu_devices import num_cpu_devices, use_cpu_devices, use_cpu_devices_of_run
 from tests.models.small import ROOT, TINY, tiny_config
 
 
@@ -49,6 +49,18 @@ def test_the_environment_says_how_many_where_it_names_a_number(monkeypatch):
     use_cpu_devices(auto)
     use_cpu_devices(two)
     assert chosen == [("jax_num_cpu_devices", 4), ("jax_num_cpu_devices", 2)]
+
+
+def test_an_evaluation_has_the_devices_of_its_run_at_most_one_a_core(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(jax.config, "update", lambda _, value: chosen.append(value))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    runs = [tiny_config("softmax_nope", f"mesh.cpu_devices={n}") for n in (2, 8, 1)]
+    use_cpu_devices_of_run(runs[0])  # the tests' own environment names a number
+    monkeypatch.delenv("XLA_FLAGS")
+    for run in runs:
+        use_cpu_devices_of_run(run)
+    assert chosen == [2, 4, 1]
 
 
 def test_train_chooses_before_the_run(monkeypatch):

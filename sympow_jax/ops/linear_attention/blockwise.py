@@ -25,7 +25,7 @@ def blockwise(
 ) -> Float[Array, "B T K G Dv1"]:
     """Returns [num, den] of every row; see the package docstring for the equations."""
     out = _from_own_keys(kernel, inputs, block_size)
-    return out if state is None else out + read_state(kernel, inputs, state, block_size)
+    return out if state is None else out + read_state(kernel, inputs, state)
 
 
 def _from_own_keys(kernel: Kernel, inputs: LinearInputs, block_size: int) -> Float[Array, "B T K G Dv1"]:

@@ -15,9 +15,9 @@ import numpy as np
 
 from sympow_jax.ops.linear_attention.columns import from_columns, to_columns
 from sympow_jax.ops.linear_attention.decay import ChunkDecay, chunk_decay, gate_gradient
-from sympow_jax.ops.linear_attention.dispatch import CACHED_FEATURES
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, normalise, pad_time
 from sympow_jax.ops.linear_attention.kernels import Kernel
+from sympow_jax.ops.linear_attention.rows import by_rows
 from sympow_jax.ops.linear_attention.vector_gates import (
     VectorDecay,
     next_power_of_two,
@@ -43,25 +43,15 @@ def chunked(
         chunk_size = next_power_of_two(chunk_size)
     chunks, segment = _plan(T, chunk_size, state.size)
     arguments = to_columns(pad_time(inputs, chunks * chunk_size), (chunks // segment, segment))
-    out, final = _by_rows(kernel, arguments, jnp.swapaxes(state.reshape(B * K, P, e), 1, 2))
+    out, final = by_rows(
+        lambda tokens, state: _chunked(kernel, *tokens, state),
+        arguments,
+        jnp.swapaxes(state.reshape(B * K, P, e), 1, 2),
+        features=P * chunk_size,
+        axis=2,
+    )
     out = from_columns(normalise(out, axis=-2), inputs)
     return out, jnp.swapaxes(final, 1, 2).reshape(B, K, P, e)
-
-
-def _by_rows(kernel: Kernel, arguments, state: Array) -> tuple[Array, Array]:
-    """Works on as many rows at a time as keep the features of a chunk in the caches of a CPU."""
-    R, _, P = state.shape
-    C = arguments[2].shape[-1]
-    rows = R
-    if target_platform() == "cpu":
-        rows = max(r for r in range(1, R + 1) if R % r == 0 and (r == 1 or r * P * C <= CACHED_FEATURES))
-    if rows == R:
-        return _chunked(kernel, *arguments, state)
-    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:2], -1, rows, *x.shape[3:]), 2, 0), arguments)
-    out, final = jax.lax.map(
-        lambda xs: _chunked(kernel, *xs[0], xs[1]), (split, state.reshape(-1, rows, *state.shape[1:]))
-    )
-    return jnp.moveaxis(out, 0, 2).reshape(*out.shape[1:3], R, *out.shape[4:]), final.reshape(state.shape)
 
 
 def _plan(T: int, chunk_size: int, state_size: int) -> tuple[int, int]:

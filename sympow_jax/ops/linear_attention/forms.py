@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from sympow_jax.ops.linear_attention.accelerators import pallas
 from sympow_jax.ops.linear_attention.blockwise import blockwise
 from sympow_jax.ops.linear_attention.chunked import chunked
-from sympow_jax.ops.linear_attention.dispatch import Implementation
+from sympow_jax.ops.linear_attention.dispatch import Implementation, measured_length
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, LinearState, normalise
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.ops.linear_attention.recurrent import recurrent
@@ -53,9 +53,16 @@ class Quadratic:
         return out, self.final_state(kernel, inputs, before, size) if with_state else None
 
 
+def _state_after(kernel: Kernel, inputs: LinearInputs, state: Array | None, size: int) -> Array:
+    """The sum of the state in chunks of its own, not in blocks of the pairs."""
+    del size
+    T, D = inputs.k.shape[1], inputs.k.shape[3]
+    return write_state(kernel, inputs, state, min(T, measured_length("chunked", kernel.num_features(D))))
+
+
 FORMS: dict[Implementation, Linear | Quadratic] = {
     "reference": Quadratic(reference, reference_state),
-    "blockwise": Quadratic(blockwise, write_state),
+    "blockwise": Quadratic(blockwise, _state_after),
     "chunked": Linear(chunked),
     "recurrent": Linear(recurrent),
     "pallas": Linear(pallas),
