@@ -106,15 +106,14 @@ def prefill_rows(decoders: dict[str, Decoder], prompts: list[int], batch: int, s
     """Seconds to read a prompt of each length into an empty stream, variants in turn."""
 
     def read(decoder, length):
-        stream = decoder.start(batch, max(prompts))
         tokens = np.random.default_rng(0).integers(0, VOCAB, (batch, length))
 
-        def again():
-            stream.tokens_read, stream.state = 0, stream.state | {"offset": jnp.int32(0)}
+        def prompt():
+            stream = decoder.start(batch, max(prompts))
             decoder.read(stream, tokens)
             return stream.logits
 
-        return again
+        return prompt
 
     rows = []
     for length in prompts:
@@ -139,6 +138,23 @@ def print_tables(decode: list[dict], prefill: list[dict]) -> None:
     print(f"\n{'prefill, tokens/s':24s}" + "".join(f"{p:>12,}" for p in prompts))
     for name in variants:
         print(f"{name:24s}" + "".join(f"{r['tokens_per_sec']:12,.0f}" for r in prefill if r["variant"] == name))
+
+
+def table(result: dict) -> str:
+    """Milliseconds a token by position and tokens/s of prefill, as Markdown."""
+    decode, prefill = result["decode"], result["prefill"]
+
+    def lines(rows, key, title, cell):
+        columns, variants = (list(dict.fromkeys(r[name] for r in rows)) for name in (key, "variant"))
+        yield f"| {title} | {' | '.join(f'{c:,}' for c in columns)} |"
+        yield "|---" * (len(columns) + 1) + "|"
+        for name in variants:
+            yield f"| {name} | {' | '.join(cell(r) for r in rows if r['variant'] == name)} |"
+
+    tokens = lines(decode, "position", "ms a token at position", lambda r: f"{1e3 * r['median']:.2f}")
+    prompts = lines(prefill, "prompt", "prefill, tokens/s at a prompt of", lambda r: f"{r['tokens_per_sec']:,.0f}")
+    cpu = lines(prefill, "prompt", "prefill, CPU seconds of a prompt of", lambda r: f"{r['cpu_median']:.3f}")
+    return "\n".join([*tokens, "", *prompts, "", *cpu])
 
 
 def plot(decode: list[dict], prefill: list[dict], path: str) -> None:

@@ -208,6 +208,19 @@ def print_table(rows: list[dict]) -> None:
             print(f"forward + backward at head_dim 64, {slow} over p2, by T: {ratios}")
 
 
+def over_softmax_table(rows: list[dict]) -> str:
+    """CPU seconds of gated and biased softmax over those of plain softmax, as Markdown."""
+    rows = [row for row in rows if row["kernel"] in GATED_OR_BIASED]
+    kernels = list(dict.fromkeys(row["kernel"] for row in rows))
+    lines = [f"| T, pass | {' | '.join(kernels)} |", "|---" * (len(kernels) + 1) + "|"]
+    for T in sorted({row["T"] for row in rows}):
+        for part in PARTS:
+            found = {row["kernel"]: f"{row[part]['over_softmax']:.2f}" for row in rows if row["T"] == T and part in row}
+            cells = " | ".join(found.get(kernel, "") for kernel in kernels)
+            lines.append(f"| {T:,}, {part.replace('+', ' + ')} | {cells} |")
+    return "\n".join(lines)
+
+
 def plot(rows: list[dict], path: str) -> None:
     """Time per token of forward + backward against context, one line for each kernel and head_dim."""
     import matplotlib
