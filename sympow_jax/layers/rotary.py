@@ -8,7 +8,7 @@ from sympow_jax import ops, variants
 from sympow_jax.config import PositionConfig
 from sympow_jax.layers.context import Context
 from sympow_jax.layers.tokens import Tokens
-from sympow_jax.typing import Array, Float, Int
+from sympow_jax.typing import Array, Float, Int, accumulation_dtype
 
 _CONSTANTS = [field.name for field in dataclasses.fields(ops.positions.ScalingConstants)]
 
@@ -46,8 +46,9 @@ class Rotary:
             )
         whole = self._rotary_dim == self.head_dim  # then the factor of q and k is one of their products
         outer, inner = (scale * factor**2, 1.0) if whole else (scale, factor)
-        k = tokens.k if keep_keys else ops.positions.rotate(tokens.k, phases, inner)
-        rotated = dataclasses.replace(tokens, q=ops.positions.rotate(tokens.q, phases, inner), k=k)
+        turns = ops.positions.cos_sin(phases.astype(accumulation_dtype(tokens.q)))
+        k = tokens.k if keep_keys else ops.positions.rotate_by(tokens.k, turns, inner)
+        rotated = dataclasses.replace(tokens, q=ops.positions.rotate_by(tokens.q, turns, inner), k=k)
         return rotated, outer, next_phase
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sympow_jax.ops import gates, positions
+from sympow_jax.ops.platform import compiling_for
 from sympow_jax.ops.positions.relu_mlp import relu_mlp
 from sympow_jax.ops.softmax_attention.arg_specs import make_bias
 
@@ -369,3 +370,18 @@ def test_gates_are_log_sigmoids_in_float32():
     np.testing.assert_allclose(fixed[1, 4], -positions.alibi_slopes(6), rtol=1e-6)
     with pytest.raises(ValueError, match="shortest=8"):
         gates.time_scale_logits(3, 8.0, 4.0)
+
+
+def test_tables_of_long_phases_are_loops_on_a_cpu_with_the_values_and_gradients_of_short_ones():
+    phases = jax.random.uniform(jax.random.key(0), (2, 256, 4, 8), minval=-0.5)  # 2^14
+    weights = jax.random.normal(jax.random.key(1), (2, *phases.shape))
+
+    def total(phases):
+        return sum(jnp.sum(w * table) for w, table in zip(weights, positions.cos_sin(phases), strict=True))
+
+    np.testing.assert_allclose(positions.cos_sin(phases)[0], np.cos(2 * np.pi * np.asarray(phases)), atol=1e-6)
+    expected = 2 * np.pi * (weights[1] * jnp.cos(2 * np.pi * phases) - weights[0] * jnp.sin(2 * np.pi * phases))
+    np.testing.assert_allclose(jax.grad(total)(phases), expected, atol=1e-4)
+    assert "scan" in str(jax.make_jaxpr(positions.cos_sin)(phases))
+    with compiling_for("tpu"):
+        assert "scan" not in str(jax.make_jaxpr(positions.cos_sin)(phases))

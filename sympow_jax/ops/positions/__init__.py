@@ -13,11 +13,13 @@ from sympow_jax.ops.positions.biases import (
 from sympow_jax.ops.positions.frequencies import ScalingConstants, manifest_frequencies, rope_frequencies
 from sympow_jax.ops.positions.rotary import (
     PhaseState,
+    cos_sin,
     initial_phase_state,
     learned_phases,
     phase_state,
     rope_phases,
     rotate,
+    rotate_by,
     sum_phases,
 )
 
@@ -26,6 +28,7 @@ __all__ = [
     "ScalingConstants",
     "alibi_bias",
     "alibi_slopes",
+    "cos_sin",
     "fire_input",
     "init_bias",
     "initial_phase_state",
@@ -38,6 +41,7 @@ __all__ = [
     "rope_frequencies",
     "rope_phases",
     "rotate",
+    "rotate_by",
     "sandwich",
     "sandwich_bias",
     "sinusoidal",

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sympow_jax.ops.platform import target_platform
 from sympow_jax.typing import Array, Bool, Float, Int, PyTree, accumulation_dtype
 
+_LONG = 1 << 14  # phases
 _UNIT = 1 << 30  # fixed-point units of learned positions: beta is rounded to multiples of 2^-30
 
 
@@ -195,16 +197,46 @@ def rotate(
       phases: F <= D/2 turns, per head or shared: K divides H, and query head h uses phases h // (H / K).
       factor: what the rotated dims are multiplied by.
     """
+    return rotate_by(x, cos_sin(phases.astype(accumulation_dtype(x))), factor)
+
+
+def rotate_by(
+    x: Float[Array, "B T H D"], turns: tuple[Float[Array, "#B T K F"], Float[Array, "#B T K F"]], factor: float = 1.0
+) -> Float[Array, "B T H D"]:
+    """`rotate` by the `cos_sin` of the phases, for queries and keys that share them."""
     B, T, H, _ = x.shape
-    K, F = phases.shape[2:]
+    K, F = turns[0].shape[2:]
     if x.shape[3] > 2 * F:
-        return jnp.concatenate([rotate(x[..., : 2 * F], phases, factor), x[..., 2 * F :]], axis=-1)
+        return jnp.concatenate([rotate_by(x[..., : 2 * F], turns, factor), x[..., 2 * F :]], axis=-1)
     dtype = accumulation_dtype(x)
-    angles = phases.astype(dtype)[:, :, :, None, :] * (2 * math.pi)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    cos, sin = (turn.astype(dtype)[:, :, :, None, :] for turn in turns)
     if factor != 1:
         cos, sin = factor * cos, factor * sin
     pairs = x.astype(dtype).reshape(B, T, K, H // K, 2 * F)
     first, second = pairs[..., :F], pairs[..., F:]
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
     return rotated.reshape(B, T, H, 2 * F).astype(x.dtype)
+
+
+def cos_sin(phases: Float[Array, "#B T K F"]) -> tuple[Float[Array, "#B T K F"], Float[Array, "#B T K F"]]:
+    """Cosine and sine of phases in turns."""
+    return _cos_sin(phases * (2 * math.pi))
+
+
+@jax.custom_jvp
+def _cos_sin(angles: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine, on a CPU in a loop over pieces of long arrays: XLA fuses nothing across a loop.
+
+    It would evaluate both anew in every product with them, forward and backward (RESULTS.md, training step).
+    """
+    pieces = 8
+    if target_platform() != "cpu" or angles.size < _LONG or angles.size % pieces:
+        return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jax.lax.map(lambda piece: (jnp.cos(piece), jnp.sin(piece)), angles.reshape(pieces, -1))
+    return cos.reshape(angles.shape), sin.reshape(angles.shape)
+
+
+@_cos_sin.defjvp
+def _cos_sin_jvp(primals, tangents):
+    cos, sin = _cos_sin(*primals)
+    return (cos, sin), (-sin * tangents[0], cos * tangents[0])
