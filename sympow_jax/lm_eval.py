@@ -75,7 +75,7 @@ def language_model(texts: TextModel) -> Any:
             return texts.whole([request.args[0] for request in requests])
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            return [texts.continuation(*request.args) for request in requests]
+            return texts.continuations([request.args for request in requests])
 
     return SympowLM()
 
@@ -111,7 +111,7 @@ def run(argv: Sequence[str]) -> int:
         limit=limit if limit >= 0 else None,
         num_fewshot=shots if shots >= 0 else None,
     )
-    print(f"step {step}, {texts.scorer.num_programs} programs compiled for scoring")
+    print(f"step {step}, {texts.num_programs} programs compiled")
     print(lm_eval.utils.make_table(results))
     if "output" in flags:
         found = json.loads(json.dumps(results, default=str))  # tasks keep functions among their settings

@@ -1,7 +1,10 @@
 """Reading tokens into a state: a prompt in chunks, then one compiled step for every position."""
 
 import dataclasses
+import functools
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,19 +129,53 @@ class Decoder:
                 self._program(stream, size)
             num_tokens %= size
 
+    @property
+    def num_programs(self) -> int:
+        """Programs compiled so far."""
+        return len(self._programs)
+
+    def read_each(self, state: PyTree, tokens: np.ndarray, max_length: int | None) -> tuple[jax.Array, PyTree]:
+        """Reads one token [N] into each of N streams of one row, which may be of different lengths.
+
+        Args:
+          state: of the streams, stacked; it is written in place.
+          tokens: int32.
+          max_length: of each stream.
+
+        Returns:
+          The logits [N, V] of the next tokens, and the next state.
+        """
+
+        def advance(params, tokens, state, length):
+            each = functools.partial(self.model.next_logits, params, length=length)
+            logits, state = jax.vmap(lambda token, row: each(token[None, None], row))(tokens, state)
+            return logits[:, 0], state
+
+        program = self._compiled(("each", len(tokens), max_length), advance, tokens, state, max_length)
+        return program(self._params, tokens, state)
+
     def _program(self, stream: Stream, size: int) -> jax.stages.Compiled:
+        def advance(params, tokens, state, length):
+            return self.model.next_logits(params, tokens, state, length=length)
+
+        tokens = jax.ShapeDtypeStruct((stream.batch_size, size), jnp.int32)
         key = (stream.batch_size, stream.max_length, size)
+        return self._compiled(key, advance, tokens, stream.state, stream.max_length)
+
+    def _compiled(
+        self, key: tuple, advance: Callable, tokens: Any, state: PyTree, max_length: int | None
+    ) -> jax.stages.Compiled:
         if key not in self._programs:
             begin = time.perf_counter()
-            length = (stream.max_length or 0) if self.model.depends_on_length else 0
+            length = (max_length or 0) if self.model.depends_on_length else 0
             whole = sharding.everywhere(self.model.mesh)
-            tokens = jax.ShapeDtypeStruct((stream.batch_size, size), jnp.int32, sharding=whole)
-
-            def advance(layers, tokens, state):
-                return self.model.next_logits(_stack_layers(layers), tokens, state, length=length)
-
-            program = jax.jit(advance, donate_argnums=2, out_shardings=(whole, None))
-            self._programs[key] = program.lower(self._params, tokens, stream.state).compile()
+            tokens = jax.ShapeDtypeStruct(tokens.shape, jnp.int32, sharding=whole)
+            program = jax.jit(
+                lambda layers, tokens, state: advance(_stack_layers(layers), tokens, state, length),
+                donate_argnums=2,
+                out_shardings=(whole, None),
+            )
+            self._programs[key] = program.lower(self._params, tokens, state).compile()
             self.compile_seconds += time.perf_counter() - begin
         return self._programs[key]
 

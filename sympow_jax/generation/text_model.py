@@ -1,5 +1,6 @@
 """A model of texts: what a harness asks of it, log-likelihoods of continuations and of whole texts, and greedy text."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from sympow_jax.config import ConfigError
 from sympow_jax.evals.continuations import ContinuationScorer
 from sympow_jax.generation.decoder import Decoder
 from sympow_jax.generation.sampling import Sampling
+from sympow_jax.generation.side_by_side import greedy_texts
 from sympow_jax.generation.text import generate
 from sympow_jax.input_pipeline.tokenizers import Tokenizer
 from sympow_jax.models.model import Model
@@ -24,7 +26,7 @@ class TextModel:
 
     Args:
       model, params, tokenizer: of a run; see sympow_jax.loading.load.
-      batch_size: rows that are scored side by side.
+      batch_size: rows that are scored, or continued, side by side.
       bos: whether texts begin with BOS, as the texts of training do.
 
     Attributes:
@@ -35,7 +37,12 @@ class TextModel:
         self.tokenizer, self._bos, self._model = tokenizer, bos, model
         chunk_size = model.config.evaluation.chunk_size
         self.scorer = ContinuationScorer(model, params, batch_size=batch_size, chunk_size=chunk_size)
-        self._decoder = Decoder(model, params)
+        self._decoder, self._batch = Decoder(model, params), batch_size
+
+    @property
+    def num_programs(self) -> int:
+        """Programs compiled so far."""
+        return self.scorer.num_programs + self._decoder.num_programs
 
     def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
         """The ids of a text, after BOS unless that is off."""
@@ -82,17 +89,41 @@ class TextModel:
             stop = min(start + bound, len(ids))
             yield row[max(0, stop - bound) : start + 1], row[start + 1 : stop + 1]
 
-    def continuation(self, prompt: str, options: Mapping[str, Any]) -> str:
-        """The text after `prompt`, up to a stop string, the end of the text, or the most new tokens.
+    def continuations(self, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+        """The text after each prompt, up to a stop string, the end of the text, or the most new tokens.
+
+        Greedy ones are continued side by side; drawn ones, and all on a mesh, which spreads a row, one by one.
 
         Args:
-          prompt: what is read first.
-          options: `until` (a text or several), `max_gen_toks`, `do_sample`, `temperature`, `top_k`, `top_p`, as tasks
-            spell them; without do_sample, or at temperature 0, the most likely token is taken.
+          requests: (prompt, options): `until` (a text or several), `max_gen_toks`, `do_sample`, `temperature`, `top_k`,
+            `top_p`, as tasks spell them; without do_sample, or at temperature 0, the most likely token is taken.
 
         Raises:
           ConfigError: an option that is not known, or out of range.
         """
+        asked = [self._asked(prompt, options) for prompt, options in requests]
+        alone = self._model.mesh is not None and self._model.mesh.size > 1
+        found = {n: self._alone(each) for n, each in enumerate(asked) if alone or each.sampling.temperature}
+        greedy = sorted((n for n in range(len(asked)) if n not in found), key=lambda n: -asked[n].length)
+        longest = max((each.length for each in asked), default=0)
+        while greedy:
+            room = asked[greedy[0]].length if self._model.depends_on_length else longest
+            same = sum(asked[n].length == room for n in greedy) if self._model.depends_on_length else len(greedy)
+            numbers, greedy = greedy[: min(self._batch, same)], greedy[min(self._batch, same) :]
+            rows = [asked[n] for n in numbers]
+            texts = greedy_texts(
+                self._decoder,
+                self.tokenizer,
+                [row.ids for row in rows],
+                max_new_tokens=[row.most for row in rows],
+                stop=[row.stop for row in rows],
+                max_length=room,
+                batch_size=self._batch,
+            )
+            found |= dict(zip(numbers, texts, strict=True))
+        return [found[n] for n in range(len(asked))]
+
+    def _asked(self, prompt: str, options: Mapping[str, Any]) -> "_Asked":
         options = dict(options)
         until = options.pop("until", None) or []
         stop = [until] if isinstance(until, str) else list(until)
@@ -106,9 +137,25 @@ class TextModel:
         ids = self.encode(prompt) or [self.tokenizer.bos_id]
         if self._model.max_length is not None:
             ids = ids[-max(1, self._model.max_length - most) :]
-        stream = self._decoder.start(1, len(ids) + most)
-        self._decoder.read(stream, np.asarray([ids], np.int32))
-        pieces = generate(
-            self._decoder, stream, self.tokenizer, sampling=sampling, max_new_tokens=most, stop=[s for s in stop if s]
-        )
-        return "".join(new[0] for new in pieces)
+        return _Asked(ids, most, sampling, [text for text in stop if text])
+
+    def _alone(self, asked: "_Asked") -> str:
+        stream = self._decoder.start(1, asked.length)
+        self._decoder.read(stream, np.asarray([asked.ids], np.int32))
+        options = {"sampling": asked.sampling, "max_new_tokens": asked.most, "stop": asked.stop}
+        return "".join(new[0] for new in generate(self._decoder, stream, self.tokenizer, **options))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """A text to be continued."""
+
+    ids: list[int]
+    most: int
+    sampling: Sampling
+    stop: list[str]
+
+    @property
+    def length(self) -> int:
+        """Tokens that its stream must hold."""
+        return len(self.ids) + self.most

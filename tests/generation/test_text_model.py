@@ -33,18 +33,29 @@ def log_p(logits_of, params, ids, padded=32):
 
 
 @pytest.mark.slow
-def test_texts_are_scored_from_bos_and_continued_by_their_likeliest_tokens():
+def test_texts_are_scored_from_bos():
     texts, logits_of, params = text_model()
     each = log_p(logits_of, params, texts.encode("two words"))
     assert texts.whole(["", "two words"]) == [0, pytest.approx(each.sum(), rel=1e-6)]
     ((total, greedy),) = texts.log_likelihoods([(texts.encode("two "), list(b"words"))])
     assert total == pytest.approx(each[4:].sum(), rel=1e-6) and not greedy
-    more = texts.continuation("two ", {"max_gen_toks": 4, "do_sample": False, "until": ["\n\n"]})
-    ids = texts.encode("two ")
-    for _ in range(4):
-        ids.append(int(logits_after(logits_of, params, ids)[-1].argmax()))
-    assert more == texts.tokenizer.decode(ids[5:])
     assert TextModel.encode(texts, "a", bos=False) == [97]
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+@pytest.mark.parametrize("variant", ["softmax_rope", "conformal_sympow", "based"])
+def test_texts_are_continued_side_by_side_as_they_are_alone(variant):
+    texts, logits_of, params = text_model(variant, *(["model.num_layers=1"] if variant == "softmax_rope" else []))
+    prompts = {"two ": 4, "a": 7, "one more": 2}  # rows of other lengths, and more of them than are read side by side
+    options = {"do_sample": False, "until": ["\n\n"]}
+    more = texts.continuations([(prompt, options | {"max_gen_toks": most}) for prompt, most in prompts.items()])
+    for text, (prompt, most) in zip(more, prompts.items(), strict=True):
+        ids = texts.encode(prompt)
+        for _ in range(most):
+            ids.append(int(logits_after(logits_of, params, ids)[-1].argmax()))
+        assert text == texts.tokenizer.decode(ids[len(prompt) + 1 :])
+    assert texts._decoder.num_programs == 3  # of 8 tokens, of one, and of one for each row
 
 
 @pytest.mark.slow
@@ -61,7 +72,7 @@ def test_a_bounded_text_is_covered_once_with_all_context_that_fits():
 def test_options_of_tasks_that_are_not_known_are_named():
     texts, _, _ = text_model()
     with pytest.raises(ConfigError, match="generation option 'num_beams' is not known"):
-        texts.continuation("a", {"num_beams": 4})
+        texts.continuations([("a", {"num_beams": 4})])
     with pytest.raises(ConfigError, match="an empty continuation has no log-likelihood"):
         texts.log_likelihoods([([1], [])])
 

@@ -83,7 +83,7 @@ def compare(folder: pathlib.Path) -> None:
     rolling = zip(ours["loglikelihood_rolling"], theirs["loglikelihood_rolling"], strict=True)
     print(f"whole texts: {max(abs(a / b - 1) for a, b in rolling):.1e} relative")
     same = [a == b for a, b in zip(ours["generate_until"], theirs["generate_until"], strict=True)]
-    print(f"continuations: {sum(same)} of {len(same)} equal")
+    print(f"continuations: {sum(same)} of {len(same)} equal, {model.num_programs} programs in all")
 
 
 if __name__ == "__main__":
