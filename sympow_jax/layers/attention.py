@@ -124,10 +124,10 @@ class Attention(Projections):
     def _is_cut(self, num_tokens: int, context: Context, state: PyTree | None) -> bool:
         """Whether the shards of a sequence share the work on its tokens, or each does all of it.
 
-        A cache of keys is whole on every shard; softmax without one works on half-shards.
+        A cache of keys is whole on every shard; softmax without one, and additive biases, work on half-shards.
         """
         shards = sharding.axis_size("seq")
-        if self.linear:
+        if self.linear and not self.has_bias:
             return num_tokens % shards == 0 and not (self.rotary.changes_with_length and not context.length)
         if self.window is not None and self.window <= num_tokens // shards:
             return num_tokens % shards == 0
@@ -137,7 +137,8 @@ class Attention(Projections):
         self, tokens: Tokens, bias: ops.PositionBias | None, context: Context, state: PyTree | None
     ) -> tuple[Float[Array, "B T H Dv"], PyTree | None]:
         """`_attend` on one stretch of a sequence, whose earlier tokens are on other devices."""
-        decays, past = tokens.log_gates if self.linear else None, state or {}
+        streams = self.linear and not self.has_bias
+        decays, past = tokens.log_gates if streams else None, state or {}
         totals = sequence_parallel.gather_totals(tokens.beta, decays, context.segment_ids)
         phase = None
         if tokens.beta is not None:
@@ -146,7 +147,11 @@ class Attention(Projections):
         keep_keys = state is not None and self.rotary.changes_with_length
         tokens, scale, phase = self.rotary(tokens, context, phase, keep_keys=keep_keys)
         options: dict[str, Any] = {"scale": scale, "implementation": self._implementation()}
-        if self.linear:
+        if self.linear and not streams:
+            ring = functools.partial(ops.linear_attention_ring, self._linear_kernel())
+            size = self.attention.chunk_size or None
+            return sequence_parallel.attend_ring(ring, tokens, bias, context, scale=scale, block_size=size), None
+        if streams:
             kernel = self._linear_kernel()
             known: dict[str, Any] = {"log_gates": tokens.log_gates, "segment_ids": context.segment_ids}
             known |= {"chunk_size": self.attention.chunk_size or None}

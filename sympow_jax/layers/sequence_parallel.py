@@ -7,6 +7,7 @@ softmax are gathered where they are few, or go around; inside a window a shard g
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -118,7 +119,7 @@ def attend(
 ) -> Float[Array, "B T H Dv"]:
     """Softmax attention to the keys and values of all shards: gathered where they are few, else passed around."""
     if implementation in (None, "blockwise") and gathered_bytes(tokens) > LARGEST_GATHER:
-        return attend_ring(tokens, bias, context, **options)
+        return attend_ring(ops.softmax_attention_ring, tokens, bias, context, **options)
     return attend_gathered(tokens, bias, context, implementation=implementation, **options)
 
 
@@ -128,9 +129,9 @@ def gathered_bytes(tokens: Tokens) -> int:
 
 
 def attend_ring(
-    tokens: Tokens, bias: ops.PositionBias | None, context: Context, **options: Any
+    ring: Callable[..., Array], tokens: Tokens, bias: ops.PositionBias | None, context: Context, **options: Any
 ) -> Float[Array, "B T H Dv"]:
-    """Softmax attention to the keys and values of all shards, which visit each in turn.
+    """Attention to the keys and values of all shards, which visit each in turn; `ring` is that of the kernel.
 
     Under a causal mask a query of an early half-shard sees few of them; with an early and a late one on each shard
     (striped attention, arXiv 2311.09431, by halves) every step is as much work on every shard.
@@ -140,9 +141,7 @@ def attend_ring(
         known["gates"] = cumulative_gates(tokens.log_gates)
     q, k, v, known = jax.tree.map(sharding.to_zigzag, (tokens.q, tokens.k, tokens.v, known))
     index = sharding.zigzag_index(tokens.q.shape[1])
-    return sharding.from_zigzag(
-        ops.softmax_attention_ring(q, k, v, axis="seq", index=index, bias=bias, **known, **options)
-    )
+    return sharding.from_zigzag(ring(q, k, v, axis="seq", index=index, bias=bias, **known, **options))
 
 
 def cumulative_gates(log_gates: Float[Array, "B T G"]) -> tuple[Float[Array, "B T G"], Float[Array, "B T G"]]:

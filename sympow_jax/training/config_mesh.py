@@ -70,7 +70,7 @@ def _check_rows(config: Config, sizes: dict[str, int]) -> None:
 
 
 def check_model(config: Config, sizes: dict[str, int]) -> None:
-    """Raises ConfigError where the axes do not divide a dim of the model, or its kernel cannot be cut in time."""
+    """Raises ConfigError where the axes do not divide a dim of the model."""
     m, a = config.model, config.attention
     tensor, both = sizes["tensor"], sizes["fsdp"] * sizes["tensor"]
     dims = [
@@ -89,18 +89,11 @@ def check_model(config: Config, sizes: dict[str, int]) -> None:
                 f"or mesh {axes} = {math.gcd(size, divisor)}"
             )
 
-    stateless = [spec.attention.position for spec in specs if not spec.streams]
-    if sizes["seq"] > 1 and stateless:
-        raise ConfigError(
-            f"mesh.seq = {sizes['seq']}: a linear kernel with the additive bias {stateless[0]!r} has no finite state "
-            "to pass between devices; use mesh.seq = 1"
-        )
-
 
 def _check_length(config: Config, sizes: dict[str, int]) -> None:
     a, length, shards, specs = config.attention, config.data.seq_len, sizes["seq"], layer_specs(config)
-    grows = any(not spec.streams_constant for spec in specs)
-    halves = 2 if shards > 1 and grows else 1  # softmax hands each shard an early and a late half
+    pairs = any(not spec.streams_constant for spec in specs)
+    halves = 2 if shards > 1 and pairs else 1  # where all pairs meet, a shard gets an early and a late half
     divisor = math.lcm(shards * sizes["tensor"], shards * halves)
     if length % divisor:
         raise ConfigError(

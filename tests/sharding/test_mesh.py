@@ -85,7 +85,7 @@ def test_chips_that_a_mesh_cannot_be_laid_over_are_one_line(flags, devices, mess
         (["mesh.fsdp=8", "model.embed_dim=36"], r"model.embed_dim = 36: .*fsdp x tensor = 8; use 40"),
         (["mesh.seq=8", "data.seq_len=30"], r"data.seq_len = 30: must be a multiple of 8 .*use 32"),
         (["mesh.data=16"], r"= 16 devices, and there are 8"),
-        (["mesh.seq=2", "attention.position=fire", "attention.implementation=blockwise"], r"mesh.seq = 2: .*no finite"),
+        (["mesh.seq=8", "data.seq_len=24", "attention.position=fire"], r"data.seq_len = 24: must be a multiple of 16 "),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_one_line_with_the_value_that_would(flags, message):

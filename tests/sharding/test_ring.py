@@ -25,6 +25,8 @@ CASES = {
     "fox_packed": ArgSpec("fox_packed", T=T, gates="query", packed=True),
     "strong_gates_window": ArgSpec("strong_gates_window", T=T, gates="kv", gate_shift=-5.0, window=29),
     "t5_kerple_gates": ArgSpec("t5_kerple_gates", T=T, gates="query", bias=("t5", "kerple_log")),
+    "power_fire_packed": ArgSpec("power_fire_packed", T=T, gates="kv", packed=True, bias=("fire",)),
+    "power_t5": ArgSpec("power_t5", T=T, bias=("t5",)),
     "fire_packed_window": ArgSpec("fire_packed_window", T=T, packed=True, window=31, bias=("fire",)),
 }
 
@@ -33,12 +35,15 @@ def mesh_of(seq):
     return sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "seq": seq})
 
 
-def on_shards(seq, arrays, options, window):
+def on_shards(seq, arrays, options, kernel, window):
     """`attend_ring` on a mesh."""
+    ring, more = ops.softmax_attention_ring, {"window": window}
+    if kernel:
+        ring, more = functools.partial(ops.linear_attention_ring, kernel), {}
 
     def attend(tokens, bias, segment_ids, positions):
         context = Context(jnp.int32(0), positions, segment_ids, None, 0)
-        return sequence_parallel.attend_ring(tokens, bias, context, scale=None, window=window, block_size=4)
+        return sequence_parallel.attend_ring(ring, tokens, bias, context, scale=None, block_size=4, **more)
 
     tokens = Tokens(arrays["q"], arrays["k"], arrays["v"], None, arrays.get("log_gates"))
     known = [options.get(name) for name in ("segment_ids", "positions")]
@@ -47,13 +52,15 @@ def on_shards(seq, arrays, options, window):
         return sharding.over_shards(attend, (tokens, arrays.get("bias"), *known), (cut, P(), cut, cut), cut)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def value_and_gradients(seq, arrays, options, window, cotangent):
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def value_and_gradients(seq, arrays, options, kernel, window, cotangent):
     def loss(arrays):
-        if seq == 1:
+        if seq == 1 and kernel:
+            out = ops.linear_attention(kernel, **arrays, **options, implementation="reference")
+        elif seq == 1:
             out = ops.softmax_attention(**arrays, **options, window=window, implementation="reference")
         else:
-            out = on_shards(seq, arrays, options, window)
+            out = on_shards(seq, arrays, options, kernel, window)
         return (out.astype(cotangent.dtype) * cotangent).sum(), out
 
     (_, out), gradients = jax.value_and_grad(loss, has_aux=True)(arrays)
@@ -72,19 +79,21 @@ def value_and_gradients(seq, arrays, options, window, cotangent):
                 ("strong_gates_window", 4),
                 ("t5_kerple_gates", 2),
                 ("fire_packed_window", 4),
+                ("power_fire_packed", 4),
+                ("power_t5", 2),
             )
         ),
     ],
 )
 def test_a_ring_gives_the_outputs_and_gradients_of_one_device(case, seq):
     arrays, options = make_args(CASES[case])
-    window = options.pop("window")
+    window, kernel = options.pop("window"), ops.PowerKernel(2) if "power" in case else None
     cotangent = jnp.asarray(
         np.random.default_rng(1).normal(size=(*arrays["q"].shape[:3], arrays["v"].shape[3])), jnp.float32
     )
-    want = value_and_gradients(1, arrays, options, window, cotangent)
+    want = value_and_gradients(1, arrays, options, kernel, window, cotangent)
     there = jax.device_put((arrays, options, cotangent), sharding.everywhere(mesh_of(seq)))
-    got = value_and_gradients(seq, *there[:2], window, there[2])
+    got = value_and_gradients(seq, *there[:2], kernel, window, there[2])
     scale = np.linalg.norm(want[1]["v"])
     kind = "strong" if "strong" in case else "mild"
     for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from sympow_jax import sharding
-from sympow_jax.config import linear_specs
 from sympow_jax.layers import sequence_parallel
 from sympow_jax.models.model import Model
 from sympow_jax.sharding import exchange
@@ -51,23 +50,22 @@ def losses_and_gradients(config, mesh, batch):
 
 
 @pytest.mark.parametrize(
-    ("variant", "steps"),
+    ("variant", "flag", "steps"),
     [
-        ("conformal_sympow", False),
-        ("conformal_sympow", True),
-        ("fox", True),
-        ("softmax_fire", False),
-        ("based", False),
-        ("hybrid", False),
+        ("conformal_sympow", "attention.implementation=chunked", False),
+        ("conformal_sympow", "attention.implementation=chunked", True),
+        ("fox", "attention.implementation=auto", True),
+        ("softmax_fire", "attention.implementation=auto", False),
+        ("sympow_gated", "attention.position=fire", False),  # no state to pass on: always a ring
+        ("based", "attention.implementation=chunked", False),
+        ("hybrid", "attention.implementation=chunked", False),
     ],
 )
-def test_shards_of_a_sequence_give_the_outputs_and_gradients_of_one_device(monkeypatch, variant, steps):
+def test_shards_of_a_sequence_give_the_outputs_and_gradients_of_one_device(monkeypatch, variant, flag, steps):
     """`steps` passes states in log2(P) steps, and keys around a ring, instead of one all-gather."""
     monkeypatch.setattr(exchange, "SMALL_GATHER", 0 if steps else 1 << 30)
     monkeypatch.setattr(sequence_parallel, "LARGEST_GATHER", 0 if steps else 1 << 30)
-    config = tiny_config(variant, "data.seq_len=64", "attention.chunk_size=4", "attention.implementation=auto")
-    if linear_specs(config):
-        config = tiny_config(variant, "data.seq_len=64", "attention.chunk_size=4", "attention.implementation=chunked")
+    config = tiny_config(variant, "data.seq_len=64", "attention.chunk_size=4", flag)
     batch = packed_batch(2, 64)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "seq": 8 if steps else 4})
     want, want_gradients = losses_and_gradients(config, None, batch)

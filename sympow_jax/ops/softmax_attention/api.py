@@ -5,8 +5,9 @@ import jax.numpy as jnp
 
 from sympow_jax.ops.positions.position_bias import PositionBias
 from sympow_jax.ops.softmax_attention.dispatch import attend, default_block_size
-from sympow_jax.ops.softmax_attention.inputs import Gates, Inputs, gates_at_keys, repeat_heads
+from sympow_jax.ops.softmax_attention.inputs import Gates, Inputs, gates_at_keys, ring_inputs
 from sympow_jax.ops.softmax_attention.ring import ring
+from sympow_jax.ops.softmax_attention.tile_sums import Softmax
 from sympow_jax.typing import Array, Float, Int
 
 
@@ -127,21 +128,15 @@ def softmax_attention_ring(
       positions: of these tokens, for the bias; None is `index`.
     """
     _check(q, k, None if gates is None else gates[0], window)
-    at_keys = None if gates is None else (repeat_heads(gates[0], q.shape[2]), repeat_heads(gates[1], q.shape[2]))
-    at = index if positions is None else positions
-    x = Inputs(
-        *(q, k, v),
-        gates=None if at_keys is None else (at_keys, at_keys),
-        bias=bias,
-        q_positions=at,
-        k_positions=at,
-        q_order=index[None],
-        k_order=index[None],
-        segments=None if segment_ids is None else (segment_ids, segment_ids),
-    )
+    x = ring_inputs(q, k, v, index, gates, bias, segment_ids, positions)
     size = block_size or default_block_size(q.shape[1], q.shape[1], window)
     return ring(
-        x, axis=axis, scale=float(q.shape[-1] ** -0.5 if scale is None else scale), window=window, block_size=size
+        x,
+        axis=axis,
+        weights=Softmax(),
+        scale=float(q.shape[-1] ** -0.5 if scale is None else scale),
+        window=window,
+        block_size=size,
     )
 
 

@@ -40,6 +40,31 @@ class Inputs:
     consecutive: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
+def ring_inputs(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T K D"],
+    v: Float[Array, "B T K Dv"],
+    index: Int[Array, "T"],
+    gates: Gates | None,
+    bias: PositionBias | None,
+    segment_ids: Int[Array, "B T"] | None,
+    positions: Int[Array, "B T"] | None,
+) -> Inputs:
+    """Of the tokens of a whole sequence numbered `index`; gates are its cumulative ones, of kv heads or query heads."""
+    at_keys = None if gates is None else (repeat_heads(gates[0], q.shape[2]), repeat_heads(gates[1], q.shape[2]))
+    at = index if positions is None else positions
+    return Inputs(
+        *(q, k, v),
+        gates=None if at_keys is None else (at_keys, at_keys),
+        bias=bias,
+        q_positions=at,
+        k_positions=at,
+        q_order=index[None],
+        k_order=index[None],
+        segments=None if segment_ids is None else (segment_ids, segment_ids),
+    )
+
+
 def visible(
     q_order: Int[Array, "b q"],
     k_order: Int[Array, "b k"],
