@@ -76,6 +76,7 @@ def _attention() -> ConfigDict:
     a.output_gate = False  # sigmoid(W x) on the attention output, as FoX-Pro has
     a.output_norm = False  # RMSNorm of each head's output, before the gate
     a.log_length_scale = False  # softmax: scores times s log(keys that the query sees), s learned per head
+    a.sinks = False  # softmax: a learned logit of each head in the denominator, exp(0) at first
     a.window = 64  # tokens that a `window` layer (sliding-window softmax) sees
     a.conv_width = 3  # taps of the convolution layers
     a.conv_expand = 2  # `gated_conv` projects to this many times embed_dim: half is convolved, half gates it

@@ -61,6 +61,7 @@ ABSENT: tuple[tuple[str, Any], ...] = (
     ("optimizer.learning_rates", ("none",)),
     ("optimizer.distill_layers", 0.0),
     ("optimizer.distill_logits", 0.0),
+    ("attention.sinks", False),
 )
 
 

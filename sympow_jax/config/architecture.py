@@ -70,15 +70,16 @@ def _check_attention(config: Config) -> None:
         f"attention.qk_norm_span = {a.qk_norm_span!r}: attention.qk_norm is false; set it to true, or use 'head'",
     )
     require(
-        "softmax" in kernels or not a.log_length_scale,
-        f"attention.log_length_scale = True: no layer is softmax, and in {' and '.join(sorted(kernels))} a scale of a "
-        "row's scores has no effect or another one; use false",
-    )
-    require(
         not a.blend_steps or ("power" in kernels and a.blend_from != "none"),
         f"attention.blend_steps = {a.blend_steps}: attention.blend_from = {a.blend_from!r} fades into kernel power, "
         f"and the layers are {' and '.join(sorted(kernels))}; use {' or '.join(variants.BLENDABLE)} and power, or 0",
     )
+    for name, asked in (("log_length_scale", a.log_length_scale), ("sinks", a.sinks)):
+        require(
+            "softmax" in kernels or not asked,
+            f"attention.{name} = True: is of softmax layers, and all that attend are {' or '.join(sorted(kernels))}; "
+            "use false",
+        )
     require(a.conv_width >= 2, f"attention.conv_width = {a.conv_width}: a convolution needs at least 2 taps")
     require(
         a.gate_min_timescale <= a.gate_max_timescale,

@@ -61,6 +61,7 @@ class AttentionConfig:
     output_gate: bool
     output_norm: bool
     log_length_scale: bool
+    sinks: bool
     window: int
     conv_width: int
     conv_expand: int

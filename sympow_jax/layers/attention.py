@@ -107,7 +107,8 @@ class Attention(Projections):
         B, T = tokens.q.shape[:2]
         time = "seq" if self._is_cut(T, context, state) else None
 
-        def attend(tokens, bias, positions, segment_ids, offset, state):
+        def attend(tokens, sinks, bias, positions, segment_ids, offset, state):
+            tokens = dataclasses.replace(tokens, sinks=sinks)
             start = offset if time is None else offset + jax.lax.axis_index("seq") * tokens.q.shape[1]
             local = dataclasses.replace(
                 context, offset=start, positions=positions, segment_ids=segment_ids, shared_bias=None
@@ -117,8 +118,9 @@ class Attention(Projections):
 
         rows, states = sharding.dividing(B, sharding.BATCH), state_specs(state)
         each, heads = P(rows, time), P(rows, time, "tensor")
-        arguments = (tokens, bias, context.positions, context.segment_ids, context.offset, state)
-        specs = (heads, sharding.tree_specs(bias), each, each, P(), states)
+        cut, sinks = dataclasses.replace(tokens, sinks=None), tokens.sinks
+        arguments = (cut, sinks, bias, context.positions, context.segment_ids, context.offset, state)
+        specs = (heads, P("tensor"), sharding.tree_specs(bias), each, each, P(), states)
         return sharding.over_shards(attend, arguments, specs, (heads, states))
 
     def _is_cut(self, num_tokens: int, context: Context, state: PyTree | None) -> bool:
@@ -217,7 +219,7 @@ class Attention(Projections):
         q, k, v, log_gates = tokens.q, tokens.k, tokens.v, tokens.log_gates
         if state is None:
             options = {"bias": bias, "scale": scale, "window": self.window, "implementation": self._implementation()}
-            options |= {"segment_ids": context.segment_ids, "positions": context.positions}
+            options |= {"sinks": tokens.sinks, "segment_ids": context.segment_ids, "positions": context.positions}
             return ops.softmax_attention(q, k, v, log_gates=log_gates, **options), None
         if context.segment_ids is not None:
             raise ValueError(
@@ -232,4 +234,4 @@ class Attention(Projections):
             return attend_window(tokens, state["kernel"], window=self.window, **options)
         offset = context.offset
         cache = ops.cache.append(state["kernel"], k, v, log_gates=log_gates, positions=positions, offset=offset)
-        return ops.cache.cached_attention(q, cache, offset=offset, **options), cache
+        return ops.cache.cached_attention(q, cache, offset=offset, sinks=tokens.sinks, **options), cache

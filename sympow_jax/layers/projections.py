@@ -27,8 +27,8 @@ class Projections(nnx.Module):
 
     And, as the variant needs them, gate [E, G] with bias (data) or gate_logits [G] (learned), beta [E, K]
     (learned_rope), bias_parameters (kerple, t5, fire), query_norm and key_norm (qk_norm, rebased) over a head or all
-    of them, output_gate [E, H Dv], output_norm over a head, log_length_scale [H] (softmax). G is H under softmax, else
-    K. attention.bias gives the first three, or all four, a bias.
+    of them, output_gate [E, H Dv], output_norm over a head, log_length_scale and sinks [H] (softmax). G is H under
+    softmax, else K. attention.bias gives the first three, or all four, a bias.
     """
 
     def __init__(self, spec: LayerSpec, model: ModelConfig, *, rngs: nnx.Rngs):
@@ -52,6 +52,8 @@ class Projections(nnx.Module):
         if attention.log_length_scale and not self.linear:
             start = initial_log_scale(spec.position.original_length, self.window)
             self.log_length_scale = nnx.Param(jnp.full(H, start, jnp.float32))
+        if attention.sinks and not self.linear:
+            self.sinks = nnx.Param(jnp.zeros(H, jnp.float32))
         self._make_norms(rngs)
         self._make_gate(model, rngs)
         if attention.position == "learned_rope":
@@ -98,7 +100,7 @@ class Projections(nnx.Module):
             q = (q.astype(jnp.float32) * factor[..., None]).astype(q.dtype)
         v = self.value(x).reshape(*x.shape[:2], self.num_kv_heads, self.value_head_dim)
         beta = 1.0 + jnp.tanh(self.beta(x.astype(jnp.float32))) if hasattr(self, "beta") else None
-        return Tokens(q, k, v, beta, self.log_gates(x))
+        return Tokens(q, k, v, beta, self.log_gates(x), self.sinks[...] if hasattr(self, "sinks") else None)
 
     def _queries_and_keys(self, x: Float[Array, "B T E"]) -> tuple[Float[Array, "B T H D"], Float[Array, "B T K D"]]:
         B, T, D = *x.shape[:2], self.head_dim

@@ -118,6 +118,7 @@ def attend(
     tokens: Tokens, bias: ops.PositionBias | None, context: Context, *, implementation: str | None, **options: Any
 ) -> Float[Array, "B T H Dv"]:
     """Softmax attention to the keys and values of all shards: gathered where they are few, else passed around."""
+    options["sinks"] = tokens.sinks
     if implementation in (None, "blockwise") and gathered_bytes(tokens) > LARGEST_GATHER:
         return attend_ring(ops.softmax_attention_ring, tokens, bias, context, **options)
     return attend_gathered(tokens, bias, context, implementation=implementation, **options)
@@ -180,7 +181,13 @@ def attend_window(
         exists = (context.offset > 0) | (index >= window - 1)
         known["segment_ids"] = jnp.broadcast_to(exists.astype(jnp.int32)[None], (B, index.size))
     return ops.softmax_attention_at(
-        q, k, v, query_index=index[window - 1 :], bias=bias, window=window, **known, **options
+        *(q, k, v),
+        query_index=index[window - 1 :],
+        bias=bias,
+        window=window,
+        sinks=tokens.sinks,
+        **known,
+        **options,
     )
 
 

@@ -71,5 +71,6 @@ def attend_window(
         positions=positions,
         key_positions=visible["positions"],
         window=window,
+        sinks=tokens.sinks,
     )
     return out, {name: array[:, q.shape[1] :] for name, array in visible.items()}

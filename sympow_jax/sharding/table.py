@@ -23,7 +23,7 @@ _TABLE = (  # the end of a path, the axes of its dims
     (r"(query|key|value|up|gate|input)/bias", ("tensor",)),
     (r"mixer/kernel", (None, "tensor")),  # [W, F], the taps of a convolution
     (r"(table|kernel_out)", (None, "tensor")),  # [..., H], position biases
-    (r"(p|a|slopes|strengths|bias_out|gate_logits|log_length_scale)", ("tensor",)),  # [H]
+    (r"(p|a|slopes|strengths|bias_out|gate_logits|log_length_scale|sinks)", ("tensor",)),  # [H]
     (r"(scale|bias|c|threshold|kernel_in|bias_in|frequencies)", ()),
 )
 _STACKED = re.compile(r"(^|/)blocks_\d+/")  # a leading dim of layers, which are scanned

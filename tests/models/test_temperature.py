@@ -105,5 +105,5 @@ def test_linear_layers_have_a_norm_and_no_temperature():
     """A factor of all scores of a row is no temperature where the weight is a power of them."""
     layer = layer_of("sympow,fox", "attention.log_length_scale=true", "attention.output_norm=true")
     assert not hasattr(layer, "log_length_scale") and layer.output_norm.scale[...].shape == (D,)
-    with pytest.raises(ConfigError, match=r"log_length_scale = True: no layer is softmax, and in power and taylor"):
+    with pytest.raises(ConfigError, match=r"log_length_scale = True: is of softmax layers, and all .* power or taylor"):
         layer_of("sympow,based", "attention.log_length_scale=true")

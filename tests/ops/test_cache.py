@@ -13,7 +13,7 @@ def test_blocks_that_overlap_count_every_slot_once(monkeypatch, rng):
     monkeypatch.setattr(cache_lib, "BLOCK_SIZE", 8)
     B, T, H, K, D = 2, 20, 4, 2, 8
     q, k, v = (jnp.asarray(rng.normal(size=(B, T, n, D)), jnp.float32) for n in (H, K, K))
-    gates = jnp.asarray(-rng.uniform(size=(B, T, H)), jnp.float32)
+    gates, sinks = jnp.asarray(-rng.uniform(size=(B, T, H)), jnp.float32), jnp.asarray([0.5, -3.0, 2.0, 0.0])
     positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
 
     @jax.jit
@@ -25,7 +25,9 @@ def test_blocks_that_overlap_count_every_slot_once(monkeypatch, rng):
             cache = cache_lib.append(
                 cache, k[:, part], v[:, part], log_gates=gates[:, part], positions=at, offset=offset
             )
-            outs.append(cache_lib.cached_attention(q[:, part], cache, positions=at, offset=offset, scale=D**-0.5))
-        return jnp.concatenate(outs, 1), ops.softmax_attention(q, k, v, log_gates=gates, implementation="reference")
+            options = {"positions": at, "offset": offset, "scale": D**-0.5, "sinks": sinks}
+            outs.append(cache_lib.cached_attention(q[:, part], cache, **options))
+        options = {"log_gates": gates, "sinks": sinks, "implementation": "reference"}
+        return jnp.concatenate(outs, 1), ops.softmax_attention(q, k, v, **options)
 
     np.testing.assert_allclose(*both_halves(), rtol=1e-5, atol=1e-6)

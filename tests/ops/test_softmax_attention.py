@@ -20,7 +20,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 FORMS = ({"implementation": "reference"}, {"implementation": "blockwise", "block_size": 16})
 MORE = (pytest.mark.slow, pytest.mark.quick)
 # in tiles; the rest slow
-SOON = ("one_token", "strong_gates_window", "packed_window_fire", "all_biases", "gates_window_t5")
+SOON = ("sinks_packed", "one_token", "strong_gates_window", "packed_window_fire", "all_biases", "gates_window_t5")
 
 
 def spec_named(name):
@@ -111,14 +111,15 @@ def brute_force(spec):
                         later = [m for m in seen if k_at[b, m] > k_at[b, j]]
                         logit += log_gates[b, later, h * log_gates.shape[2] // H].sum()
                     weights.append(np.exp(logit))
-                out[b, i, h] = np.array(weights) @ v[b, seen, h * K // H] / sum(weights)
+                sink = np.exp(np.float64(arrays["sinks"][h])) if spec.sinks else 0.0
+                out[b, i, h] = np.array(weights) @ v[b, seen, h * K // H] / (sum(weights) + sink)
     return out
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *("strong_gates_window", "packed_window_fire"),
+        *("strong_gates_window", "packed_window_fire", "sinks_cache_window"),
         *(pytest.param(name, marks=MORE) for name in ("cache_fire", "gates_per_kv_head", "packed", "cache_window")),
     ],
 )

@@ -19,7 +19,7 @@ MORE = (pytest.mark.slow, pytest.mark.quick)
 T = 48
 CASES = {
     "small": ArgSpec(
-        "small", B=2, T=24, H=2, K=1, D=4, Dv=4, gates="query", bias=("kerple_log",), packed=True, window=21
+        "small", B=2, T=24, H=2, K=1, D=4, Dv=4, gates="query", bias=("kerple_log",), packed=True, window=21, sinks=True
     ),
     "plain": ArgSpec("plain", T=T),
     "fox_packed": ArgSpec("fox_packed", T=T, gates="query", packed=True),
@@ -41,15 +41,18 @@ def on_shards(seq, arrays, options, kernel, window):
     if kernel:
         ring, more = functools.partial(ops.linear_attention_ring, kernel), {}
 
-    def attend(tokens, bias, segment_ids, positions):
+    def attend(tokens, bias, segment_ids, positions, sinks):
         context = Context(jnp.int32(0), positions, segment_ids, None, 0)
-        return sequence_parallel.attend_ring(ring, tokens, bias, context, scale=None, block_size=4, **more)
+        own = {} if kernel else {"sinks": sinks}
+        return sequence_parallel.attend_ring(ring, tokens, bias, context, scale=None, block_size=4, **more, **own)
 
     tokens = Tokens(arrays["q"], arrays["k"], arrays["v"], None, arrays.get("log_gates"))
     known = [options.get(name) for name in ("segment_ids", "positions")]
     cut = P(None, "seq")
     with sharding.use_mesh(mesh_of(seq)):
-        return sharding.over_shards(attend, (tokens, arrays.get("bias"), *known), (cut, P(), cut, cut), cut)
+        return sharding.over_shards(
+            attend, (tokens, arrays.get("bias"), *known, arrays.get("sinks")), (cut, P(), cut, cut, P()), cut
+        )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))

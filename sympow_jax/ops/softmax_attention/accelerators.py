@@ -19,8 +19,8 @@ LARGEST_TILE = 512
 
 def obstacle(name: str, x: Inputs, *, cached: bool) -> str | None:
     """What keeps the kernel `name` from computing this call here, or None."""
-    if x.bias is not None or x.gates is not None:
-        return "it takes no bias and no log_gates"
+    if x.bias is not None or x.gates is not None or x.sinks is not None:
+        return "it takes no bias, log_gates or sinks"
     if cached:
         return "it takes no key_positions"
     if name == "cudnn":

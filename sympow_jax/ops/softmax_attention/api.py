@@ -23,6 +23,7 @@ def softmax_attention(
     positions: Int[Array, "B T"] | None = None,
     key_positions: Int[Array, "B S"] | None = None,
     window: int | None = None,
+    sinks: Float[Array, "H"] | None = None,
     implementation: str | None = None,
     block_size: int | None = None,
 ) -> Float[Array, "B T H Dv"]:
@@ -45,8 +46,9 @@ def softmax_attention(
       positions: absolute positions of the queries; None is 0..T-1.
       key_positions: absolute positions of the keys; None is `positions`.
       window: a query sees the last `window` positions, itself included; None is all.
+      sinks: a logit of each head, of a key without a value that all queries see: exp(sink) more in the denominator.
       implementation: "reference", "blockwise", "cudnn" (GPU) or "pallas" (TPU's splash attention), both without gates,
-        bias and key_positions; None is the kernel of the accelerator where it can do the call, else goes by size.
+        bias, sinks and key_positions; None is the accelerator's kernel where it can do the call, else goes by size.
       block_size: tile of "blockwise"; None picks by size.
 
     Returns:
@@ -57,7 +59,7 @@ def softmax_attention(
     """
     _check(q, k, log_gates, window)
     _check_cache(q.shape[1], k.shape[1], segment_ids, positions, key_positions)
-    x = fill_in(q, k, v, log_gates, bias, segment_ids, positions, key_positions)
+    x = fill_in(q, k, v, log_gates, bias, segment_ids, positions, key_positions, sinks)
     return attend(
         x,
         scale=scale,
@@ -80,6 +82,7 @@ def softmax_attention_at(
     segment_ids: Int[Array, "B S"] | None = None,
     positions: Int[Array, "B S"] | None = None,
     window: int | None = None,
+    sinks: Float[Array, "H"] | None = None,
     implementation: str | None = None,
     block_size: int | None = None,
 ) -> Float[Array, "B T H Dv"]:
@@ -97,7 +100,7 @@ def softmax_attention_at(
     if segment_ids is not None:
         segments = segment_ids[:, query_index], segment_ids
     q_positions, k_positions = (query_index, index) if positions is None else (positions[:, query_index], positions)
-    x = Inputs(q, k, v, gates, bias, q_positions, k_positions, query_index[None], index[None], segments)
+    x = Inputs(q, k, v, gates, bias, q_positions, k_positions, query_index[None], index[None], segments, sinks)
     return attend(x, scale=scale, window=window, implementation=implementation, block_size=block_size, cached=True)
 
 
@@ -114,6 +117,7 @@ def softmax_attention_ring(
     segment_ids: Int[Array, "B T"] | None = None,
     positions: Int[Array, "B T"] | None = None,
     window: int | None = None,
+    sinks: Float[Array, "H"] | None = None,
     block_size: int | None = None,
 ) -> Float[Array, "B T H Dv"]:
     """`softmax_attention` of a sequence that lies on the devices along a mesh axis, inside shard_map.
@@ -128,7 +132,7 @@ def softmax_attention_ring(
       positions: of these tokens, for the bias; None is `index`.
     """
     _check(q, k, None if gates is None else gates[0], window)
-    x = ring_inputs(q, k, v, index, gates, bias, segment_ids, positions)
+    x = ring_inputs(q, k, v, index, gates, bias, segment_ids, positions, sinks)
     size = block_size or default_block_size(q.shape[1], q.shape[1], window)
     return ring(
         x,
@@ -140,7 +144,7 @@ def softmax_attention_ring(
     )
 
 
-def fill_in(q, k, v, log_gates, bias, segment_ids, positions, key_positions) -> Inputs:
+def fill_in(q, k, v, log_gates, bias, segment_ids, positions, key_positions, sinks=None) -> Inputs:
     """The arguments of `softmax_attention` as its implementations take them."""
     index = jnp.arange(q.shape[1], dtype=jnp.int32)
     if key_positions is None:
@@ -154,7 +158,7 @@ def fill_in(q, k, v, log_gates, bias, segment_ids, positions, key_positions) -> 
         gates = _gates_at_queries_and_keys(log_gates, q, q_order, key_positions)
     segments = None if segment_ids is None else (segment_ids, segment_ids)
     consecutive = positions is None and key_positions is None
-    return Inputs(q, k, v, gates, bias, q_positions, k_positions, q_order, k_order, segments, consecutive)
+    return Inputs(q, k, v, gates, bias, q_positions, k_positions, q_order, k_order, segments, sinks, consecutive)
 
 
 def _gates_at_queries_and_keys(log_gates, q, q_order, key_positions) -> tuple[Gates, Gates]:

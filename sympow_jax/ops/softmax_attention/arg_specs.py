@@ -29,6 +29,7 @@ class ArgSpec:
     window: int | None = None
     packed: bool = False
     cache: int = 0
+    sinks: bool = False
 
 
 ARG_SPECS = (
@@ -42,6 +43,8 @@ ARG_SPECS = (
     ArgSpec("gates_window_t5", gates="kv", window=20, bias=("t5",)),
     ArgSpec("cache_fire", T=20, cache=26, gates="kv", bias=("fire",)),
     ArgSpec("cache_window", T=20, cache=26, gates="query", window=9),
+    ArgSpec("sinks_packed", packed=True, gates="query", sinks=True),
+    ArgSpec("sinks_cache_window", T=20, cache=26, window=9, bias=("fire",), sinks=True),
 )
 
 
@@ -62,6 +65,8 @@ def make_args(spec: ArgSpec, dtype=jnp.float32, seed: int = 0) -> tuple[dict, di
     if heads:
         logits = jnp.asarray(rng.normal(size=(B, S, heads)) + spec.gate_shift, jnp.float32)
         arrays["log_gates"] = jax.nn.log_sigmoid(logits)
+    if spec.sinks:
+        arrays["sinks"] = jnp.asarray(rng.normal(size=spec.H), jnp.float32)
     options: dict[str, Any] = {"window": spec.window}
     if spec.bias:
         biases = {kind: make_bias(kind, spec.H) for kind in spec.bias}

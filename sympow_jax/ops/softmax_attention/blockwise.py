@@ -13,6 +13,7 @@ from sympow_jax.ops.softmax_attention.tile_sums import (
     add_gradients,
     add_keys,
     empty_gradients,
+    first_sums,
     gradients,
 )
 from sympow_jax.ops.softmax_attention.tiles import cut
@@ -26,7 +27,12 @@ def blockwise(x: Inputs, *, scale: float, window: int | None, block_size: int) -
         bias = bias.on_consecutive(len(q) * block_size, block_size)
     function, params = (None, None) if bias is None else (bias.function, bias.params)
     form = Form(Softmax(), scale, window, function)
-    return joined(_attend(form, gates_within(q_rows, k_rows), Tiles(q, k, v, params, q_rows, k_rows)), x)
+    return joined(_attend(form, gates_within(q_rows, k_rows), Tiles(q, k, v, params, q_rows, k_rows, sinks_of(x))), x)
+
+
+def sinks_of(x: Inputs) -> Any:
+    """[H] -> [K, G]."""
+    return None if x.sinks is None else x.sinks.reshape(x.k.shape[2], -1)
 
 
 def gates_within(q_rows, k_rows) -> Any:
@@ -47,14 +53,14 @@ def _attend(form: Form, gates: Any, x: Tiles) -> jax.Array:
 
 def _forward(form, gates, x):
     del gates  # the same as in the rows; an argument of its own to have a gradient
-    out, residuals = form.weights.finish(add_keys(form, form.weights.empty(x.q, x.v), x), x.v.dtype)
+    out, residuals = form.weights.finish(add_keys(form, first_sums(form, x), x), x.v.dtype)
     return out, (x, residuals)
 
 
 def _backward(form, saved, d_out):
     x, residuals = saved
     rows = form.weights.rows(residuals, d_out)
-    return gradients(form, x, *add_gradients(form, empty_gradients(x), x, rows, d_out))
+    return gradients(form, x, rows, *add_gradients(form, empty_gradients(x), x, rows, d_out))
 
 
 _attend.defvjp(_forward, _backward)

@@ -87,6 +87,7 @@ def cached_attention(
     bias: PositionBias | None = None,
     scale: float,
     rotate_keys: Callable[[Array, Array], Array] | None = None,
+    sinks: Float[Array, "H"] | None = None,
 ) -> Float[Array, "B T H Dv"]:
     """`softmax_attention` of the last T tokens appended to a cache over everything in it.
 
@@ -98,6 +99,7 @@ def cached_attention(
       bias: additive bias of query and key positions.
       scale: of the logits.
       rotate_keys: (keys [B, K, C, D], positions [B, C]) -> rotated keys, for keys that are cached unrotated.
+      sinks: as in `softmax_attention`.
     """
     B, T, H, _ = q.shape
     K, S = cache.keys.shape[1:3]
@@ -134,7 +136,14 @@ def cached_attention(
         return out * shrink[..., None] + update, total * shrink + weights.sum(-1), new_max
 
     shape = rows.shape[:-1]
-    empty = jnp.zeros((*shape, Dv), dtype), jnp.zeros(shape, dtype), jnp.full(shape, 0.5 * _MASKED, dtype)
-    out, total, _ = jax.lax.fori_loop(0, (offset + T + C - 1) // C, block, empty)
+    start = jnp.zeros((*shape, Dv), dtype), jnp.zeros(shape, dtype), jnp.full(shape, 0.5 * _MASKED, dtype)
+    if sinks is not None:  # a key without a value, seen before the others
+        start = start[0], jnp.ones(shape, dtype), jnp.broadcast_to(_of_rows(sinks, K, T), shape).astype(dtype)
+    out, total, _ = jax.lax.fori_loop(0, (offset + T + C - 1) // C, block, start)
     out = out / jnp.where(total > 0, total, 1.0)[..., None]
     return out.reshape(B, K, H // K, T, Dv).transpose(0, 3, 1, 2, 4).reshape(B, T, H, Dv).astype(q.dtype)
+
+
+def _of_rows(sinks: Float[Array, "H"], num_kv_heads: int, num_queries: int) -> Float[Array, "1 K R"]:
+    """One number a head for each row, the queries of the heads of a kv head."""
+    return jnp.repeat(sinks, num_queries).reshape(1, num_kv_heads, -1)

@@ -24,6 +24,7 @@ class Inputs:
       q_positions, k_positions: [T], [S] or [B, T], [B, S]: what the bias sees.
       q_order, k_order: [b, T], [b, S], b 1 or B: key j is visible to query i when 0 <= k_order_j <= q_order_i.
       segments: None or ids at queries and keys, [B, T], [B, S]; 0 is padding.
+      sinks: None or [H], the logit of a key without a value that every query of a head sees.
       consecutive: the positions are known to be 0..T-1.
     """
 
@@ -37,6 +38,7 @@ class Inputs:
     q_order: jax.Array
     k_order: jax.Array
     segments: tuple[jax.Array, jax.Array] | None
+    sinks: jax.Array | None = None
     consecutive: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
@@ -49,6 +51,7 @@ def ring_inputs(
     bias: PositionBias | None,
     segment_ids: Int[Array, "B T"] | None,
     positions: Int[Array, "B T"] | None,
+    sinks: Float[Array, "H"] | None = None,
 ) -> Inputs:
     """Of the tokens of a whole sequence numbered `index`; gates are its cumulative ones, of kv heads or query heads."""
     at_keys = None if gates is None else (repeat_heads(gates[0], q.shape[2]), repeat_heads(gates[1], q.shape[2]))
@@ -62,6 +65,7 @@ def ring_inputs(
         q_order=index[None],
         k_order=index[None],
         segments=None if segment_ids is None else (segment_ids, segment_ids),
+        sinks=sinks,
     )
 
 

@@ -8,7 +8,10 @@ from sympow_jax.typing import accumulation_dtype
 
 
 def reference(x: Inputs, *, scale: float, window: int | None) -> jax.Array:
-    """softmax_j(scale q_i . k_j + bias(i, j) + G_i - G_j) v_j over the visible j; 0 for rows that see nothing."""
+    """softmax_j(scale q_i . k_j + bias(i, j) + G_i - G_j) v_j over the visible j; 0 for rows that see nothing.
+
+    A sink is one more logit of the softmax, with a value of 0.
+    """
     B, T, H, D = x.q.shape
     K = x.k.shape[2]
     dtype = accumulation_dtype(x.q, x.k, x.v)
@@ -26,8 +29,14 @@ def reference(x: Inputs, *, scale: float, window: int | None) -> jax.Array:
     mask = visible(x.q_order, x.k_order, x.segments, window)[:, None]
     logits = jnp.where(mask, logits, -jnp.inf)
     row_max = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
-    weights = jnp.exp(logits - jnp.where(jnp.isfinite(row_max), row_max, 0.0))
+    sinks = None if x.sinks is None else x.sinks.astype(dtype)[None, :, None, None]
+    if sinks is not None:
+        row_max = jnp.maximum(row_max, jax.lax.stop_gradient(sinks))
+    row_max = jnp.where(jnp.isfinite(row_max), row_max, 0.0)
+    weights = jnp.exp(logits - row_max)
     total = weights.sum(-1, keepdims=True)
+    if sinks is not None:
+        total += jnp.exp(sinks - row_max)
     weights = (weights / jnp.where(total > 0, total, 1.0)).astype(x.v.dtype).reshape(B, K, H // K, T, -1)
     out = jnp.einsum("bkgts,bskd->btkgd", weights, x.v, preferred_element_type=dtype)
     return out.reshape(B, T, H, -1).astype(x.v.dtype)

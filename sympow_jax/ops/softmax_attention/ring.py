@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sympow_jax.ops.softmax_attention.blockwise import gates_within, joined
+from sympow_jax.ops.softmax_attention.blockwise import gates_within, joined, sinks_of
 from sympow_jax.ops.softmax_attention.inputs import Inputs
 from sympow_jax.ops.softmax_attention.tile_sums import (
     Form,
@@ -22,6 +22,7 @@ from sympow_jax.ops.softmax_attention.tile_sums import (
     add_gradients,
     add_keys,
     empty_gradients,
+    first_sums,
     gradients,
 )
 from sympow_jax.ops.softmax_attention.tiles import cut
@@ -35,7 +36,7 @@ def ring(x: Inputs, *, axis: str, weights: Weights, scale: float, window: int | 
     """
     q, k, v, q_rows, k_rows = cut(x, block_size)
     function, params = (None, None) if x.bias is None else (x.bias.function, x.bias.params)
-    form, tiles = Form(weights, scale, window, function), Tiles(q, k, v, params, q_rows, k_rows)
+    form, tiles = Form(weights, scale, window, function), Tiles(q, k, v, params, q_rows, k_rows, sinks_of(x))
     return joined(_ring(axis, form, gates_within(q_rows, k_rows), tiles), x)
 
 
@@ -62,7 +63,7 @@ def _forward(axis, form, gates, x):
         following = pass_on(axis, keys)
         return (following, add_keys(form, sums, _with_keys(x, keys))), None
 
-    start = (x.k, x.v, x.k_rows), form.weights.empty(x.q, x.v)
+    start = (x.k, x.v, x.k_rows), first_sums(form, x)
     (_, sums), _ = jax.lax.scan(step, start, None, length=jax.lax.axis_size(axis))
     out, residuals = form.weights.finish(sums, x.v.dtype)
     return out, (x, residuals)
@@ -83,7 +84,7 @@ def _backward(axis, form, saved, d_out):
     d_gates = None if x.k_rows.gates is None else nothing(x.k_rows.gates.within.shape)
     start = (x.k, x.v, x.k_rows), (nothing(x.k.mT.shape), nothing(x.v.mT.shape), d_gates), d_queries
     (_, d_keys, d_queries), _ = jax.lax.scan(step, start, None, length=jax.lax.axis_size(axis))
-    return gradients(form, x, d_queries, pass_on(axis, d_keys))
+    return gradients(form, x, rows, d_queries, pass_on(axis, d_keys))
 
 
 _ring.defvjp(_forward, _backward)

@@ -110,7 +110,7 @@ class Form:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """Queries [N, B, K, G, C, D], keys and values [M, B, K, C, D], the rows of both, and the params of the bias."""
+    """Queries [N, B, K, G, C, D], keys and values [M, B, K, C, D], their rows; params of the bias, sinks [K, G]."""
 
     q: Any
     k: Any
@@ -118,6 +118,20 @@ class Tiles:
     params: Any
     q_rows: Any
     k_rows: Any
+    sinks: Any = None
+
+
+def first_sums(form: Form, x: Tiles) -> Sums:
+    """The sums of all rows over no keys, or over the sink of their head: a logit of a key whose value is 0."""
+    sums = form.weights.empty(x.q, x.v)
+    if x.sinks is None:
+        return sums
+    out, total, row_max = sums
+    return out, jnp.ones_like(total), jnp.broadcast_to(_of_rows(x.sinks), row_max.shape).astype(row_max.dtype)
+
+
+def _of_rows(sinks: jax.Array) -> jax.Array:
+    return sinks[None, None, :, :, None]  # [N, B, K, G, C]
 
 
 def add_keys(form: Form, sums: Sums, x: Tiles) -> Sums:
@@ -191,13 +205,17 @@ def add_gradients(
     return jax.lax.scan(key_tile, d_queries, (x.k, v, x.k_rows, *transposed_ranges(x.q_rows, x.k_rows, form.window)))
 
 
-def gradients(form: Form, x: Tiles, d_queries: QueryGradients, d_keys: KeyGradients) -> tuple[Any, Tiles]:
+def gradients(form: Form, x: Tiles, rows: Any, d_queries: QueryGradients, d_keys: KeyGradients) -> tuple[Any, Tiles]:
     """Those of the gates, and of the tiles, rounded where these are."""
     (d_q, d_q_gates, d_params), (d_k, d_v, d_gates) = d_queries, d_keys
     # Row sums are 0 in exact arithmetic; kept, rounding cancels for pairs on the same side of a gate.
     d_gates = None if d_q_gates is None else (d_q_gates, d_gates)
     d_q, d_k = (d_q * form.scale).astype(x.q.dtype), (d_k.mT * form.scale).astype(x.k.dtype)
-    return d_gates, Tiles(d_q, d_k, d_v.mT.astype(x.v.dtype), d_params, None, None)
+    d_sinks = None
+    if x.sinks is not None:
+        lse, delta = rows
+        d_sinks = -jnp.sum(jnp.exp(_of_rows(x.sinks).astype(lse.dtype) - lse) * delta, (0, 1, 4)).astype(x.sinks.dtype)
+    return d_gates, Tiles(d_q, d_k, d_v.mT.astype(x.v.dtype), d_params, None, None, d_sinks)
 
 
 def dot(equation: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
