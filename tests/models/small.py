@@ -19,7 +19,7 @@ PATTERNS = {  # of three layers
     "based": ("based", "attention.layer_pattern=gated_conv,attention,window"),  # one layer of each of its kinds
     "hybrid": (  # rows of the table, none of them the variant's own
         *("fox", "attention.layer_pattern=conformal_sympow,softmax_rope,based"),
-        *("attention.log_length_scale=true", "attention.output_norm=true"),
+        *("attention.log_length_scale=true", "attention.output_norm=true", "attention.sinks=true"),
     ),
 }
 

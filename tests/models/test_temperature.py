@@ -28,12 +28,13 @@ def context_of(segment_ids=None) -> Context:
 
 
 def by_hand(params, x, seen, norm: bool):
-    """Scores times s log n for the n keys that a row sees, and each head's output over its root mean square."""
+    """Scores times s log n for the n keys that a row sees, a sink, each head's output over its root mean square."""
     factor = params["log_length_scale"][:, None] * np.log(np.maximum(seen.sum(-1), 1))[None]
     q, k, v = ((x @ params[name]["kernel"]).reshape(-1, H, D) for name in ("query", "key", "value"))
     logits = jnp.einsum("ihd,jhd->hij", q, k) / 4 * factor[..., None]
     weights = jnp.where(seen[None], jnp.exp(logits), 0.0)
-    out = jnp.einsum("hij,jhd->ihd", weights, v) / jnp.where(seen.any(-1)[None], weights.sum(-1), 1.0).T[..., None]
+    total = weights.sum(-1) + jnp.exp(params["sinks"][:, None])
+    out = jnp.einsum("hij,jhd->ihd", weights, v) / total.T[..., None]
     if norm:
         out = (
             out / jnp.sqrt(jnp.mean(out**2, axis=-1, keepdims=True) + 1e-5) * params["output_norm"]["scale"][None, None]
@@ -47,7 +48,7 @@ def by_hand(params, x, seen, norm: bool):
 )
 def test_scores_are_times_s_log_n_and_heads_are_normed(pattern, segment_ids, form, norm, rng):
     """Values and all gradients; n counts what window and document let a row see."""
-    flags = ("attention.log_length_scale=true", f"attention.output_norm={norm}".lower())
+    flags = ("attention.log_length_scale=true", "attention.sinks=true", f"attention.output_norm={norm}".lower())
     layer = layer_of(pattern, *flags, f"attention.implementation={form}")
     graph, state = nnx.split(layer)
     params = jax.tree.map(lambda a: a + 0.3 * rng.normal(size=a.shape).astype(np.float32), nnx.to_pure_dict(state))
@@ -74,10 +75,8 @@ def test_scores_are_times_s_log_n_and_heads_are_normed(pattern, segment_ids, for
 
 @pytest.mark.parametrize("pattern", ["attention", "window"])
 def test_a_stream_counts_the_keys_of_earlier_calls(pattern, rng):
-    layer, x = (
-        layer_of(pattern, "attention.log_length_scale=true"),
-        jnp.asarray(rng.normal(size=(1, T, 32)), jnp.float32),
-    )
+    layer = layer_of(pattern, "attention.log_length_scale=true", "attention.sinks=true")
+    x = jnp.asarray(rng.normal(size=(1, T, 32)), jnp.float32)
 
     @jax.jit
     def both(x):
@@ -103,7 +102,14 @@ def test_the_scale_starts_where_trained_lengths_have_the_usual_temperature():
 
 def test_linear_layers_have_a_norm_and_no_temperature():
     """A factor of all scores of a row is no temperature where the weight is a power of them."""
-    layer = layer_of("sympow,fox", "attention.log_length_scale=true", "attention.output_norm=true")
-    assert not hasattr(layer, "log_length_scale") and layer.output_norm.scale[...].shape == (D,)
+    flags = ("attention.log_length_scale=true", "attention.sinks=true", "attention.output_norm=true")
+    layer = layer_of("sympow,fox", *flags)
+    assert (
+        not hasattr(layer, "log_length_scale")
+        and not hasattr(layer, "sinks")
+        and layer.output_norm.scale[...].shape == (D,)
+    )
     with pytest.raises(ConfigError, match=r"log_length_scale = True: is of softmax layers, and all .* power or taylor"):
         layer_of("sympow,based", "attention.log_length_scale=true")
+    with pytest.raises(ConfigError, match=r"attention.sinks = True: is of softmax layers"):
+        layer_of("sympow", "attention.sinks=true")
