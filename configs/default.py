@@ -19,7 +19,7 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     c.attention = _attention()
     c.position = _position()
     c.data = _data()
-    c.task = _task()  # of data.train = mqar | copy | selective_copy | passkey, and of eval.py --task
+    c.task = _task()  # of data.train = mqar | copy | parity | ... (docs/evaluation.md), and of eval.py --task
     c.mesh = _mesh()  # devices along each axis; one of them may be -1: what the others leave
     c.optimizer = _optimizer()
     c.evaluation = _evaluation()
@@ -126,12 +126,15 @@ def _data() -> ConfigDict:
 
 def _task() -> ConfigDict:
     t = ConfigDict()
-    t.vocab_size = 8_192  # mqar, copy, selective_copy
-    t.num_pairs = 8  # mqar: key-value pairs; selective_copy: tokens to remember
+    t.vocab_size = 8_192  # of every task whose tokens are ids
+    t.num_pairs = 8  # pairs, tokens to remember, keys, chains, common words, deepest stack: what the task has
     t.num_passes = 1  # mqar: how often the pairs are written
     t.power = 0.01  # mqar: a of the gaps between a pair and its query, slot r with weight r^(a - 1); 1 is uniform
     t.random_filler = True  # mqar: tokens between queries are random (Based), not 0 (Zoology, ReBased)
-    t.tokenizer = "byte"  # passkey: byte, gpt2:FOLDER, ...; eval.py takes the run's
+    t.tokenizer = "byte"  # of tasks of words: byte, gpt2:FOLDER, ..., ids (one id a word); eval.py takes the run's
+    t.modulus = 5  # modular_counting
+    t.num_hops = 4  # variable_tracking: assignments of a variable to a variable in a chain
+    t.word_repeats = (30, 3)  # common_words: how often a common and an uncommon word stand in the list
     return t
 
 

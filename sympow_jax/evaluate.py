@@ -19,6 +19,7 @@ from sympow_jax.evaluation_request import LENGTH_GENERALISATION, EvaluationReque
 from sympow_jax.files import inside, read_json
 from sympow_jax.input_pipeline.opening import open_data
 from sympow_jax.input_pipeline.store import Store
+from sympow_jax.input_pipeline.tasks.task_store import KINDS
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
 from sympow_jax.input_pipeline.views import ConcatView
 from sympow_jax.loading import check_stream, evaluation_config, load_step
@@ -156,7 +157,8 @@ def _data_digest(request: EvaluationRequest, store: Store | None) -> str:
     """Of what decides the tokens of the questions, besides the settings."""
     if store is not None:
         return str(store.digest)
-    return load_tokenizer(f"{request.workdir}/tokenizer").digest if request.task == "passkey" else ""
+    of_words = request.task in KINDS and KINDS[request.task].of_words
+    return load_tokenizer(f"{request.workdir}/tokenizer").digest if of_words else ""
 
 
 def _lengths(
@@ -224,17 +226,15 @@ def _tasks(
 def _grid(
     request: EvaluationRequest, config: Config, matcher: retrieval.Matcher, vocab_size: int, store: Store | None
 ) -> retrieval.Grid:
-    t, task = config.task, request.task
-    options: dict[str, Any] = {
-        "lengths": sorted(request.lengths),
-        "num_examples": request.num_examples,
-        "train_length": config.data.seq_len,
-        **{axis: getattr(request, axis) for axis in grid_axes(task)},
-    }
-    if task == "mqar":
-        filler = {"power": t.power, "random_filler": t.random_filler, "num_passes": t.num_passes}
-        return retrieval.mqar_grid(matcher, vocab_size=vocab_size, **filler, **options)
-    if "depths" in options:
-        return retrieval.depth_grid(matcher, tokenizer=f"{request.workdir}/tokenizer", haystack=store, **options)
-    content = options.pop("pairs", ())
-    return retrieval.copy_grid(matcher, vocab_size=vocab_size, num_content=content, **options)
+    """The settings are the run's; vocabulary and tokenizer are those that it has."""
+    settings = dataclasses.replace(config.task, vocab_size=vocab_size, tokenizer=f"{request.workdir}/tokenizer")
+    return retrieval.task_grid(
+        matcher,
+        request.task,
+        settings,
+        lengths=sorted(request.lengths),
+        haystack=store,
+        num_examples=request.num_examples,
+        train_length=config.data.seq_len,
+        **{axis: getattr(request, axis) for axis in grid_axes(request.task)},
+    )

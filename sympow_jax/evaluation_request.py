@@ -10,11 +10,12 @@ from typing import Any
 from sympow_jax.config import TASKS, Config, ConfigError, check_numbers, flatten, nearest, require
 from sympow_jax.evals.length_summary import default_lengths
 from sympow_jax.files import json_sha256
+from sympow_jax.input_pipeline.tasks.task_store import KINDS
 from sympow_jax.training.manifest import CheckpointError, read_manifest
 
 LENGTH_GENERALISATION = "length_generalisation"
 RETRIEVAL_TASKS = (*TASKS, "needle")
-NUM_EXAMPLES = {"mqar": 256, "copy": 64, "selective_copy": 64, "passkey": 32, "needle": 32}
+NUM_EXAMPLES = {name: kind.num_examples for name, kind in KINDS.items()} | {"needle": 32}
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 POSITION_BIAS = "position_bias"
 MAX_TASK_LENGTH = 2**24  # a question is made as a whole, in some hundred bytes a token
@@ -116,8 +117,9 @@ def check_task(name: str) -> None:
 
 
 def grid_axes(task: str) -> tuple[str, ...]:
-    """What a task's grid has besides lengths: pairs (mqar, selective_copy), depths (passkey, needle) or nothing."""
-    return {"passkey": ("depths",), "needle": ("depths",), "copy": ()}.get(task, ("pairs",))
+    """What a task's grid has besides lengths: pairs, depths or nothing."""
+    axis = "depths" if task == "needle" else KINDS[task].axis
+    return (axis,) if axis else ()
 
 
 def inputs(request: EvaluationRequest, config: Config, step: int, data_digest: str) -> dict[str, Any]:

@@ -62,6 +62,9 @@ ABSENT: tuple[tuple[str, Any], ...] = (
     ("optimizer.distill_layers", 0.0),
     ("optimizer.distill_logits", 0.0),
     ("attention.sinks", False),
+    ("task.modulus", 5),  # of tasks that were not there, likewise the next two
+    ("task.num_hops", 4),
+    ("task.word_repeats", (30, 3)),
 )
 
 

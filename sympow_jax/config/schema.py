@@ -130,7 +130,21 @@ class DataConfig:
     num_threads: int
 
 
-TASKS = ("mqar", "copy", "selective_copy", "passkey")  # data.train and data.heldout may name one
+TASKS = (  # data.train and data.heldout may name one; input_pipeline/tasks/task_store.py makes them
+    "mqar",
+    "copy",
+    "selective_copy",
+    "passkey",
+    "stack_recall",
+    "forgetting_recall",
+    "parity",
+    "modular_counting",
+    "s5",
+    "multi_key",
+    "variable_tracking",
+    "common_words",
+    "frequent_words",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +157,9 @@ class TaskConfig:
     power: float
     random_filler: bool
     tokenizer: str
+    modulus: int
+    num_hops: int
+    word_repeats: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)

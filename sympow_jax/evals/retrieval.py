@@ -1,9 +1,10 @@
-"""Retrieval by exact token match: MQAR, copying, passkey and needle over lengths and numbers of pairs or depths.
+"""Tasks by exact token match: recall, copying, state tracking and needles over lengths and numbers of pairs or depths.
 
 An example counts as solved when the most likely token is right at every position that its loss_mask asks for. With
 the true answer as input this is what greedy decoding would print, so one pass over the example decides.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -14,12 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sympow_jax import sharding
+from sympow_jax.config import TaskConfig
 from sympow_jax.evals import bootstrap
 from sympow_jax.input_pipeline.store import Store
-from sympow_jax.input_pipeline.tasks.copying import Copy, SelectiveCopy
-from sympow_jax.input_pipeline.tasks.mqar import MQAR
-from sympow_jax.input_pipeline.tasks.passkey import Needle, Passkey
-from sympow_jax.input_pipeline.tasks.synthetic import Task
+from sympow_jax.input_pipeline.tasks.passkey import RANDOM_DEPTH, Needle
+from sympow_jax.input_pipeline.tasks.synthetic import Task, TooShortError
+from sympow_jax.input_pipeline.tasks.task_store import KINDS, make_task
 
 EVALUATION_SEED = 1 << 40  # added to the seed, far from any training seed
 _LOGITS_AT_ONCE = 1 << 25
@@ -32,6 +33,11 @@ class LogitModel(Protocol):
     @property
     def mesh(self) -> Mesh | None:
         """The devices that calls are spread over; None is one."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens it knows."""
         ...
 
     @property
@@ -93,7 +99,14 @@ class Matcher:
         return right
 
     def counts(self, task: Task, *, num_examples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Right answers and questions of each example, both [num_examples]."""
+        """Right answers and questions of each example, both [num_examples].
+
+        Raises:
+          ValueError: the task has tokens that the model does not have.
+        """
+        known = self._model.vocab_size
+        if task.vocab_size > known:
+            raise ValueError(f"vocab_size {known}: of the model, is less than the {task.vocab_size} of the task")
         width = min(task.seq_len, self.chunk_size)
         batch = int(np.clip(_LOGITS_AT_ONCE // (width * task.vocab_size), 1, min(num_examples, 64)))
         right, asked = [], []
@@ -110,38 +123,45 @@ Grid = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 def accuracy_grid(
     matcher: Matcher,
-    make: Callable[[Any, Any], Task | None],
+    make: Callable[[int, Any], Task],
     *,
-    columns: tuple[str, Sequence[Any]],
+    lengths: Sequence[int],
     rows: tuple[str, Sequence[Any]],
     num_examples: int,
     train_length: int = 0,
     seed: int = 0,
 ) -> Grid:
-    """Accuracies of the tasks `make(column, row)` over a grid; None is a cell without a task.
+    """Accuracies of the tasks `make(length, row)` over a grid; a cell of which it raises TooShortError has no task.
 
     Returns:
       What goes into eval/<name>.json: {"columns": {"name", "values"}, "rows": {"name", "values"}, "accuracy":
       [rows, columns], mean over answer tokens, "ci95": bootstrap over examples, "solved": fraction of examples with
       every token right, "num_examples", "train_length"}, None in cells without a task; and into eval/<name>.npz: right
       answers and questions of each example, [rows, columns, num_examples], 0 in cells without a task.
+
+    Raises:
+      TooShortError: there is no cell with a task.
     """
     grid: dict[str, list] = {"accuracy": [], "ci95": [], "solved": []}
-    shape = (len(rows[1]), len(columns[1]), num_examples)
+    shape = (len(rows[1]), len(lengths), num_examples)
     arrays = {"right": np.zeros(shape, np.int32), "asked": np.zeros(shape, np.int32)}
+    too_short = None
     for i, row in enumerate(rows[1]):
         for line in grid.values():
-            line.append([None] * len(columns[1]))
-        for j, column in enumerate(columns[1]):
-            task = make(column, row)
-            if task is None:
+            line.append([None] * len(lengths))
+        for j, length in enumerate(lengths):
+            try:
+                right, asked = matcher.counts(make(length, row), num_examples=num_examples, seed=seed)
+            except TooShortError as error:
+                too_short = error
                 continue
-            right, asked = matcher.counts(task, num_examples=num_examples, seed=seed)
             arrays["right"][i, j], arrays["asked"][i, j] = right, asked
             for name, value in _summary(right, asked, seed).items():
                 grid[name][i][j] = value
+    if too_short and not arrays["asked"].any():
+        raise too_short
     result = {
-        "columns": {"name": columns[0], "values": list(columns[1])},
+        "columns": {"name": "length (tokens)", "values": list(lengths)},
         "rows": {"name": rows[0], "values": list(rows[1])},
         **grid,
         "num_examples": num_examples,
@@ -155,75 +175,42 @@ def _summary(right: np.ndarray, asked: np.ndarray, seed: int) -> dict[str, Any]:
     return {"accuracy": float(mean[0]), "ci95": ci95[0].tolist(), "solved": float((right == asked).mean())}
 
 
-def mqar_grid(
+def task_grid(
     matcher: Matcher,
+    task: str,
+    settings: TaskConfig,
     *,
     lengths: Sequence[int],
-    pairs: Sequence[int],
-    vocab_size: int,
-    num_examples: int,
-    power: float = 0.01,
-    random_filler: bool = True,
-    num_passes: int = 1,
-    train_length: int = 0,
-    seed: int = 0,
-) -> Grid:
-    """MQAR accuracy over length x number of pairs; cells that cannot hold their pairs have no task."""
-    options = {"vocab_size": vocab_size, "power": power, "random_filler": random_filler, "num_passes": num_passes}
-
-    def make(length: int, num_pairs: int) -> Task | None:
-        if 2 * num_pairs * (num_passes + 1) > length:
-            return None
-        return MQAR(length, num_pairs=num_pairs, **options)
-
-    columns, rows = ("length (tokens)", lengths), ("pairs", pairs)
-    return accuracy_grid(
-        matcher, make, columns=columns, rows=rows, num_examples=num_examples, train_length=train_length, seed=seed
-    )
-
-
-def depth_grid(
-    matcher: Matcher,
-    *,
-    lengths: Sequence[int],
-    depths: Sequence[float],
-    tokenizer: str = "byte",
+    pairs: Sequence[int] = (),
+    depths: Sequence[float] = (),
     haystack: Store | None = None,
-    num_examples: int,
-    train_length: int = 0,
-    seed: int = 0,
+    **options: Any,
 ) -> Grid:
-    """Passkey accuracy over length x depth, or needle accuracy when `haystack` gives documents to hide it in."""
+    """Accuracy over length x pairs, x depth, or length alone; see accuracy_grid.
 
-    def make(length: int, depth: float) -> Task:
-        if haystack is not None:
-            return Needle(length, haystack, depth=depth)
-        return Passkey(length, tokenizer=tokenizer, depth=depth)
+    Args:
+      matcher: of the model.
+      task: a name of KINDS, or "needle", which hides in documents of `haystack`.
+      settings: with the vocabulary and the tokenizer of the model.
+      lengths: the columns.
+      pairs: the rows of a task that has them.
+      depths: likewise.
+      haystack: of "needle".
+      options: num_examples, train_length and seed of accuracy_grid.
+    """
+    if haystack is not None:
+        return accuracy_grid(
+            matcher,
+            lambda length, depth: Needle(length, haystack, depth=depth),
+            lengths=lengths,
+            rows=("depth", depths),
+            **options,
+        )
+    kind = KINDS[task]
+    rows: dict[str, Sequence[Any]] = {"pairs": pairs, "depths": depths, "": ("all",)}
 
-    columns, rows = ("length (tokens)", lengths), ("depth", depths)
-    return accuracy_grid(
-        matcher, make, columns=columns, rows=rows, num_examples=num_examples, train_length=train_length, seed=seed
-    )
+    def make(length: int, row: Any) -> Task:
+        own = dataclasses.replace(settings, num_pairs=row) if kind.axis == "pairs" else settings
+        return make_task(task, length, own, depth=row if kind.axis == "depths" else RANDOM_DEPTH)
 
-
-def copy_grid(
-    matcher: Matcher,
-    *,
-    lengths: Sequence[int],
-    vocab_size: int,
-    num_content: Sequence[int] = (),
-    num_examples: int,
-    train_length: int = 0,
-    seed: int = 0,
-) -> Grid:
-    """Copy accuracy over length, or selective-copy accuracy over length x number of tokens to remember."""
-
-    def make(length: int, count: int | str) -> Task | None:
-        if isinstance(count, str):
-            return Copy(length, vocab_size=vocab_size)
-        return SelectiveCopy(length, num_content=count, vocab_size=vocab_size) if 2 * count <= length else None
-
-    columns, rows = ("length (tokens)", lengths), ("tokens to remember", num_content or ("half",))
-    return accuracy_grid(
-        matcher, make, columns=columns, rows=rows, num_examples=num_examples, train_length=train_length, seed=seed
-    )
+    return accuracy_grid(matcher, make, lengths=lengths, rows=(kind.label, rows[kind.axis]), **options)

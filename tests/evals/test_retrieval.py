@@ -5,12 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sympow_jax.evals.retrieval import Matcher, copy_grid, depth_grid, mqar_grid
+from sympow_jax.config import parse_flags
+from sympow_jax.evals.retrieval import Matcher, task_grid
+from sympow_jax.input_pipeline.tasks.memory import StackRecall
 from sympow_jax.input_pipeline.tasks.mqar import MQAR
+from sympow_jax.input_pipeline.tasks.ruler import MultiKey
+from sympow_jax.input_pipeline.tasks.synthetic import TooShortError
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
 from sympow_jax.plots import style
 from sympow_jax.plots.heatmap import accuracy_heatmap
 from tests.evals.toy import ArrayStore
+
+
+def settings_of(vocab_size, **changes):
+    """Of tasks, for a model with this vocabulary."""
+    settings = parse_flags(["--config=configs/default.py"]).task
+    return dataclasses.replace(settings, vocab_size=vocab_size, **changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +56,9 @@ class Recaller:
 
 def test_mqar_grid_scores_a_model_that_remembers():
     matcher = Matcher(Recaller(128), {}, chunk_size=64)
-    result, arrays = mqar_grid(
-        matcher, lengths=[32, 64], pairs=[4, 16], vocab_size=128, num_examples=20, random_filler=False, train_length=32
+    settings = settings_of(128, random_filler=False)
+    result, arrays = task_grid(
+        matcher, "mqar", settings, lengths=[32, 64], pairs=[4, 16], num_examples=20, train_length=32
     )
     assert arrays["asked"].shape == (2, 2, 20) and arrays["asked"][1].max(axis=1).tolist() == [0, 16]
     assert result["accuracy"][0] == [1.0, 1.0] and result["solved"][0] == [1.0, 1.0]
@@ -100,8 +111,9 @@ def test_depth_grids_for_passkey_and_needle():
     matcher = Matcher(Always(ord(" "), 257), {}, chunk_size=256)
     tokens = np.full((3, 512), ord("x"), np.uint16)
     store = ArrayStore(tokens, np.arange(3), bos_id=tokenizer.bos_id, tokenizer=tokenizer)
-    for haystack in (None, store):
-        result, _ = depth_grid(matcher, lengths=[400, 512], depths=[0.0, 1.0], haystack=haystack, num_examples=3)
+    for task, haystack in (("passkey", None), ("needle", store)):
+        options = {"depths": [0.0, 1.0], "haystack": haystack, "num_examples": 3}
+        result, _ = task_grid(matcher, task, settings_of(257), lengths=[400, 512], **options)
         np.testing.assert_allclose(result["accuracy"], 1 / 6)
         assert result["solved"] == [[0.0, 0.0], [0.0, 0.0]]
     style.svg(accuracy_heatmap(result))
@@ -109,9 +121,46 @@ def test_depth_grids_for_passkey_and_needle():
 
 def test_copy_grids():
     matcher = Matcher(Always(2, 4), {}, chunk_size=64)
-    plain, _ = copy_grid(matcher, lengths=[16, 64], vocab_size=4, num_examples=50)
-    selective, _ = copy_grid(matcher, lengths=[16, 64], num_content=[4, 16], vocab_size=4, num_examples=50)
+    options = {"lengths": [16, 64], "num_examples": 50}
+    plain, _ = task_grid(matcher, "copy", settings_of(4), **options)
+    selective, _ = task_grid(matcher, "selective_copy", settings_of(4), pairs=[4, 16], **options)
     np.testing.assert_allclose(plain["accuracy"], 0.5, atol=0.12)  # two content tokens, one of them always said
     assert selective["accuracy"][1][0] is None
     style.svg(accuracy_heatmap(plain))
     style.svg(accuracy_heatmap(selective))
+
+
+def test_rows_of_a_grid_reach_the_task(monkeypatch):
+    def counts(self, task, *, num_examples, seed):
+        made.append(task)
+        return np.ones(num_examples, int), np.ones(num_examples, int)
+
+    monkeypatch.setattr(Matcher, "counts", counts)
+    made, settings, matcher = [], settings_of(64, num_pairs=3), Matcher(Always(2, 64), {})
+    task_grid(matcher, "multi_key", settings, lengths=[400, 500], depths=[0.25, 1.0], num_examples=2)
+    assert made == [MultiKey(seq_len=n, id_vocab=64, num_keys=3, depth=d) for d in (0.25, 1.0) for n in (400, 500)]
+    made.clear()
+    task_grid(matcher, "stack_recall", settings, lengths=[8], pairs=[2, 5], num_examples=2)
+    assert made == [StackRecall(8, depth, 64) for depth in (2, 5)]
+
+
+def test_tasks_of_the_table_are_asked_at_their_rows_and_within_the_vocabulary():
+    """A model that always says one token is right as often as it is the answer; what it cannot say is refused."""
+    matcher, settings = Matcher(Always(11, 64), {}, chunk_size=32), settings_of(64, tokenizer="ids", num_pairs=2)
+    options = {"lengths": [16, 48], "num_examples": 60}
+    for task, rows, chance in (
+        ("parity", {}, 0),
+        ("forgetting_recall", {"pairs": [2, 4]}, 0),
+        ("stack_recall", {"pairs": [2, 4]}, 1 / 62),
+        ("multi_key", {"depths": [0.0, 1.0]}, 1 / 55),
+        ("variable_tracking", {"pairs": [1, 4]}, 1 / 55),
+        ("frequent_words", {}, 1 / 55),
+    ):
+        result, _ = task_grid(matcher, task, settings, **rows, **options)
+        assert result["rows"]["values"] == [*rows.values(), ["all"]][0]
+        np.testing.assert_allclose(result["accuracy"][0][1], chance, atol=0.03)
+        assert (result["accuracy"][-1][0] is None) == (task == "variable_tracking")  # four chains in 16 tokens
+    with pytest.raises(TooShortError, match="seq_len 48: too short for this CommonWords"):
+        task_grid(matcher, "common_words", settings, pairs=[2], **options)
+    with pytest.raises(ValueError, match="vocab_size 64: of the model, is less than the 120 of the task"):
+        task_grid(matcher, "s5", settings, **options)

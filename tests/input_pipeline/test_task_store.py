@@ -10,11 +10,12 @@ from sympow_jax.input_pipeline.opening import open_batches
 from sympow_jax.input_pipeline.tasks.copying import Copy, SelectiveCopy
 from sympow_jax.input_pipeline.tasks.mqar import MQAR
 from sympow_jax.input_pipeline.tasks.passkey import Passkey
-from sympow_jax.input_pipeline.tasks.task_store import make_task
+from sympow_jax.input_pipeline.tasks.task_store import KINDS, make_task
 from sympow_jax.input_pipeline.tokenizers import IdTokenizer, TokenizerError, load_tokenizer
 from tests.models.small import tiny_config
 
-FLAGS = ("data.train=mqar", "data.heldout=mqar", "task.vocab_size=90", "task.num_pairs=4")
+FLAGS = ("data.train=mqar", "data.heldout=mqar", "task.vocab_size=90", "task.num_pairs=4", "task.word_repeats=4,1")
+FLAGS += ("task.num_hops=1",)
 SETTINGS = tiny_config("sympow", *FLAGS).task
 
 
@@ -24,8 +25,9 @@ def batches(spec="mqar", split="train", seq_len=32, batch_size=48, **options):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_batches_are_pure_functions_of_seed_and_step(name):
-    seq_len = 400 if name == "passkey" else 32
+    seq_len = 400 if KINDS[name].of_words else 32
     first, again, other = (batches(name, seq_len=seq_len, seed=seed)[7] for seed in (1, 1, 2))
+    assert set(KINDS) == set(TASKS)
     for key, array in first.items():
         assert array.shape == (48, seq_len)
         np.testing.assert_array_equal(array, again[key])

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from sympow_jax.input_pipeline.tasks.synthetic import Batch, as_batch, choose_distinct, uniform
+from sympow_jax.input_pipeline.tasks.synthetic import Batch, TooShortError, as_batch, choose_distinct, uniform
 
 BLANK, MARKER, FIRST_CONTENT = 0, 1, 2  # token ids
 
@@ -56,7 +56,9 @@ class SelectiveCopy:
 
     def __post_init__(self):
         if not 0 < 2 * self.num_content <= self.seq_len:
-            raise ValueError(f"num_content {self.num_content}: must be at least 1 and at most half of {self.seq_len}")
+            raise TooShortError(
+                f"num_content {self.num_content}: must be at least 1 and at most half of {self.seq_len}"
+            )
         if self.vocab_size < 4:
             raise ValueError(f"vocab_size {self.vocab_size}: must be at least 4, two content tokens besides the marker")
 

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from sympow_jax.input_pipeline.tasks.synthetic import Batch, as_batch, choose_distinct, uniform
+from sympow_jax.input_pipeline.tasks.synthetic import Batch, TooShortError, as_batch, choose_distinct, uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class MQAR:
         T, n, V = self.seq_len, self.num_pairs, self.vocab_size
         least = 2 * n * (self.num_passes + 1)
         if T % 2 or n < 1 or self.num_passes < 1 or least > T:
-            raise ValueError(
+            raise TooShortError(
                 f"seq_len {T}, num_pairs {n}, num_passes {self.num_passes}: seq_len must be even and at least {least}, "
                 "2 num_pairs (num_passes + 1)"
             )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sympow_jax.input_pipeline.store import Store
-from sympow_jax.input_pipeline.tasks.synthetic import Batch, as_batch, uniform
+from sympow_jax.input_pipeline.tasks.synthetic import Batch, TooShortError, as_batch, uniform
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer
 
 RANDOM_DEPTH = -1.0
@@ -137,7 +137,7 @@ def _assemble(
         )
         room = task.seq_len - sum(map(len, (head, middle, tail, answer)))
         if room < 0:
-            raise ValueError(f"seq_len {task.seq_len}: too short for the text around the fact; add {-room} tokens")
+            raise TooShortError(f"seq_len {task.seq_len}: too short for the text around the fact; add {-room} tokens")
         hay, place = np.asarray(filler(row, room), np.int64), round(depth * room)
         targets[row] = np.concatenate([head, hay[:place], middle, hay[place:], tail, answer])
         loss_mask[row, task.seq_len - len(answer) :] = 1.0

@@ -4,6 +4,7 @@ A task is a frozen dataclass with `seq_len`, `vocab_size` and `batch(seed, step,
 training data of one.
 """
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -50,3 +51,24 @@ def as_batch(inputs: np.ndarray, targets: np.ndarray, loss_mask: np.ndarray) -> 
         "targets": targets.astype(np.int32),
         "loss_mask": loss_mask.astype(np.float32),
     }
+
+
+class TooShortError(ValueError):
+    """A seq_len that cannot hold what the settings ask for: a cell of a grid without a task."""
+
+
+def row_stream(seed: int, step: int, row: int) -> Callable[[int], np.ndarray]:
+    """`draw(n)`: the next n numbers in [0, 1) of one row, for tasks whose rows need different numbers of them."""
+    generator = np.random.Philox(key=[seed, step], counter=[0, 0, row, 1])
+    return lambda n: (generator.random_raw(n) >> np.uint64(11)) * 2.0**-53
+
+
+def draw_distinct(random: np.ndarray, count: int) -> list[int]:
+    """Distinct numbers of 0..count-1 in random order, one for each of `random` [n], in O(n): a shuffle that stops."""
+    moved: dict[int, int] = {}
+    drawn = []
+    for i, u in enumerate(random.tolist()):
+        j = i + int(u * (count - i))
+        drawn.append(moved.get(j, j))
+        moved[j] = moved.get(i, i)
+    return drawn
