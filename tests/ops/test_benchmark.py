@@ -1,5 +1,8 @@
 """The counts of the benchmark of operations."""
 
+import json
+
+from benchmarks import all as every
 from benchmarks import ops as benchmark
 
 
@@ -11,3 +14,15 @@ def test_useful_flops_are_those_of_exact_sizes():
     assert quartic["forward"] == 4 * 3876 * 17
     softmax = benchmark.useful_flops(benchmark.parse("softmax,1,1024,4,64"))
     assert softmax["forward"] == 4 * 2 * (2 * 64) * 1024**2 / 2
+
+
+def test_the_tables_of_results_are_those_that_benchmarks_all_wrote(tmp_path, monkeypatch):
+    text = every.RESULTS.read_text()
+    assert all(f"<!-- benchmarks.all: {name} -->\n" in text for name in every.PARTS)
+    assert every.with_tables(text) == text
+    kept = {"command": "python -m X", "commit": "c0ffee1", "machine": "2 cores", "load": [0.1, 2.0]}
+    (tmp_path / "start.json").write_text(json.dumps(kept | {"rows": [{"start": "cold", "median": 7.891}]}))
+    monkeypatch.setattr(every, "FOLDER", tmp_path)
+    filled = every.with_tables(text)
+    assert "    python -m X\n\n2 cores, load 0.1 before and 2.0 after, commit c0ffee1:\n" in filled
+    assert "| first step, cold | 7.89 |" in filled and every.with_tables(filled) == filled
