@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; flags may stand before, between and after the inputs."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("source", help="text, python-stdlib, nanogpt, tfds:NAME, or verify")
+    parser.add_argument("source", help="text, python-stdlib, python-imports, nanogpt, tfds:NAME, or verify")
     parser.add_argument(
         "inputs", nargs="*", help="files, folders and globs (text), files of tokens (nanogpt), stores (verify)"
     )
@@ -68,8 +68,8 @@ def make_source(flags: argparse.Namespace) -> sources.Source:
     """The source that the command line names."""
     if flags.source.startswith(tfds.PREFIX):
         return tfds.TfdsSource(flags.source)
-    if flags.source == corpus.STDLIB_NAME:
-        return sources.PythonStdlib()
+    if flags.source in corpus.BUILT_IN:
+        return corpus.built_in_source(flags.source)
     if flags.dtype and flags.source != "nanogpt":
         raise sources.SourceError(f"--dtype = {flags.dtype!r}: only nanogpt reads raw tokens")
     if flags.source == "text" and flags.inputs:
@@ -106,7 +106,7 @@ def make_tokenizer(name: str | None, source: sources.Source) -> tokenizers.Token
 
 def make_request(flags: argparse.Namespace) -> build.Request:
     """The request: given flags over the source's defaults."""
-    base = corpus.STDLIB_REQUEST if flags.source == corpus.STDLIB_NAME else DEFAULTS
+    base = corpus.BUILT_IN.get(flags.source, DEFAULTS)
     names = [field.name for field in dataclasses.fields(build.Request)]
     given = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
     if "chunks" in given:

@@ -11,7 +11,7 @@ from sympow_jax.input_pipeline import chunked_array, tfds
 from sympow_jax.input_pipeline.batches import StoreBatches, make_batches
 from sympow_jax.input_pipeline.metadata import read_metadata
 from sympow_jax.input_pipeline.packing import PackedStore, open_packed_store
-from sympow_jax.input_pipeline.prepare.corpus import STDLIB_NAME, default_corpus
+from sympow_jax.input_pipeline.prepare.corpus import BUILT_IN, default_corpus
 from sympow_jax.input_pipeline.store import Store, open_store
 from sympow_jax.input_pipeline.tasks.task_store import task_store
 from sympow_jax.input_pipeline.token_files import is_token_file
@@ -28,7 +28,7 @@ def open_data(
     missing_chunks: str = "refuse",
     cache_bytes: int = chunked_array.DEFAULT_CACHE_BYTES,
 ) -> Store:
-    """The store that `spec` names: python-stdlib, tfds:NAME, a file of tokens (.bin, .npy), or a zarr store.
+    """The store that `spec` names: a built-in corpus, tfds:NAME, a file of tokens (.bin, .npy), or a zarr store.
 
     `split` is "train" or "heldout": which half of python-stdlib, or of a folder that data/prepare.py wrote. A store
     of packed documents, and a TFDS dataset, is cut into windows of `seq_len`. `spec` is spelt as in parse_mixture.
@@ -42,8 +42,8 @@ def open_data(
 def _open_named(name: str, split: str, *, seq_len: int, missing_chunks: str, cache_bytes: int) -> Store:
     if name.startswith(tfds.PREFIX):
         return tfds.TfdsStore(name, seq_len=seq_len)
-    if name == STDLIB_NAME:
-        name = str(default_corpus() / f"{split}.zarr")
+    if name in BUILT_IN:
+        name = str(default_corpus(name=name) / f"{split}.zarr")
     elif is_token_file(name):
         return BinStore(name)
     elif pathlib.Path(name).is_file():

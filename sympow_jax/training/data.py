@@ -14,6 +14,7 @@ from sympow_jax.config import TASKS, Config
 from sympow_jax.input_pipeline.batches import Batch, StoreBatches
 from sympow_jax.input_pipeline.opening import open_batches
 from sympow_jax.input_pipeline.prefetch import Prefetch, prefetch
+from sympow_jax.input_pipeline.prepare.corpus import BUILT_IN
 from sympow_jax.input_pipeline.store import Store
 from sympow_jax.input_pipeline.tasks.task_store import make_task
 from sympow_jax.input_pipeline.tokenizers import Tokenizer
@@ -182,4 +183,4 @@ def vocabulary(config: Config) -> int:
     name = config.data.train
     if name in TASKS:
         return make_task(name, config.data.seq_len, config.task).vocab_size
-    return BYTE_VOCABULARY if name == "python-stdlib" else config.model.vocab_size or GPT2_VOCABULARY
+    return BYTE_VOCABULARY if name in BUILT_IN else config.model.vocab_size or GPT2_VOCABULARY

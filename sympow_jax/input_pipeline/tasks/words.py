@@ -14,6 +14,7 @@ FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. Th
 NUM_MARKS = 8  # ids that stand for fixed text: 1 to 8; 0 is BOS and filler
 
 _SYLLABLES = [c + v for c, v in itertools.product("bdfgklmnprstvz", "aeiou")]
+NUM_TEXT_WORDS = len(_SYLLABLES) ** 3
 
 
 @runtime_checkable
@@ -48,7 +49,7 @@ class TextWords:
     """
 
     name: str = "byte"
-    num_words = len(_SYLLABLES) ** 3
+    num_words = NUM_TEXT_WORDS
 
     @property
     def tokenizer(self) -> Tokenizer:
