@@ -3,7 +3,8 @@
     python -m benchmarks.ops --output=docs/benchmarks/ops.json --plot=docs/ops_time_per_token.png [--torch[=PYTHON]]
     python -m benchmarks.ops --case=p2,1,16384,4,64:chunked --case=p4,1,16384,4,16:blockwise:128
 
-A case is KERNEL,B,T,H,D[:implementation[:chunk]], KERNEL one of p2, p4, p6, taylor (all with data gates), softmax,
+A case is KERNEL,B,T,H,D[:implementation[:chunk]], KERNEL one of p2, p4, p6, taylor (all with data gates; p2_vector and
+so on with a gate for every dim, in turns with the gates of a head), softmax,
 fox (softmax with data gates), or an additive bias of softmax (alibi, kerple_log, kerple_power, t5, sandwich, fire).
 Gated and biased softmax takes turns with the plain one, and CPU seconds are compared. --torch adds PyTorch's causal
 scaled_dot_product_attention at the lengths of the softmax cases and of `LONG`. Every case runs in a process of its
@@ -33,6 +34,7 @@ LENGTHS = {
     "softmax,1,{T},4,32:blockwise": (1024, 4096, 16384),
     **{kernel + ",1,{T},4,64:blockwise": (2048, 16384) for kernel in GATED_OR_BIASED},
 }
+VECTOR = "_vector"
 LONG = (32768, 65536)
 FORWARD_UP_TO = 16384
 PARTS = ("forward", "forward+backward")
@@ -56,10 +58,15 @@ def parse(case: str) -> dict:
     }
 
 
+def plain_kernel(kernel: str) -> str | None:
+    """What a case takes turns with: softmax beside its gates and biases, gates of a head beside those of every dim."""
+    return "softmax" if kernel in GATED_OR_BIASED else kernel.removesuffix(VECTOR) if VECTOR in kernel else None
+
+
 def useful_flops(case: dict) -> dict[str, float]:
     """With the exact number of features for a linear form, and of the causal half of the products for a quadratic."""
     B, T, H, D = (case[n] for n in "BTHD")
-    kernel = case["kernel"]
+    kernel = case["kernel"].removesuffix(VECTOR)
     if kernel in SOFTMAX or case["implementation"] in ("reference", "blockwise"):
         return dict(zip(PARTS, (2.0 * B * H * T * T * D, 7.0 * B * H * T * T * D), strict=True))
     features = 1 + D + math.comb(D + 1, 2) if kernel == "taylor" else math.comb(D + int(kernel[1:]) - 1, D - 1)
@@ -79,7 +86,9 @@ def programs(case: dict, dtype: str) -> dict:
     rng = np.random.default_rng(0)
     shape = tuple(case[n] for n in "BTHD")
     q, k, v, cotangent = (jnp.asarray(rng.normal(size=shape), dtype) for _ in range(4))
-    gates = jax.nn.log_sigmoid(jnp.asarray(6.9 + rng.normal(size=shape[:3]), jnp.float32))
+    kernel = case["kernel"].removesuffix(VECTOR)
+    one_a = shape if VECTOR in case["kernel"] else shape[:3]
+    gates = jax.nn.log_sigmoid(jnp.asarray(6.9 + rng.normal(size=one_a), jnp.float32))
     extra: dict = {}
     if case["kernel"] in GATED_OR_BIASED:
         gated = case["kernel"] == "fox"
@@ -87,7 +96,6 @@ def programs(case: dict, dtype: str) -> dict:
     options = {"implementation": case["implementation"]}
 
     def attention(q, k, v, gates, extra):
-        kernel = case["kernel"]
         if kernel in SOFTMAX:
             return ops.softmax_attention(q, k, v, block_size=case["chunk"], **extra, **options)
         arguments = {"log_gates": gates, "chunk_size": case["chunk"], **options}
@@ -114,9 +122,9 @@ def measure(case: dict, dtype: str, seconds: float) -> dict:
     product, probe_flops = probe.gemm_probe()
     product()
     bare = probe.peak_memory_bytes()
-    plain = {}
-    if case["kernel"] in GATED_OR_BIASED:
-        plain = {f"plain {name}": program for name, program in programs({**case, "kernel": "softmax"}, dtype).items()}
+    plain, beside = {}, plain_kernel(case["kernel"])
+    if beside:
+        plain = {f"plain {name}": program for name, program in programs({**case, "kernel": beside}, dtype).items()}
     times = probe.interleaved({"probe": product, **programs(case, dtype), **plain}, seconds=seconds)
     peak = probe_flops / times["probe"]["median"]
     flops = useful_flops(case)
@@ -133,7 +141,7 @@ def measure(case: dict, dtype: str, seconds: float) -> dict:
             rate = flops[name] / times[name]["median"]
             row[name] = {**times[name], "gflops": rate / 1e9, "fraction_of_probe": rate / peak}
             if plain:
-                row[name]["over_softmax"] = times[name]["cpu_median"] / times[f"plain {name}"]["cpu_median"]
+                row[name]["over_plain"] = times[name]["cpu_median"] / times[f"plain {name}"]["cpu_median"]
     return with_time_per_token(row)
 
 
@@ -196,9 +204,10 @@ def print_table(rows: list[dict]) -> None:
             fraction = row.get(part, {}).get("fraction_of_probe")
             cells.append(f"{1e3 * row[part]['median']:9.1f}" if part in row else " " * 9)
             cells.append(f"{fraction:8.1%}" if fraction else " " * 8)
-        ratios = [f"{row[part]['over_softmax']:.2f}" for part in PARTS if "over_softmax" in row.get(part, {})]
+        found = [row.get(part, {}) for part in PARTS]
+        ratios = [f"{part[name]:.2f}" for part in found for name in ("over_plain", "over_softmax") if name in part]
         memory = f"{row['peak_memory_mb']:7.0f}" if "peak_memory_mb" in row else ""
-        beside = f"  {', '.join(ratios)} of softmax" if ratios else ""
+        beside = f"  {', '.join(ratios)} of {plain_kernel(row['kernel'])}" if ratios else ""
         print(f"{name_of(row):42s} {' '.join(cells)} {row[PARTS[1]]['us_per_token']:9.2f} {memory}{beside}")
     times = {(r["kernel"], r["T"]): r[PARTS[1]]["median"] for r in rows if r["D"] == 64}
     for slow in ("softmax", "torch sdpa"):

@@ -61,7 +61,8 @@ def _attention() -> ConfigDict:
     a = ConfigDict()
     a.kernel = "variant"  # variant | softmax | power | taylor | rebased
     a.position = "variant"  # variant | none | rope | learned_rope | alibi | kerple_log | kerple_power | t5 | ...
-    a.gate = "variant"  # variant | none | fixed | learned | data
+    # vector (linear kernels): one number a rotary plane, the same on its two dims, or one a dim without rotation
+    a.gate = "variant"  # variant | none | fixed | learned | data | vector
     a.gate_init = "variant"  # variant | zero (gate 1/2) | long (gate 0.999) | timescales (log-spaced per head)
     a.gate_min_timescale = 16.0  # tokens; the shortest of gate_init = timescales, and of gate = fixed
     a.gate_max_timescale = 4_096.0  # tokens; the longest

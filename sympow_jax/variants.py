@@ -5,7 +5,8 @@ Every row is a choice along three axes, kernel x position x gate, of the one att
     weight(i, j) = kernel(q_i . k_j) exp(bias(i, j)) prod_{m=j+1..i} gate_m
     out_i        = sum_{j<=i} weight(i, j) v_j / sum_{j<=i} weight(i, j),
 
-and a layer pattern, repeated over the depth, for the hybrids; a pattern may name other rows, which stand for their
+where a vector gate has a number for each rotary plane or dim, inside the score, sum_d q_id k_jd prod_m gate_md, and a
+layer pattern, repeated over the depth, for the hybrids; a pattern may name other rows, which stand for their
 attention layer. Configs refer to rows by name; adding a variant is adding a row here.
 """
 
@@ -18,7 +19,7 @@ BIAS_POSITIONS = ("alibi", "kerple_log", "kerple_power", "t5", "sandwich", "fire
 LEARNED_BIASES = ("kerple_log", "kerple_power", "t5", "fire")  # a set of parameters in each layer
 ABSOLUTE_POSITIONS = ("learned_absolute", "sinusoidal")
 POSITIONS = ("none", *ROTARY_POSITIONS, *BIAS_POSITIONS, *ABSOLUTE_POSITIONS)
-GATES = ("none", "fixed", "learned", "data")
+GATES = ("none", "fixed", "learned", "data", "vector")
 GATE_INITS = ("zero", "long", "timescales")
 CONVOLUTIONS = ("gated_conv", "short_conv")
 BLENDABLE = ("softmax_rope", "softmax_nope")  # rows whose layers have no parameters beyond query, key, value and out
@@ -53,6 +54,13 @@ _ROWS = (
     Variant("sympow", "power", "rope", "none", "Manifest AI 2024, Symmetric Power Transformers"),
     Variant("sympow_gated", "power", "rope", "data", "Kumar et al. 2025, arXiv 2503.03269"),
     Variant("conformal_sympow", "power", "learned_rope", "data", "Kumar et al. 2025, arXiv 2503.03269"),
+    Variant(
+        "conformal_vector_sympow",
+        "power",
+        "learned_rope",
+        "vector",
+        "conformal_sympow with a gate for each plane, as GLA's dims have (arXiv 2312.06635)",
+    ),
     Variant("conformal_softmax", "softmax", "learned_rope", "data", "softmax with the conformal position and gate"),
     Variant(
         "based",

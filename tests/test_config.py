@@ -91,6 +91,15 @@ def test_a_saved_config_resolves_to_itself():
         ([QUICKSTART, "--config.model.mlp=none", "--config.model.mlp_bias=all"], ["mlp_bias = 'all'", "use 'auto'"]),
         ([QUICKSTART, "--config.model.norm_eps=1e-45"], ["model.norm_eps = 1e-45", "0 in float32"]),
         ([QUICKSTART, "--config.attention.qk_norm_span=concatenated"], ["attention.qk_norm is false", "to true"]),
+        ([f"{QUICKSTART}:based", "--config.attention.gate=vector"], ["'vector'", "softmax", "use 'data'"]),
+        (
+            [QUICKSTART, "--config.attention.gate=vector", "--config.attention.position=alibi"],
+            ["'vector'", "position is 'alibi'", "'none' or a rotary position"],
+        ),
+        (
+            [QUICKSTART, "--config.attention.gate=vector", "--config.attention.implementation=pallas"],
+            ["'pallas'", "gate is 'vector'", "use 'chunked'"],
+        ),
         ([QUICKSTART, "--config.position.rotary_fraction=0.1"], ["rotary_fraction = 0.1", "is 3 of 32 dims", "0.5"]),
         (
             [f"{QUICKSTART}:fox", "--config.position.rotary_fraction=0.5"],

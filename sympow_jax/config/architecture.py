@@ -80,6 +80,22 @@ def _check_attention(config: Config) -> None:
             f"attention.{name} = True: is of softmax layers, and all that attend are {' or '.join(sorted(kernels))}; "
             "use false",
         )
+    vector = [spec.attention for spec in attention_specs(config) if spec.attention.gate == "vector"]
+    require(
+        all(attention.is_linear for attention in vector),
+        "attention.gate = 'vector': is inside the scores of a linear kernel, and softmax, of `window` layers too, has "
+        "one gate a head; use 'data', or a row of the variants table in attention.layer_pattern for each kind of layer",
+    )
+    require(
+        not {attention.position for attention in vector} & {*variants.BIAS_POSITIONS},
+        f"attention.gate = 'vector': attention.position {_is(positions(config))}, and biases and slopes have no place "
+        "beside it; use 'data', or 'none' or a rotary position",
+    )
+    require(
+        not (vector and a.implementation == "pallas"),
+        "attention.implementation = 'pallas': it has one gate a head, and attention.gate is 'vector'; use 'chunked' or "
+        "'auto'",
+    )
     require(a.conv_width >= 2, f"attention.conv_width = {a.conv_width}: a convolution needs at least 2 taps")
     require(
         a.gate_min_timescale <= a.gate_max_timescale,

@@ -3,7 +3,9 @@
     curve_h(d) = bias_h(i, i - d)  +  d * mean log gate_h
 
 for one query position i; the mean is over the tokens of some held-out text, so for data-dependent gates the second
-term is the decay of a typical key. 0 means "no preference"; -5 leaves less than 1% of the weight.
+term is the decay of a typical key. Vector gates decay a score by the mean of exp(d * mean log gate) over the dims, and
+the weight by that to the degree of the kernel (1 for Taylor's). 0 means "no preference"; -5 leaves less than 1% of the
+weight.
 """
 
 import functools
@@ -62,6 +64,10 @@ def _layer_curve(
     if bias is not None:
         query = jnp.asarray([query_position], jnp.int32)
         curve = curve + bias(query, query_position - distance)[:, 0, :]
-    if log_gates is not None:
+    if log_gates is not None and log_gates.ndim == 4:
+        decays = jnp.exp(jnp.mean(log_gates, axis=(0, 1))[..., None] * distance.astype(jnp.float32))
+        degree = {"power": mixer.attention.degree, "rebased": 2, "taylor": 1}[mixer.kernel]
+        curve = curve + degree * jnp.log(jnp.mean(decays, axis=1))
+    elif log_gates is not None:
         curve = curve + jnp.mean(log_gates, axis=(0, 1))[:, None] * distance[None, :].astype(jnp.float32)
     return curve

@@ -159,7 +159,7 @@ class Attention(Projections):
             known |= {"chunk_size": self.attention.chunk_size or None}
             form = options["implementation"]
             own = ops.state_of(kernel, tokens.k, tokens.v, implementation=form, **known)
-            before = sequence_parallel.state_before(totals, own, past.get("kernel"))
+            before = sequence_parallel.state_before(kernel, totals, own, past.get("kernel"))
             out, after = ops.linear_attention_with_state(
                 kernel, tokens.q, tokens.k, tokens.v, initial_state=before, **known, **options
             )

@@ -25,7 +25,8 @@ def initial_log_scale(trained: int, window: int | None) -> float:
 class Projections(nnx.Module):
     """The parameters of an attention layer: query [E, H D], key [E, K D], value [E, K Dv] and out [H Dv, E].
 
-    And, as the variant needs them, gate [E, G] with bias (data) or gate_logits [G] (learned), beta [E, K]
+    And, as the variant needs them, gate [E, G] with bias (data; vector: [E, K N] for N planes and dims) or gate_logits
+    [G] (learned), beta [E, K]
     (learned_rope), bias_parameters (kerple, t5, fire), query_norm and key_norm (qk_norm, rebased) over a head or all
     of them, output_gate [E, H Dv], output_norm over a head, log_length_scale and sinks [H] (softmax). G is H under
     softmax, else K. attention.bias gives the first three, or all four, a bias.
@@ -82,7 +83,10 @@ class Projections(nnx.Module):
                 ops.gates.time_scale_logits(heads, a.gate_min_timescale, a.gate_max_timescale), jnp.float32
             ),
         }[a.gate_init]
-        if a.gate == "data":
+        if a.gate == "vector":
+            numbers = self.head_dim - self.rotary.num_rotated // 2  # one a plane, one a dim that is not rotated
+            heads, initial = heads * numbers, jnp.repeat(initial, numbers)
+        if a.gate in ("data", "vector"):
             self.gate = make_linear(model, model.embed_dim, heads, bias=True, dtype="float32", rngs=rngs)
             self.gate.bias = nnx.Param(initial)
         elif a.gate == "learned":
@@ -123,11 +127,14 @@ class Projections(nnx.Module):
         """An additive bias is at work; under a linear kernel ALiBi is a gate instead."""
         return self.attention.has_additive_bias or (self.attention.position == "alibi" and not self.linear)
 
-    def log_gates(self, x: Float[Array, "B T E"]) -> Float[Array, "B T G"] | None:
+    def log_gates(self, x: Float[Array, "B T E"]) -> Float[Array, "B T G *D"] | None:
         """Float32 log gates, or None."""
         (B, T), a = x.shape[:2], self.attention
         heads = self.num_kv_heads if self.linear else self.num_heads
         log_gates = None
+        if a.gate == "vector":
+            numbers = ops.gates.data_log_gates(self.gate(x.astype(jnp.float32)))
+            return ops.gates.plane_log_gates(numbers.reshape(B, T, heads, -1), self.rotary.num_rotated)
         if a.gate == "data":
             log_gates = ops.gates.data_log_gates(self.gate(x.astype(jnp.float32)))
         elif a.gate == "learned":

@@ -56,6 +56,11 @@ class Rotary:
         return int(self.config.rotary_fraction * self.head_dim)
 
     @property
+    def num_rotated(self) -> int:
+        """How many dims are rotated, by half of them on: dims i and i + num_rotated / 2 are a plane."""
+        return self._rotary_dim if self.encoding in variants.ROTARY_POSITIONS else 0
+
+    @property
     def changes_with_length(self) -> bool:
         """A stream keeps its keys as they were before RoPE, because the frequencies change as it grows."""
         return self.encoding == "rope" and self.config.scaling == "dynamic_ntk"

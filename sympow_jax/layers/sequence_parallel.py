@@ -1,12 +1,14 @@
 """Attention on one stretch of a sequence whose other stretches are on other devices (context parallelism).
 
 Everything here runs inside `sharding.over_shards`, on a `seq` axis of more than one device. Linear kernels and
-learned positions first gather one number a head and shard, the total decay and the total rotation, and then the
-states: each shard continues from the weighted sum of those before it, as it would in a stream. Keys and values of
-softmax are gathered where they are few, or go around; inside a window a shard gets the few before its first token.
+learned positions first gather one number a head and shard, the total decay (one a dim, of vector gates) and the total
+rotation, and then the states: each shard continues from the weighted sum of those before it, as it would in a stream.
+Keys and values of softmax are gathered where they are few, or go around; inside a window a shard gets the few before
+its first token.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +28,9 @@ Past = ops.LinearState | ops.positions.PhaseState
 
 
 def gather_totals(
-    beta: Float[Array, "B T K"] | None, log_gates: Float[Array, "B T G"] | None, segment_ids: Int[Array, "B T"] | None
+    beta: Float[Array, "B T K"] | None,
+    log_gates: Float[Array, "B T G *D"] | None,
+    segment_ids: Int[Array, "B T"] | None,
 ) -> Totals:
     """What each shard does to what passes through it, of every shard, [shards, B, ...]; {} if nothing.
 
@@ -99,7 +103,9 @@ def _extended(state: ops.LinearState) -> Float[Array, "B K P Dv1"]:
     return jnp.concatenate([state.state, state.normalizer[..., None]], axis=-1)
 
 
-def state_before(totals: Totals, own: ops.LinearState, past: ops.LinearState | None) -> ops.LinearState:
+def state_before(
+    kernel: ops.Kernel, totals: Totals, own: ops.LinearState, past: ops.LinearState | None
+) -> ops.LinearState:
     """The kernel state that this shard continues, from the state that its own tokens leave behind.
 
     `past` is what the first shard continues.
@@ -107,7 +113,8 @@ def state_before(totals: Totals, own: ops.LinearState, past: ops.LinearState | N
     extended, start = _extended(own), None if past is None else _extended(past)
     B, K = extended.shape[:2]
     log_decays = totals.get("log_decay", jnp.zeros((sharding.axis_size("seq"), B, K), extended.dtype))
-    before = sharding.states_before(extended, log_decays, _open(totals, B, past), start)
+    left = functools.partial(ops.state_decay, kernel)
+    before = sharding.states_before(extended, log_decays, _open(totals, B, past), start, left)
     document = (own if past is None else past).segment_id
     if "last" in totals:
         document = _ends_before(totals, past)[jax.lax.axis_index("seq")]

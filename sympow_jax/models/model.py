@@ -61,7 +61,8 @@ def _with_implementation(config: Config, chosen: str) -> Config:
 def _sizes(spec: LayerSpec, config: Config) -> dict[str, Any]:
     """Of a layer's call, as the kernels of accelerators judge it."""
     m = config.model
-    return {"head_dim": spec.qk_head_dim(m), "value_dim": m.head_dim, "dtype": jnp.dtype(m.dtype)}
+    sizes = {"head_dim": spec.qk_head_dim(m), "value_dim": m.head_dim}
+    return sizes | {"dtype": jnp.dtype(m.dtype), "vector_gates": spec.attention.gate == "vector"}
 
 
 @dataclasses.dataclass(frozen=True)

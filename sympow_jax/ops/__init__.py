@@ -13,6 +13,7 @@ from sympow_jax.ops.linear_attention.inputs import LinearState as LinearState
 from sympow_jax.ops.linear_attention.kernels import Kernel as Kernel
 from sympow_jax.ops.linear_attention.kernels import PowerKernel as PowerKernel
 from sympow_jax.ops.linear_attention.kernels import TaylorKernel as TaylorKernel
+from sympow_jax.ops.linear_attention.kernels import state_decay as state_decay
 from sympow_jax.ops.linear_attention.ring import linear_attention_ring as linear_attention_ring
 from sympow_jax.ops.positions.position_bias import PositionBias as PositionBias
 from sympow_jax.ops.power_attention.api import power_attention as power_attention

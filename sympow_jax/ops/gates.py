@@ -24,6 +24,15 @@ def data_log_gates(logits: Float[Array, "B T K"]) -> Float[Array, "B T K"]:
     return jax.nn.log_sigmoid(logits.astype(accumulation_dtype(logits)))
 
 
+def plane_log_gates(log_gates: Float[Array, "B T K N"], num_rotated: int) -> Float[Array, "B T K D"]:
+    """Gates of every dim that commute with a rotation of the first `num_rotated` dims: equal on the two of a plane.
+
+    The first num_rotated / 2 numbers are those of the planes, dims i and i + num_rotated / 2; the others of a dim each.
+    """
+    planes, rest = jnp.split(log_gates, [num_rotated // 2], axis=-1)
+    return jnp.concatenate([planes, planes, rest], axis=-1)
+
+
 def head_log_gates(logits: Float[Array, "K"], batch_size: int, length: int) -> Float[Array, "B T K"]:
     """Learned gates, one per head and the same at every token: log sigmoid(logits), broadcast to [B, T, K]."""
     log_gates = jax.nn.log_sigmoid(logits.astype(accumulation_dtype(logits)))

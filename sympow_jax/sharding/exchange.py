@@ -4,6 +4,7 @@ Shard p of P holds tokens p T/P .. (p + 1) T/P - 1.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -92,9 +93,10 @@ def from_last(tree: PyTree) -> PyTree:
 
 def states_before(
     state: Float[Array, "B K P Dv1"],
-    log_decays: Float[Array, "shards B K"],
+    log_decays: Float[Array, "shards B K *D"],
     is_open: Array,
     past: Float[Array, "B K P Dv1"] | None = None,
+    left: Callable[[Array], Array] = lambda gates: gates[..., None, None],
 ) -> Float[Array, "B K P Dv1"]:
     """The state that shard p continues, decay(0 .. p-1) past + sum_(r < p) decay(r+1 .. p-1) state_r.
 
@@ -105,31 +107,34 @@ def states_before(
       state: what this shard's own tokens leave behind.
       log_decays, is_open [shards, B]: of every shard, the same everywhere.
       past: what the first shard continues, by default nothing.
+      left: what gates [B, K, *D] leave of a state, [B, K, P or 1, 1]; by default they scale all of it.
     """
     P, p = axis_size(SEQ), jax.lax.axis_index(SEQ)
-    decay = functools.partial(_decay, log_decays, is_open)
+    decay = functools.partial(_decay, log_decays, is_open, left)
     if past is not None:
-        return states_before(state, log_decays, is_open) + decay(0, p)[..., None, None] * past
+        return states_before(state, log_decays, is_open, left=left) + decay(0, p) * past
     if (P - 1) * state.size * state.dtype.itemsize <= SMALL_GATHER:
-        weights = jnp.stack([jnp.where(r < p, decay(r + 1, p), 0.0) for r in range(P)])
-        return jnp.einsum("sbk,sbkpe->bkpe", weights, gather(state))
+        weights = jnp.stack([jnp.where(r < p, decay(r + 1, p), 0.0) for r in range(P)])[..., 0]
+        if weights.shape[3] == 1:
+            return jnp.einsum("sbk,sbkpe->bkpe", weights[..., 0], gather(state))
+        return jnp.einsum("sbkp,sbkpe->bkpe", weights, gather(state))
     before, reach, distance = jnp.zeros_like(state), state, 1
     while distance < P:
         received = jax.lax.ppermute(reach, SEQ, [(r, r + distance) for r in range(P - distance)])
-        before += decay(p - distance + 1, p)[..., None, None] * received
+        before += decay(p - distance + 1, p) * received
         if 2 * distance < P:
-            reach += decay(p - distance + 1, p + 1)[..., None, None] * received
+            reach += decay(p - distance + 1, p + 1) * received
         distance *= 2
     return before
 
 
-def _decay(log_decays: Array, is_open: Array, first: Array | int, stop: Array | int) -> Float[Array, "B K"]:
-    """What is left of a state after shards first .. stop - 1."""
+def _decay(log_decays: Array, is_open: Array, left: Callable, first: Array | int, stop: Array | int) -> Array:
+    """What is left of a state after shards first .. stop - 1, [B, K, P or 1, 1]."""
     shard = jnp.arange(log_decays.shape[0])
     passed = (shard >= first) & (shard < stop)
-    total = jnp.sum(jnp.where(passed[:, None, None], log_decays, 0.0), axis=0)
+    total = jnp.sum(jnp.where(jnp.expand_dims(passed, range(1, log_decays.ndim)), log_decays, 0.0), axis=0)
     survives = jnp.all(jnp.where(passed[:, None], is_open, True), axis=0)
-    return jnp.where(survives[:, None], jnp.exp(total), 0.0)
+    return jnp.where(survives[:, None, None, None], left(jnp.exp(total)), 0.0)
 
 
 def to_zigzag(x: Array) -> Array:

@@ -92,6 +92,24 @@ def test_states_and_steps_continue_the_dense_form():
     assert step._cache_size() == 1
 
 
+def test_gates_of_planes_commute_with_the_rotation():
+    """Where the text begins does not matter: six of eight dims are rotated, with one gate for each of three planes."""
+    q, k, v, gates = arrays(7, 8)
+    frequencies, _ = ops.positions.rope_frequencies(6)
+
+    @jax.jit
+    def attend(start, gates):
+        phases = ops.positions.rope_phases(start + jnp.arange(7, dtype=jnp.int32)[None], frequencies)
+        rotated = (ops.positions.rotate(x, phases) for x in (q, k))
+        return ops.power_attention(*rotated, v, log_gates=gates, implementation="reference")
+
+    def moved(gates):
+        return np.abs(attend(jnp.int32(0), gates) - attend(jnp.int32(100), gates)).max()
+
+    assert moved(ops.gates.plane_log_gates(gates[..., :5], 6)) < 1e-5
+    assert moved(gates) > 1e-3
+
+
 @pytest.mark.parametrize(("T", "sizes"), [(11, (1, 3)), pytest.param(300, (1, 48, 256), marks=pytest.mark.slow)])
 def test_chunk_size_does_not_matter(T, sizes):
     q, k, v, gates = arrays(T, 3)

@@ -54,6 +54,8 @@ def losses_and_gradients(config, mesh, batch):
     [
         ("conformal_sympow", "attention.implementation=chunked", False),
         ("conformal_sympow", "attention.implementation=chunked", True),
+        ("conformal_vector_sympow", "attention.implementation=chunked", False),
+        ("conformal_vector_sympow", "attention.implementation=chunked", True),
         ("fox", "attention.implementation=auto", True),
         ("softmax_fire", "attention.implementation=auto", False),
         ("sympow_gated", "attention.position=fire", False),  # no state to pass on: always a ring
