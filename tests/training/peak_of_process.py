@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,7 +52,7 @@ class Process:
         config = parse_flags(["--config=configs/default.py", *(f"--config.{key}={v}" for key, v in flags.items())])
         self.model, self.count = Model(config, 256, config_mesh(config)), count
         self.shapes = abstract_train_state(self.model)
-        self.state = None
+        self.state: Any = None
 
     def whole(self) -> int:
         """Bytes of all parameters and optimizer states."""
