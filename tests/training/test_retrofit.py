@@ -147,7 +147,9 @@ def test_a_retrofit_resumes_bit_for_bit_in_its_blend_and_after_it(original, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [("mesh.data=2", "mesh.tensor=2"), ("mesh.data=1", "mesh.seq=4"), ("mesh.fsdp=2",)])
+@pytest.mark.parametrize(
+    "flags", [("mesh.data=2", "mesh.tensor=2"), ("mesh.data=1", "mesh.seq=4"), ("mesh.data=2", "mesh.fsdp=2")]
+)
 def test_every_mesh_has_the_losses_of_one_device(flags):
     def losses(*flags):
         old, before, new, params = pair("conformal_sympow", *DISTIL, *flags, scale=0.1)
