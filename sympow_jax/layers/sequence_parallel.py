@@ -22,8 +22,9 @@ from sympow_jax.ops.gates import finite_log_gates
 from sympow_jax.typing import Array, Bool, Float, Int
 
 Totals = dict[str, Array]
-# Bytes of gathered keys and values up to which gathering them costs less than passing them around.
-LARGEST_GATHER = 1 << 26
+# Bytes of gathered keys and values of a layer up to which gathering them is planned to cost less than passing them
+# around (docs/plans): a ring sends 1.5 times as much and more often, and its memory is what does not grow.
+LARGEST_GATHER = 1 << 30
 Past = ops.LinearState | ops.positions.PhaseState
 
 
