@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from sympow_jax import ops
-from sympow_jax.config import override
+from sympow_jax.config import ConfigError, override
 from sympow_jax.models.model import Model, resolve_implementation
-from sympow_jax.variants import GATES, KERNELS, POSITIONS
+from sympow_jax.variants import BIAS_POSITIONS, GATES, KERNELS, POSITIONS
 from tests.models.small import VOCAB, tiny_config
 
 T = 24
@@ -82,6 +82,10 @@ def test_every_kernel_takes_every_position_with_every_gate(kernel):
         if number % len(GATES) != GATES.index(gate) and position != "alibi":
             continue  # each position with one gate, in turn
         flags = (f"attention.kernel={kernel}", f"attention.position={position}", f"attention.gate={gate}")
+        if gate == "vector" and (kernel == "softmax" or position in BIAS_POSITIONS):
+            with pytest.raises(ConfigError, match="attention.gate = 'vector'"):
+                resolve_implementation(tiny_config("softmax_nope", *flags, *GROUPED))
+            continue
         model = Model(resolve_implementation(tiny_config("softmax_nope", *flags, *GROUPED)), VOCAB)
         params = jax.eval_shape(model.init, jax.random.key(0))
         x = jax.ShapeDtypeStruct((2, T), jnp.int32)
