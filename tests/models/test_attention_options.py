@@ -83,7 +83,7 @@ def test_every_kernel_takes_every_position_with_every_gate(kernel):
             continue  # each position with one gate, in turn
         flags = (f"attention.kernel={kernel}", f"attention.position={position}", f"attention.gate={gate}")
         if gate == "vector" and (kernel == "softmax" or position in BIAS_POSITIONS):
-            with pytest.raises(ConfigError, match="attention.gate = 'vector'"):
+            with pytest.raises(ConfigError, match=r"attention\.gate = 'vector'"):
                 resolve_implementation(tiny_config("softmax_nope", *flags, *GROUPED))
             continue
         model = Model(resolve_implementation(tiny_config("softmax_nope", *flags, *GROUPED)), VOCAB)
