@@ -5,10 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from sympow_jax import sharding
 from sympow_jax.config import ModelConfig
 from sympow_jax.ops.platform import target_platform
+from sympow_jax.ops.residuals import PROJECTION
 from sympow_jax.typing import Array, Float
 
 
@@ -29,7 +31,8 @@ class Linear(nnx.Linear):
         dtype = jnp.dtype(self.dtype)
         if self.bias is None or dtype.itemsize >= 4:
             return super().__call__(x)
-        return _affine(x.astype(dtype), self.kernel[...].astype(dtype), self.bias[...])
+        out = _affine(x.astype(dtype), self.kernel[...].astype(dtype), self.bias[...])
+        return checkpoint_name(out, PROJECTION)
 
 
 @jax.custom_vjp

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax
 
 from sympow_jax.config import ConfigError
-from sympow_jax.ops.residuals import ATTENTION
+from sympow_jax.ops.residuals import ATTENTION, PROJECTION
 
 BLOCK_INPUT = "block_input"
 
@@ -28,10 +28,11 @@ def rematerialise(layer: Callable, policy: str) -> Callable:
     if policy == "none":
         return layer
     attention = policies.save_only_these_names(ATTENTION)
+    outputs = policies.save_only_these_names(ATTENTION, PROJECTION)
     chosen = {
         "block": policies.nothing_saveable,
         "attention": attention,
-        "dots": policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, attention),
+        "dots": policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, outputs),
         "offload": policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
             names_which_can_be_offloaded=[BLOCK_INPUT, ATTENTION],

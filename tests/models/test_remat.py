@@ -1,11 +1,14 @@
 """Remat policies: the same gradients from less and less memory, and attention run no more often than they say."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.ad_checkpoint import print_saved_residuals
 
 from sympow_jax.config import ConfigError
+from sympow_jax.layers.linear import make_linear
 from sympow_jax.models import remat
 from sympow_jax.models.model import Model
 from tests.models.small import VOCAB, tiny_config
@@ -70,3 +73,11 @@ def test_offload_is_refused_where_there_is_no_host_memory_apart(monkeypatch):
     remat.check_backend("attention")
     with pytest.raises(ConfigError, match="use 'attention' or 'block'"):
         remat.check_backend("offload")
+
+
+def test_dots_keep_the_product_of_narrow_dtypes_with_a_bias(capsys):
+    """It has a gradient of its own, inside which a policy sees no product."""
+    linear = make_linear(tiny_config("softmax_nope", "model.dtype=bfloat16").model, 8, 16, bias=True, rngs=nnx.Rngs(0))
+    layer = remat.rematerialise(lambda x: jnp.sin(linear(x)).sum(), "dots")
+    print_saved_residuals(layer, jnp.ones((3, 8), jnp.bfloat16))
+    assert "bf16[3,16] named 'projection'" in capsys.readouterr().out
