@@ -78,7 +78,7 @@ def test_each_platform_takes_its_kernel_where_it_can(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert (chosen("gpu"), chosen("tpu")) == ("cudnn", "pallas")
     gates = {"log_gates": jnp.zeros((1, 256, 2))}
-    bias = {"bias": ops.positions.alibi_bias(jnp.ones(4))}
+    bias = {"bias": ops.positions.sandwich_bias(4)}
     for refused in (gates, bias, {"cached": True}, {"sinks": jnp.zeros(4)}):
         assert chosen("gpu", **refused) == chosen("tpu", **refused) == "blockwise"
     assert chosen("gpu", jnp.float32) == chosen("gpu", segment_ids=jnp.asarray(IDS)) == "blockwise"

@@ -35,6 +35,11 @@ def alibi_bias(slopes: Float[Array, "H"]) -> PositionBias:
     return PositionBias({"slopes": slopes}, OfDistance(_alibi))
 
 
+def is_alibi(bias: PositionBias) -> bool:
+    """Whether it is that of `alibi_bias`, with any slopes."""
+    return bias.function == OfDistance(_alibi)
+
+
 def sandwich_bias(num_heads: int, *, dim: int = 128) -> PositionBias:
     """Sandwich (see `sandwich`), as the product of sinusoidal embeddings that it is; it has nothing to learn."""
     params = {

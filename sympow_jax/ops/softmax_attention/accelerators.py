@@ -1,7 +1,9 @@
 """The attention kernels that JAX ships for accelerators: cuDNN's on GPUs, splash attention (Pallas) on TPUs.
 
-They compute plain causal attention, with grouped queries and a window, and splash attention packed documents too;
-neither takes gates or additive biases without a T x T array, which is what `blockwise` is for.
+They compute plain causal attention, with grouped queries and a window; splash attention takes packed documents too,
+and cuDNN's takes ALiBi as more dims of queries and keys (`key_bias`). Neither takes gates or other additive biases
+without a T x T array, which is what `blockwise` is for. FoX's gates would fold as ALiBi does, but their gradient, the
+small difference of sums over queries and over keys, would have the rounding of what the kernel returns in bfloat16.
 """
 
 from typing import Any, Literal
@@ -10,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sympow_jax.ops.platform import target_platform, unsplit
+from sympow_jax.ops.softmax_attention import key_bias
 from sympow_jax.ops.softmax_attention.inputs import Inputs
 
 KERNELS: dict[str, Literal["cudnn", "pallas"]] = {"gpu": "cudnn", "tpu": "pallas"}
@@ -19,8 +22,10 @@ LARGEST_TILE = 512
 
 def obstacle(name: str, x: Inputs, *, cached: bool) -> str | None:
     """What keeps the kernel `name` from computing this call here, or None."""
-    if x.bias is not None or x.gates is not None or x.sinks is not None:
-        return "it takes no bias, log_gates or sinks"
+    if x.gates is not None or x.sinks is not None:
+        return "it takes no log_gates or sinks"
+    if x.bias is not None and name != "cudnn":
+        return "it takes no bias"
     if cached:
         return "it takes no key_positions"
     if name == "cudnn":
@@ -41,16 +46,23 @@ def _obstacle_to_cudnn(x: Inputs) -> str | None:
         return "it takes no segment_ids"
     if x.q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"q is {x.q.dtype}, not bfloat16 or float16"
-    D, Dv = x.q.shape[-1], x.v.shape[-1]
-    return None if Dv == D and D % 8 == 0 and D <= LANES else f"D={D}, Dv={Dv} are not equal multiples of 8 up to 128"
+    if x.bias is not None and (reason := key_bias.obstacle(x)):
+        return reason
+    D, Dv, most = x.q.shape[-1], x.v.shape[-1], LANES if x.bias is None else LANES - key_bias.EXTRA_DIMS
+    return None if Dv == D and D % 8 == 0 and most >= D else f"D={D}, Dv={Dv} are not equal multiples of 8 up to {most}"
 
 
 def cudnn(x: Inputs, *, scale: float, window: int | None, implementation: Any = "cudnn") -> jax.Array:
     """`jax.nn.dot_product_attention`; its window counts the tokens before the query."""
     local: Any = None if window is None else (window - 1, 0)
-    return jax.nn.dot_product_attention(
-        x.q, x.k, x.v, scale=scale, is_causal=True, local_window_size=local, implementation=implementation
+    q, k, v = x.q, x.k, x.v
+    if x.bias is not None:
+        q, k = key_bias.folded(x, scale)
+        v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, key_bias.EXTRA_DIMS)))  # as wide as the keys
+    out = jax.nn.dot_product_attention(
+        q, k, v, scale=scale, is_causal=True, local_window_size=local, implementation=implementation
     )
+    return out[..., : x.v.shape[-1]]
 
 
 def splash(x: Inputs, *, scale: float, window: int | None, interpret: bool = False) -> jax.Array:
