@@ -10,7 +10,7 @@ from sympow_jax.generation import Decoder, Sampling, check, sample
 from sympow_jax.generation.decoder import CHUNK_SIZES
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.variants import VARIANTS
-from tests.models.small import VOCAB, moved, tiny_config
+from tests.models.small import MECHANISMS, VOCAB, moved, tiny_config
 
 NEW = 256
 PROMPTS = (1, 37, 1000)
@@ -43,15 +43,8 @@ def assert_greedy(logits, row, prompt_length):
     assert (behind > 0).mean() < 0.02
 
 
-# one of each mechanism of a stream; the check below compares greedy tokens too, for every variant
-STREAMS = (
-    "softmax_rope", "softmax_fire", "softmax_absolute", "fox", "conformal_sympow", "conformal_vector_sympow", "based",
-    "rebased", "hybrid",
-)  # fmt: skip
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", STREAMS)
+@pytest.mark.parametrize("variant", MECHANISMS)  # the check below compares greedy tokens too, for every variant
 def test_greedy_decoding_is_the_argmax_of_the_parallel_pass(variant):
     model, params = make_model(variant, *FLAGS)
     decoder, rng = Decoder(model, params), np.random.default_rng(0)

@@ -15,6 +15,10 @@ TINY = (
     "attention.feature_dim=4", "attention.window=8", "data.seq_len=24", "evaluation.lengths=24,48",
 )  # fmt: skip
 VOCAB = 61
+MECHANISMS = (  # variants, or the hybrid, that stand for all where a test is dear
+    "softmax_rope", "softmax_fire", "softmax_absolute", "fox", "conformal_sympow", "conformal_vector_sympow", "based",
+    "rebased", "hybrid",
+)  # fmt: skip
 PATTERNS = {  # of three layers
     "based": ("based", "attention.layer_pattern=gated_conv,attention,window"),  # one layer of each of its kinds
     "hybrid": (  # rows of the table, none of them the variant's own

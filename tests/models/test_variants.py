@@ -17,7 +17,7 @@ from sympow_jax.training.step import make_train_step
 from sympow_jax.training.train_state import create_train_state, from_tree, to_tree
 from sympow_jax.variants import VARIANTS
 from tests.evals.toy import make_store
-from tests.models.small import VOCAB, moved, tiny_config
+from tests.models.small import MECHANISMS, VOCAB, moved, tiny_config
 
 T = 24
 ALL = (*VARIANTS, "hybrid")
@@ -53,7 +53,7 @@ def test_causal_by_gradient(variant):
     assert np.all(np.abs(np.asarray(grads)[: cut + 1]).max(axis=1) > 0)
 
 
-@pytest.mark.parametrize("variant", ALL)
+@pytest.mark.parametrize("variant", MECHANISMS)
 def test_streaming_equals_the_whole_sequence(variant):
     """Chunks of any length, single tokens included, through the state give the logits of one pass."""
     model, params = model_and_params(variant)
@@ -98,7 +98,7 @@ def corpus_batch() -> dict[str, np.ndarray]:
     return {"inputs": np.concatenate([np.full((2, 1), 256, np.int32), targets[:, :-1]], 1), "targets": targets}
 
 
-@pytest.mark.parametrize("variant", ALL)
+@pytest.mark.parametrize("variant", MECHANISMS)
 def test_one_step_lowers_the_loss_and_a_resumed_run_goes_on_alike(variant, tmp_path):
     """The loss falls at once and every parameter moves; saved and restored, the next step is the same to the bit."""
     model = Model(resolve_implementation(tiny_config(variant, "optimizer.warmup_steps=0")), 257)
@@ -122,7 +122,7 @@ def test_one_step_lowers_the_loss_and_a_resumed_run_goes_on_alike(variant, tmp_p
     jax.tree.map(np.testing.assert_array_equal, to_tree(resumed), to_tree(state))
 
 
-@pytest.mark.parametrize("variant", ALL)
+@pytest.mark.parametrize("variant", MECHANISMS)
 def test_evaluates_at_eight_times_its_length(variant):
     """By the evaluation itself, and its last prefix is the mean loss of one whole pass."""
     model, params = model_and_params(variant, f"evaluation.lengths={T},{8 * T}")
