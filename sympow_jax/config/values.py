@@ -8,9 +8,9 @@ from typing import Any, get_args, get_origin
 from sympow_jax.config.errors import ConfigError, require, require_known
 
 
-def build(cls: type, values: Mapping[str, Any], path: str = "") -> Any:
+def build(cls: type, values: Any, path: str = "") -> Any:
     """A dataclass from nested mappings; every key must exist, every type must fit."""
-    require(isinstance(values, Mapping), f"{path.rstrip('.') or 'config'} = {values!r}: expected a mapping")
+    require(isinstance(values, Mapping), f"{path.rstrip('.') or 'config'} = {str(values)[:80]!r}: expected a mapping")
     fields = {field.name: field.type for field in dataclasses.fields(cls)}
     for key in values:
         require_known(f"{path}{key}: no such key", key, list(fields))
