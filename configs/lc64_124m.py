@@ -24,7 +24,7 @@ def get_config(arg: str = "conformal_sympow,4096") -> ConfigDict:
     c = default.get_config(variant)
     c.num_train_steps = 100_000
     c.model.dtype = "bfloat16"
-    c.model.remat = "dots"  # 11.2 of 15.75 GiB of a v5e and 61% MFU at best; "block": 4.9 GiB, 51% (docs/plans)
+    c.model.remat = "dots"  # on v5e 11.0 of 15.75 GiB and 61% MFU at best; "block": 4.9 GiB, 51% (docs/plans)
     c.attention.chunk_size = 256  # on TPUs the features of 256 tokens stay in VMEM: docs/plans
     c.position.base = 10_000.0  # unverified; the authors' own convention: --config.position.convention=manifest
     c.data.train = "longcrawl64/train.zarr"
