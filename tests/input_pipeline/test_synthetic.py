@@ -3,8 +3,11 @@ import pytest
 
 from sympow_jax.input_pipeline.tasks import synthetic
 from sympow_jax.input_pipeline.tasks.copying import BLANK, MARKER, Copy, SelectiveCopy
+from sympow_jax.input_pipeline.tasks.memory import ForgettingRecall, StackRecall
 from sympow_jax.input_pipeline.tasks.mqar import MQAR
 from sympow_jax.input_pipeline.tasks.passkey import Needle, Passkey
+from sympow_jax.input_pipeline.tasks.ruler import CommonWords, FrequentWords, MultiKey, VariableTracking
+from sympow_jax.input_pipeline.tasks.state_tracking import WordProblem
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
 from tests.evals.toy import ArrayStore
 
@@ -14,6 +17,13 @@ TASKS = [
     Copy(32),
     SelectiveCopy(48, num_content=8),
     Passkey(400),
+    WordProblem(16, "S5"),
+    StackRecall(32, 4),
+    ForgettingRecall(32, 4),
+    VariableTracking(seq_len=60, num_chains=2, num_hops=2, tokenizer="ids", id_vocab=60),
+    MultiKey(seq_len=400),
+    CommonWords(seq_len=400, num_common=3, repeats=(5, 1)),
+    FrequentWords(seq_len=60, tokenizer="ids", id_vocab=60),
 ]
 
 
@@ -25,16 +35,17 @@ def byte_store(num_documents=4, length=500):
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
 def test_batches_are_pure_functions_of_seed_and_step(task):
-    first, again = task.batch(3, 5, 4), task.batch(3, 5, 4)
+    first, again, more = task.batch(3, 5, 4), task.batch(3, 5, 4), task.batch(3, 5, 6)
     for name, array in first.items():
         np.testing.assert_array_equal(array, again[name])
+        np.testing.assert_array_equal(array, more[name][:4])  # a row does not depend on how many there are
         assert array.shape == (4, task.seq_len)
         assert array.dtype == (np.float32 if name == "loss_mask" else np.int32)
     assert (first["inputs"] != task.batch(3, 6, 4)["inputs"]).any()
     assert (first["inputs"] != task.batch(4, 5, 4)["inputs"]).any()
-    assert first["inputs"].min() >= 0 and first["inputs"].max() < task.vocab_size
-    assert first["targets"].max() < task.vocab_size
-    assert set(np.unique(first["loss_mask"])) == {0.0, 1.0}
+    assert first["inputs"].min() >= 0 and max(first[name].max() for name in ("inputs", "targets")) < task.vocab_size
+    assert len({row.tobytes() for row in first["inputs"]}) == 4
+    assert {1.0} <= {*first["loss_mask"].flat} <= {0.0, 1.0}
 
 
 def test_uniform_is_pinned():

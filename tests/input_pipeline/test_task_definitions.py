@@ -14,15 +14,6 @@ from sympow_jax.input_pipeline.tasks.words import NUM_MARKS
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
 
 IDS = {"tokenizer": "ids", "id_vocab": 60}
-TASKS = [
-    WordProblem(16, "S5"),
-    StackRecall(32, 4),
-    ForgettingRecall(32, 4),
-    VariableTracking(seq_len=60, num_chains=2, num_hops=2, **IDS),
-    MultiKey(seq_len=400),
-    CommonWords(seq_len=400, num_common=3, repeats=(5, 1)),
-    FrequentWords(seq_len=60, **IDS),
-]
 
 
 def examples(task, count=200, seed=0):
@@ -35,20 +26,6 @@ def shares_are_uniform(numbers, first, count):
     assert len(found) == count
     expected = found.sum() / count
     assert np.abs(found - expected).max() < 5 * np.sqrt(expected), found
-
-
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
-def test_batches_are_pure_functions_of_seed_and_step(task):
-    first, again, more = task.batch(3, 5, 4), task.batch(3, 5, 4), task.batch(3, 5, 6)
-    for name, array in first.items():
-        np.testing.assert_array_equal(array, again[name])
-        assert array.shape == (4, task.seq_len)
-        assert array.dtype == (np.float32 if name == "loss_mask" else np.int32)
-    assert (first["inputs"] != task.batch(3, 6, 4)["inputs"]).any()
-    assert (first["inputs"] != task.batch(4, 5, 4)["inputs"]).any()
-    np.testing.assert_array_equal(first["inputs"], more["inputs"][:4])
-    assert first["inputs"].min() >= 0 and max(first[name].max() for name in ("inputs", "targets")) < task.vocab_size
-    assert len({row.tobytes() for row in first["inputs"]}) == 4
 
 
 def test_rows_draw_their_own_uniform_numbers():

@@ -37,7 +37,8 @@ def test_logits_of_a_row_have_the_rounding_of_one_float32_sum(T, start):
     assert np.abs(error).max() <= 2.0**-22 * T * SLOPES.max()
 
 
-@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.slow), 100])
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [None, 100])
 def test_values_and_gradients_are_as_good_as_those_of_a_float32_bias(window):
     def results(form, dtype):
         def attend(q, k, v):
