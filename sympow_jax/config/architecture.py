@@ -80,6 +80,15 @@ def _check_attention(config: Config) -> None:
             f"attention.{name} = True: is of softmax layers, and all that attend are {' or '.join(sorted(kernels))}; "
             "use false",
         )
+    _check_vector_gates(config)
+    require(a.conv_width >= 2, f"attention.conv_width = {a.conv_width}: a convolution needs at least 2 taps")
+    require(
+        a.gate_min_timescale <= a.gate_max_timescale,
+        f"attention.gate_min_timescale = {a.gate_min_timescale}: must not exceed gate_max_timescale",
+    )
+
+
+def _check_vector_gates(config: Config) -> None:
     vector = [spec.attention for spec in attention_specs(config) if spec.attention.gate == "vector"]
     require(
         all(attention.is_linear for attention in vector),
@@ -92,14 +101,9 @@ def _check_attention(config: Config) -> None:
         "beside it; use 'data', or 'none' or a rotary position",
     )
     require(
-        not (vector and a.implementation == "pallas"),
+        not (vector and config.attention.implementation == "pallas"),
         "attention.implementation = 'pallas': it has one gate a head, and attention.gate is 'vector'; use 'chunked' or "
         "'auto'",
-    )
-    require(a.conv_width >= 2, f"attention.conv_width = {a.conv_width}: a convolution needs at least 2 taps")
-    require(
-        a.gate_min_timescale <= a.gate_max_timescale,
-        f"attention.gate_min_timescale = {a.gate_min_timescale}: must not exceed gate_max_timescale",
     )
 
 

@@ -3,6 +3,7 @@
 Each example is exactly `seq_len` tokens: facts among filler, a question, and an answer that is the only part asked for.
 Wording, words and the order of answers are our own: several words are asked for in an order that the question names, so
 that one pass decides exactly. Under the tokenizer "ids" every word and every piece of fixed text is one token.
+What is called RULER's below (defaults, sizes) was not compared with its released code: unverified.
 """
 
 import abc
