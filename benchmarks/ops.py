@@ -204,8 +204,7 @@ def print_table(rows: list[dict]) -> None:
             fraction = row.get(part, {}).get("fraction_of_probe")
             cells.append(f"{1e3 * row[part]['median']:9.1f}" if part in row else " " * 9)
             cells.append(f"{fraction:8.1%}" if fraction else " " * 8)
-        found = [row.get(part, {}) for part in PARTS]
-        ratios = [f"{part[name]:.2f}" for part in found for name in ("over_plain", "over_softmax") if name in part]
+        ratios = [f"{row[part]['over_plain']:.2f}" for part in PARTS if "over_plain" in row.get(part, {})]
         memory = f"{row['peak_memory_mb']:7.0f}" if "peak_memory_mb" in row else ""
         beside = f"  {', '.join(ratios)} of {plain_kernel(row['kernel'])}" if ratios else ""
         print(f"{name_of(row):42s} {' '.join(cells)} {row[PARTS[1]]['us_per_token']:9.2f} {memory}{beside}")
@@ -224,7 +223,7 @@ def over_softmax_table(rows: list[dict]) -> str:
     lines = [f"| T, pass | {' | '.join(kernels)} |", "|---" * (len(kernels) + 1) + "|"]
     for T in sorted({row["T"] for row in rows}):
         for part in PARTS:
-            found = {row["kernel"]: f"{row[part]['over_softmax']:.2f}" for row in rows if row["T"] == T and part in row}
+            found = {row["kernel"]: f"{row[part]['over_plain']:.2f}" for row in rows if row["T"] == T and part in row}
             cells = " | ".join(found.get(kernel, "") for kernel in kernels)
             lines.append(f"| {T:,}, {part.replace('+', ' + ')} | {cells} |")
     return "\n".join(lines)

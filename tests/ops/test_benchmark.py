@@ -4,6 +4,7 @@ import json
 
 from benchmarks import all as every
 from benchmarks import ops as benchmark
+from benchmarks import probe
 
 
 def test_useful_flops_are_those_of_exact_sizes():
@@ -14,6 +15,15 @@ def test_useful_flops_are_those_of_exact_sizes():
     assert quartic["forward"] == 4 * 3876 * 17
     softmax = benchmark.useful_flops(benchmark.parse("softmax,1,1024,4,64"))
     assert softmax["forward"] == 4 * 2 * (2 * 64) * 1024**2 / 2
+
+
+def test_gated_and_biased_softmax_is_a_table_of_ratios_to_plain_softmax(monkeypatch):
+    def interleaved(cases, *, seconds):
+        return {name: {"median": 1.0, "cpu_median": 1.0 if "plain" in name else 1.5} for name in cases}
+
+    monkeypatch.setattr(probe, "interleaved", interleaved)
+    row = benchmark.measure(benchmark.parse("fox,1,64,1,8:blockwise"), "float32", 0.0)
+    assert "| 64, forward | 1.50 |\n| 64, forward + backward | 1.50 |" in benchmark.over_softmax_table([row])
 
 
 def test_the_tables_of_results_are_those_that_benchmarks_all_wrote(tmp_path, monkeypatch):
