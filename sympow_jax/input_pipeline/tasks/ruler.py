@@ -3,7 +3,7 @@
 Each example is exactly `seq_len` tokens: facts among filler, a question, and an answer that is the only part asked for.
 Wording, words and the order of answers are our own: several words are asked for in an order that the question names, so
 that one pass decides exactly. Under the tokenizer "ids" every word and every piece of fixed text is one token.
-What is called RULER's below (defaults, sizes) was not compared with its released code: unverified.
+What is called RULER's below is of its released code: scripts/synthetic.yaml and scripts/data/synthetic.
 """
 
 import abc
@@ -125,7 +125,7 @@ class MultiKey(WordTask):
     """Needles of the same form, of which one is asked for by its key.
 
     Attributes:
-      num_keys: needles; RULER's has 4, and as many as fit in its harder form.
+      num_keys: needles; RULER has 4 (niah_multikey_1), and a haystack of them in its harder forms.
       depth: where the one that is asked for stands, from 0 (first) to 1 (last); -1 draws it uniformly, as the others.
     """
 
@@ -153,7 +153,8 @@ class CommonWords(WordTask):
 
     Attributes:
       num_common: how many; RULER has 10.
-      repeats: how often a common and an uncommon word stand in the list. As many uncommon words as fit, and exist.
+      repeats: how often a common and an uncommon word stand in the list; RULER has 30 and 3, and 6 and 1 below 4,096
+        tokens. As many uncommon words as fit, and exist.
     """
 
     num_common: int = 10
@@ -190,7 +191,7 @@ class FrequentWords(WordTask):
     """A shuffled list in which word k stands N k^-2 / zeta(2) times: the first ones are asked for in order.
 
     Attributes:
-      num_frequent: how many; RULER has 3, and the same exponent.
+      num_frequent: how many; RULER has 3, and the same exponent, but dots in the first rank, and asks for ranks 2 to 4.
     """
 
     num_frequent: int = 3
