@@ -8,11 +8,10 @@ of bytes away. Each module is in one document, so that nothing of a held-out doc
 import ast
 import collections
 import dataclasses
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sympow_jax.input_pipeline.prepare.renamed import rename
+from sympow_jax.input_pipeline.prepare.renamed import rename, syntax_nodes
 from sympow_jax.input_pipeline.prepare.sources import Document, PythonStdlib
 
 Uses = dict[tuple[str, str], int]  # (importing module, imported module) -> how often its names stand in the first
@@ -75,12 +74,7 @@ def _in_order(names: list[str], uses: Uses) -> list[str]:
 
 def _uses(name: str, text: str, files: Mapping[str, str]) -> Uses:
     """How often names that `name` imports from each other file stand in its text."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old spellings in the files
-            nodes = list(ast.walk(ast.parse(text)))
-    except SyntaxError:
-        return {}
+    nodes = syntax_nodes(text)
     comes_from: dict[str, str] = {}
     for node in nodes:
         if isinstance(node, ast.Import):

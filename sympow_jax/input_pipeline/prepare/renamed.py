@@ -26,6 +26,16 @@ def rename(key: str, texts: Iterable[str]) -> list[str]:
     return [_WORD.sub(lambda found: words.get(found[0], found[0]), text) for text in texts]
 
 
+def syntax_nodes(text: str) -> list[ast.AST]:
+    """All nodes of a module, none where it does not parse."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old spellings in the files
+            return list(ast.walk(ast.parse(text)))
+    except SyntaxError:
+        return []
+
+
 def _made_up(key: str, name: str) -> str:
     number = int.from_bytes(hashlib.sha256(f"{key}\0{name}".encode()).digest()[:8], "big")
     return spell(number % NUM_TEXT_WORDS)
@@ -33,14 +43,8 @@ def _made_up(key: str, name: str) -> str:
 
 def _defined(text: str) -> set[str]:
     """Functions, classes, arguments, variables and attributes that are assigned to."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old spellings in the files
-            nodes = list(ast.walk(ast.parse(text)))
-    except SyntaxError:
-        return set()
     names = set()
-    for node in nodes:
+    for node in syntax_nodes(text):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.arg):
