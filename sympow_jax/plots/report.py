@@ -102,8 +102,8 @@ def _number(value: float | None, interval: Sequence[float | None] | None = None,
 
 
 def _summary(data: Mapping[str, Any]) -> str:
-    header = ["run", "trained at", "step", "loss there", "longest tested", "loss there", "change", "beyond training"]
-    header.insert(3, "gained from context")
+    header = ["run", "trained at", "step", "gained from context", "loss there"]
+    header += ["longest tested", "loss there", "change", "beyond training"]
     rows = []
     for entry in data["evaluations"]:
         result = entry["result"]
