@@ -12,6 +12,7 @@ from sympow_jax.input_pipeline.tasks.state_tracking import WordProblem, product_
 from sympow_jax.input_pipeline.tasks.synthetic import TooShortError, draw_distinct, row_stream, uniform
 from sympow_jax.input_pipeline.tasks.words import NUM_MARKS
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
+from tests.input_pipeline.shares import shares_are_uniform
 
 IDS = {"tokenizer": "ids", "id_vocab": 60}
 
@@ -19,13 +20,6 @@ IDS = {"tokenizer": "ids", "id_vocab": 60}
 def examples(task, count=200, seed=0):
     batch = task.batch(seed, 0, count)
     return zip(batch["inputs"].tolist(), batch["targets"].tolist(), batch["loss_mask"] > 0, strict=True)
-
-
-def shares_are_uniform(numbers, first, count):
-    found = np.bincount(np.ravel(numbers) - first, minlength=count)
-    assert len(found) == count
-    expected = found.sum() / count
-    assert np.abs(found - expected).max() < 5 * np.sqrt(expected), found
 
 
 def test_rows_draw_their_own_uniform_numbers():
