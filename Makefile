@@ -24,7 +24,7 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-# Train a small model on the Python sources of this machine, evaluate it at 1x to 8x its context, plot.
+# Train a small model on the Python sources of this machine, evaluate it at 1/16 to 8x its context, plot.
 quickstart: $(VENV)/.runtime
 	$(BIN)/python train.py --config=configs/quickstart.py:$(VARIANT) --workdir=$(RUN)
 	$(BIN)/python eval.py --workdir=$(RUN)
