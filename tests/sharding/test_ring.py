@@ -16,7 +16,7 @@ from sympow_jax.ops.softmax_attention.arg_specs import ArgSpec, make_args
 from tests.tolerances import assert_close
 
 MORE = (pytest.mark.slow, pytest.mark.quick)
-T = 48
+T, SCALE = 48, 0.3
 CASES = {
     "small": ArgSpec(
         "small", B=2, T=24, H=2, K=1, D=4, Dv=4, gates="query", bias=("kerple_log",), packed=True, window=21, sinks=True
@@ -44,7 +44,7 @@ def on_shards(seq, arrays, options, kernel, window):
     def attend(tokens, bias, segment_ids, positions, sinks):
         context = Context(jnp.int32(0), positions, segment_ids, None, 0)
         own = {} if kernel else {"sinks": sinks}
-        return sequence_parallel.attend_ring(ring, tokens, bias, context, scale=None, block_size=4, **more, **own)
+        return sequence_parallel.attend_ring(ring, tokens, bias, context, scale=SCALE, block_size=4, **more, **own)
 
     tokens = Tokens(arrays["q"], arrays["k"], arrays["v"], None, arrays.get("log_gates"))
     known = [options.get(name) for name in ("segment_ids", "positions")]
@@ -59,9 +59,9 @@ def on_shards(seq, arrays, options, kernel, window):
 def value_and_gradients(seq, arrays, options, kernel, window, cotangent):
     def loss(arrays):
         if seq == 1 and kernel:
-            out = ops.linear_attention(kernel, **arrays, **options, implementation="reference")
+            out = ops.linear_attention(kernel, **arrays, **options, scale=SCALE, implementation="reference")
         elif seq == 1:
-            out = ops.softmax_attention(**arrays, **options, window=window, implementation="reference")
+            out = ops.softmax_attention(**arrays, **options, scale=SCALE, window=window, implementation="reference")
         else:
             out = on_shards(seq, arrays, options, kernel, window)
         return (out.astype(cotangent.dtype) * cotangent).sum(), out

@@ -1,11 +1,11 @@
 """Cumulative gates: local sums kept exact, and only differences exponentiated."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.typing import Array, Bool, Float, Int
 
 
@@ -24,7 +24,7 @@ class ChunkDecay:
     from_state: Float[Array, "*N R C"]
     to_state: Float[Array, "*N R C"]
 
-    def carry(self, kernel: Any = None) -> Float[Array, "R 1 1"]:
+    def carry(self, kernel: Kernel) -> Float[Array, "R 1 1"]:
         """What is left of a state after the chunk, whatever the kernel."""
         del kernel
         return self.from_state[..., -1][:, None, None]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from sympow_jax.ops.linear_attention.accelerators import pallas
 from sympow_jax.ops.linear_attention.blockwise import blockwise
 from sympow_jax.ops.linear_attention.chunked import chunked
-from sympow_jax.ops.linear_attention.dispatch import Implementation, measured_length
+from sympow_jax.ops.linear_attention.dispatch import Implementation
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, LinearState, normalise
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.ops.linear_attention.recurrent import recurrent
@@ -39,10 +39,10 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True)
 class Quadratic:
-    """A form over pairs of tokens: (kernel, inputs, [S, z] or None, size) -> [num, den], or the state, if asked."""
+    """A form over pairs of tokens: (kernel, inputs, [S, z] or None, size) -> [num, den]; the state takes no size."""
 
     attend: Callable[[Kernel, LinearInputs, Array | None, int], Array]
-    final_state: Callable[[Kernel, LinearInputs, Array | None, int], Array]
+    final_state: Callable[[Kernel, LinearInputs, Array | None], Array]
 
     def __call__(
         self, kernel: Kernel, inputs: LinearInputs, state: LinearState | None, size: int, *, with_state: bool
@@ -50,19 +50,12 @@ class Quadratic:
         """num / den, and the state after the last token or, as it can be huge, None."""
         before = None if state is None else extended(state, inputs)
         out = normalise(self.attend(kernel, inputs, before, size), axis=-1)
-        return out, self.final_state(kernel, inputs, before, size) if with_state else None
-
-
-def _state_after(kernel: Kernel, inputs: LinearInputs, state: Array | None, size: int) -> Array:
-    """The sum of the state in chunks of its own, not in blocks of the pairs."""
-    del size
-    T, D = inputs.k.shape[1], inputs.k.shape[3]
-    return write_state(kernel, inputs, state, min(T, measured_length("chunked", kernel.num_features(D))))
+        return out, self.final_state(kernel, inputs, before) if with_state else None
 
 
 FORMS: dict[Implementation, Linear | Quadratic] = {
     "reference": Quadratic(reference, reference_state),
-    "blockwise": Quadratic(blockwise, _state_after),
+    "blockwise": Quadratic(blockwise, write_state),
     "chunked": Linear(chunked),
     "recurrent": Linear(recurrent),
     "pallas": Linear(pallas),

@@ -35,10 +35,9 @@ def reference(
 
 
 def reference_state(
-    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"] | None, size: int
+    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"] | None
 ) -> Float[Array, "B K P Dv1"]:
     """sum_j exp(G_T - G_j) phi(k_j) [v_j, 1]^T over the keys that the last token sees, and the initial state."""
-    del size
     dtype = inputs.log_gates.dtype
     k = inputs.k.astype(dtype)
     visible, log_decay = visible_pairs(inputs)

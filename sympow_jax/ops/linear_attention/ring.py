@@ -2,18 +2,18 @@
 
 import dataclasses
 import math
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 
 from sympow_jax.ops.linear_attention.inputs import extend_values, normalise
 from sympow_jax.ops.linear_attention.kernels import Kernel
-from sympow_jax.ops.positions.position_bias import PositionBias
 from sympow_jax.ops.residuals import kept
-from sympow_jax.ops.softmax_attention.inputs import Gates, ring_inputs
+from sympow_jax.ops.softmax_attention.inputs import RingTokens, ring_inputs
 from sympow_jax.ops.softmax_attention.ring import ring
 from sympow_jax.ops.softmax_attention.tile_sums import dot
-from sympow_jax.typing import Array, Float, Int, accumulation_dtype
+from sympow_jax.typing import Array, Float, accumulation_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,22 +56,16 @@ def linear_attention_ring(
     v: Float[Array, "B T K Dv"],
     *,
     axis: str,
-    index: Int[Array, "T"],
-    gates: Gates | None = None,
-    bias: PositionBias | None = None,
     scale: float | None = None,
-    segment_ids: Int[Array, "B T"] | None = None,
-    positions: Int[Array, "B T"] | None = None,
     block_size: int | None = None,
+    **tokens: Unpack[RingTokens],
 ) -> Float[Array, "B T H Dv"]:
     """`linear_attention` in its blockwise form, of a sequence that lies on the devices along a mesh axis.
 
     The arguments are those of `softmax_attention_ring`, the equation is that of `linear_attention`.
     """
-    valid = jnp.ones(q.shape[:2], bool) if segment_ids is None else segment_ids != 0
-    x = ring_inputs(
-        q.astype(accumulation_dtype(q, k, v)), k, extend_values(v, valid), index, gates, bias, segment_ids, positions
-    )
+    values = extend_values(v, jnp.ones(v.shape[:2], bool))  # the tiles see no padding
+    x = ring_inputs(q.astype(accumulation_dtype(q, k, v)), k, values, **tokens)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     sums: jax.Array = ring(
         x,

@@ -20,7 +20,7 @@ def read_state(kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P 
     """exp(G_i) phi(q_i) . state for the rows of the run that the state belongs to, zeros at once of an empty one."""
     B, T, K, G, _ = inputs.q.shape
     P, e = state.shape[2:]
-    size = min(T, measured_length("chunked", P))
+    size = _chunk_length(T, P)
     decay, q = jnp.exp(jnp.cumsum(inputs.log_gates, axis=1)), inputs.q.astype(state.dtype)
     if inputs.has_vector_gates:
         decay, q = jnp.ones_like(decay[..., 0]), q * decay[:, :, :, None]
@@ -32,11 +32,11 @@ def read_state(kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P 
 
 
 def write_state(
-    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"] | None, size: int
+    kernel: Kernel, inputs: LinearInputs, state: Float[Array, "B K P Dv1"] | None, size: int | None = None
 ) -> Float[Array, "B K P Dv1"]:
     """exp(G_T) state + sum_j exp(G_T - G_j) phi(k_j) [v_j, 1]^T over the run of the last token, `size` at a time.
 
-    A plain sum, so that its gradient needs no states in between.
+    A plain sum, so that its gradient needs no states in between. Without a size, chunks have the measured length.
     """
     gates, k = jnp.moveaxis(inputs.log_gates, 1, -1), inputs.k
     remaining = jnp.flip(jnp.cumsum(jnp.flip(gates, -1), -1), -1)  # G_T - G_(j-1), j = 1 .. T
@@ -46,8 +46,9 @@ def write_state(
         k, decay = k.astype(gates.dtype) * jnp.moveaxis(decay, -1, 1), jnp.ones_like(decay[:, :, 0])
     weights = jnp.where((inputs.runs == inputs.runs[:, -1:])[:, None], decay, 0.0)
     values = extend_values(inputs.v, inputs.valid).astype(gates.dtype) * jnp.moveaxis(weights, 1, 2)[..., None]
-    B, _, K, D = k.shape
+    B, T, K, D = k.shape
     P, e = kernel.num_features(D), values.shape[-1]
+    size = size or _chunk_length(T, P)
     if state is None:
         total = jnp.zeros((B, K, P, e), gates.dtype)
     else:
@@ -92,6 +93,11 @@ def _read_any(kernel: Kernel, q: Array, state: Array) -> Array:
 _read.defvjp(
     lambda kernel, q, state: jax.vjp(functools.partial(_read_any, kernel), q, state), lambda _, pull, dout: pull(dout)
 )
+
+
+def _chunk_length(T: int, num_features: int) -> int:
+    """Tokens at a time, whatever the blocks of the pairs."""
+    return min(T, measured_length("chunked", num_features))
 
 
 def _columns(x: Float[Array, "B T K D"], size: int) -> Float[Array, "N R D C"]:

@@ -1,11 +1,13 @@
 """The public functions: checks, and every default filled in."""
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 
 from sympow_jax.ops.positions.position_bias import PositionBias
 from sympow_jax.ops.softmax_attention.dispatch import attend, default_block_size
-from sympow_jax.ops.softmax_attention.inputs import Gates, Inputs, gates_at_keys, ring_inputs
+from sympow_jax.ops.softmax_attention.inputs import Gates, Inputs, RingTokens, gates_at_keys, ring_inputs
 from sympow_jax.ops.softmax_attention.ring import ring
 from sympow_jax.ops.softmax_attention.tile_sums import Softmax
 from sympow_jax.typing import Array, Float, Int
@@ -111,29 +113,20 @@ def softmax_attention_ring(
     v: Float[Array, "B T K Dv"],
     *,
     axis: str,
-    index: Int[Array, "T"],
-    gates: Gates | None = None,
-    bias: PositionBias | None = None,
     scale: float | None = None,
-    segment_ids: Int[Array, "B T"] | None = None,
-    positions: Int[Array, "B T"] | None = None,
     window: int | None = None,
     sinks: Float[Array, "H"] | None = None,
     block_size: int | None = None,
+    **tokens: Unpack[RingTokens],
 ) -> Float[Array, "B T H Dv"]:
     """`softmax_attention` of a sequence that lies on the devices along a mesh axis, inside shard_map.
 
-    Each device has T of its tokens, in any order, those numbered `index`, and holds the keys of T at a time
-    (`ring.py`); the gradients of `bias` are those of its queries alone. It is a form of `blockwise`.
-
-    Args:
-      axis: the mesh axis.
-      index: which tokens of the whole sequence these are.
-      gates: cumulative log gates over the whole sequence in two floats, each [B, T, K] or [B, T, H].
-      positions: of these tokens, for the bias; None is `index`.
+    Each device has T of its tokens, in any order, those that `RingTokens` tells of, and holds the keys of T at a time
+    (`ring.py`); the gradients of the bias are those of its queries alone. It is a form of `blockwise`.
     """
+    gates = tokens.get("gates")
     _check(q, k, None if gates is None else gates[0], window)
-    x = ring_inputs(q, k, v, index, gates, bias, segment_ids, positions, sinks)
+    x = ring_inputs(q, k, v, sinks=sinks, **tokens)
     size = block_size or default_block_size(q.shape[1], q.shape[1], window)
     return ring(
         x,

@@ -1,6 +1,7 @@
 """What every implementation of softmax attention receives, and the one rule of which pairs are visible."""
 
 import dataclasses
+from typing import Required, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -42,18 +43,36 @@ class Inputs:
     consecutive: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
+class RingTokens(TypedDict, total=False):
+    """What the forms on a ring of devices are told of the tokens that a device holds, besides q, k and v.
+
+    Attributes:
+      index: which tokens of the whole sequence these are.
+      gates: cumulative log gates over the whole sequence in two floats, each [B, T, K] or [B, T, H].
+      bias, segment_ids: as without a ring.
+      positions: of these tokens, for the bias; None is `index`.
+    """
+
+    index: Required[Int[Array, "T"]]
+    gates: Gates | None
+    bias: PositionBias | None
+    segment_ids: Int[Array, "B T"] | None
+    positions: Int[Array, "B T"] | None
+
+
 def ring_inputs(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B T K D"],
     v: Float[Array, "B T K Dv"],
+    *,
     index: Int[Array, "T"],
-    gates: Gates | None,
-    bias: PositionBias | None,
-    segment_ids: Int[Array, "B T"] | None,
-    positions: Int[Array, "B T"] | None,
+    gates: Gates | None = None,
+    bias: PositionBias | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    positions: Int[Array, "B T"] | None = None,
     sinks: Float[Array, "H"] | None = None,
 ) -> Inputs:
-    """Of the tokens of a whole sequence numbered `index`; gates are its cumulative ones, of kv heads or query heads."""
+    """Those of `RingTokens` as the implementations take them."""
     at_keys = None if gates is None else (repeat_heads(gates[0], q.shape[2]), repeat_heads(gates[1], q.shape[2]))
     at = index if positions is None else positions
     return Inputs(
