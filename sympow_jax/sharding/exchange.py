@@ -95,8 +95,8 @@ def states_before(
     state: Float[Array, "B K P Dv1"],
     log_decays: Float[Array, "shards B K *D"],
     is_open: Array,
-    past: Float[Array, "B K P Dv1"] | None = None,
-    left: Callable[[Array], Array] = lambda gates: gates[..., None, None],
+    past: Float[Array, "B K P Dv1"] | None,
+    left: Callable[[Array], Array],
 ) -> Float[Array, "B K P Dv1"]:
     """The state that shard p continues, decay(0 .. p-1) past + sum_(r < p) decay(r+1 .. p-1) state_r.
 
@@ -106,13 +106,13 @@ def states_before(
     Args:
       state: what this shard's own tokens leave behind.
       log_decays, is_open [shards, B]: of every shard, the same everywhere.
-      past: what the first shard continues, by default nothing.
-      left: what gates [B, K, *D] leave of a state, [B, K, P or 1, 1]; by default they scale all of it.
+      past: what the first shard continues, or None.
+      left: what gates [B, K, *D] leave of a state, [B, K, P or 1, 1].
     """
     P, p = axis_size(SEQ), jax.lax.axis_index(SEQ)
     decay = functools.partial(_decay, log_decays, is_open, left)
     if past is not None:
-        return states_before(state, log_decays, is_open, left=left) + decay(0, p) * past
+        return states_before(state, log_decays, is_open, None, left) + decay(0, p) * past
     if (P - 1) * state.size * state.dtype.itemsize <= SMALL_GATHER:
         weights = jnp.stack([jnp.where(r < p, decay(r + 1, p), 0.0) for r in range(P)])[..., 0]
         if weights.shape[3] == 1:

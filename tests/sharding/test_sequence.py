@@ -50,7 +50,7 @@ def losses_and_gradients(config, mesh, batch):
 
 
 @pytest.mark.parametrize(
-    ("variant", "flag", "steps"),
+    ("variant", "flags", "steps"),
     [
         ("conformal_sympow", "attention.implementation=chunked", False),
         ("conformal_sympow", "attention.implementation=chunked", True),
@@ -59,15 +59,15 @@ def losses_and_gradients(config, mesh, batch):
         ("fox", "attention.implementation=auto", True),
         ("softmax_fire", "attention.implementation=auto", False),
         ("sympow_gated", "attention.position=fire", False),  # no state to pass on: always a ring
-        ("based", "attention.implementation=chunked", False),
+        ("based", "attention.implementation=chunked attention.sinks=true", False),
         ("hybrid", "attention.implementation=chunked", False),
     ],
 )
-def test_shards_of_a_sequence_give_the_outputs_and_gradients_of_one_device(monkeypatch, variant, flag, steps):
+def test_shards_of_a_sequence_give_the_outputs_and_gradients_of_one_device(monkeypatch, variant, flags, steps):
     """`steps` passes states in log2(P) steps, and keys around a ring, instead of one all-gather."""
     monkeypatch.setattr(exchange, "SMALL_GATHER", 0 if steps else 1 << 30)
     monkeypatch.setattr(sequence_parallel, "LARGEST_GATHER", 0 if steps else 1 << 30)
-    config = tiny_config(variant, "data.seq_len=64", "attention.chunk_size=4", flag)
+    config = tiny_config(variant, "data.seq_len=64", "attention.chunk_size=4", *flags.split())
     batch = packed_batch(2, 64)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "seq": 8 if steps else 4})
     want, want_gradients = losses_and_gradients(config, None, batch)
