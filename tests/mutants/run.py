@@ -103,17 +103,16 @@ def main(words: list[str]) -> int:
     tests = tuple(dict.fromkeys(test for mutant in chosen for test in mutant.tests))
     with tempfile.TemporaryDirectory() as folder:
         trees: queue.Queue[pathlib.Path] = queue.Queue()
-        first = pathlib.Path(folder, "0")
-        copy_tree(ROOT, first)
-        code, output = run_tests(first, tests, SECONDS_OF_ALL)
-        if code != GREEN:
-            print(f"the tests are not green without a change:\n{output}")
-            return 1
-        print(f"{len(tests)} tests or files of tests are green, {time.perf_counter() - started:.0f} s", flush=True)
-        for number in range(1, WORKERS):
-            copy_tree(first, pathlib.Path(folder, str(number)))
         for number in range(WORKERS):
             trees.put(pathlib.Path(folder, str(number)))
+            copy_tree(ROOT, pathlib.Path(folder, str(number)))
+        parts = [part for number in range(WORKERS) if (part := tests[number::WORKERS])]
+        with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+            for code, output in pool.map(run_tests, [*trees.queue], parts, [SECONDS_OF_ALL] * WORKERS):
+                if code != GREEN:
+                    print(f"the tests are not green without a change:\n{output}")
+                    return 1
+        print(f"{len(tests)} tests or files of tests are green, {time.perf_counter() - started:.0f} s", flush=True)
 
         def work(mutant: Mutant) -> tuple[str, float]:
             tree, begin = trees.get(), time.perf_counter()

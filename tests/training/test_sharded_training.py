@@ -57,7 +57,7 @@ def loss_curve(variant: str, *flags: str) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("variant", ["softmax_rope", "softmax_fire", "conformal_sympow", "hybrid", "based"])
+@pytest.mark.parametrize("variant", ["softmax_fire", "hybrid", "based"])  # the hybrid has the other kinds of layers
 def test_every_mesh_has_the_loss_curve_of_one_device(variant):
     want = loss_curve(variant, "mesh.data=1")
     assert max(want) - min(want) > 1e-2
