@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,8 @@ from jax.experimental import multihost_utils
 from sympow_jax.training.digests import digest_arrays
 from sympow_jax.training.manifest import check_fits, fill, flatten, read_manifest, unflatten
 from sympow_jax.training.stored_arrays import check_stored
+
+_LEAST_GROUP, _GROUPS = 64 * 2**20, 16  # bytes; of larger states, each read fetches about a sixteenth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,25 @@ def read_verified(orbax: ocp.AsyncCheckpointer, folder: pathlib.Path, step: int,
 
 
 def _read_arrays(orbax: ocp.AsyncCheckpointer, folder: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+    arrays = {}
+    for names in _groups({name: leaf.size * leaf.dtype.itemsize for name, leaf in wanted.items()}):
+        arrays |= _read_group(orbax, folder, {name: wanted[name] for name in names})
+    return arrays
+
+
+def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names to be read together: Orbax may hold all that is on disk of a group in memory, beside what is read."""
+    most, group, held = max(_LEAST_GROUP, sum(sizes.values()) // _GROUPS), [], 0
+    for name, size in sizes.items():
+        if group and held + size > most:
+            yield group
+            group, held = [], 0
+        group.append(name)
+        held += size
+    yield group
+
+
+def _read_group(orbax: ocp.AsyncCheckpointer, folder: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
     structs, args = {}, {}
     for name, leaf in wanted.items():
         sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
