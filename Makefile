@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 VARIANT ?= conformal_sympow
+WORKERS ?= 2
 
 .PHONY: help quickstart test test-slow test-all mutants golden lint docs clean
 help:
@@ -33,7 +34,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses=$(WORKERS) --dist=loadfile
 
 test-all: test test-slow
 
