@@ -2,7 +2,7 @@
 
 Rows are read side by side, the longest first, padded at the end to few lengths, so that few programs are compiled.
 Models whose state has a constant size read a row in chunks through one program, so a document of any length is one
-pass with carried state; other models read a row in one call.
+pass with carried state, and without a state what fits a chunk; other models read a row in one call.
 """
 
 import functools
@@ -105,12 +105,12 @@ class ContinuationScorer:
             scored[at, len(row) - 1 - count : len(row) - 1] = True
         streams = self._model.streams_constant
         chunk = min(self._chunk, padded) if streams else padded
-        state = self._model.initial_state(size, padded) if streams else None
+        state = self._model.initial_state(size, padded) if padded > chunk else None
         length = len(rows[0]) - 1 if self._model.depends_on_length else 0
         total, greedy = np.zeros(size), np.ones(size, bool)
         for start in range(0, padded, chunk):
             window = tokens[:, start : start + chunk + 1]
-            self._shapes.add((window.shape, length))
+            self._shapes.add((window.shape, state is None, length))
             (nll, likely), state = self._step(self._params, window, state, length=length)
             here = scored[:, start : start + chunk]
             total -= np.where(here, np.asarray(nll, np.float64), 0.0).sum(axis=1)
