@@ -5,8 +5,9 @@
 
 Writes NAME/config.json, NAME/model.safetensors and NAME/logits.npz beside this file. The weights are drawn so that no
 norm, bias or gate is at its initial value and logits have a root mean square of 3. logits.npz holds `tokens_T` [T] and
-`logits_T` [T, V] for T = 64, for T = 300 the rows `rows_300` of them, and in some cases the last 16 for T = 2,048, all
-float32. Rotary phases of the last are computed in float64: transformers' own are off by 1e-4 radians there.
+`logits_T` [T, V] for T = 64, for T = 300 the rows `rows_300` of them, and for one case of each family that has so many
+positions the last 16 for T = 2,048. The last are made in float64, rotary phases too: transformers' own are off by 1e-4
+radians there.
 """
 # pyright: reportMissingImports=false, reportArgumentType=false
 
@@ -26,7 +27,10 @@ HERE = pathlib.Path(__file__).parent
 V, E, H, K, D, F, L = 96, 32, 4, 2, 8, 48, 2
 SHORT, LONG, EVERY = 64, 300, 7
 FAR, LAST = 2048, 16
-EXACT = ("llama", "qwen3", "brumby")  # cases with logits far away
+FAR_CASES = (
+    "llama", "mistral", "qwen2", "qwen3", "brumby", "phi3", "gemma", "gemma2", "gemma3", "olmo2", "bloom", "starcoder2",
+    "granite", "gpt_neox",
+)  # fmt: skip
 _LOGIT_RMS = 3.0
 
 _GPT2 = {"n_embd": E, "n_head": H, "n_layer": L, "n_inner": 4 * E, "n_positions": 320, "vocab_size": V}
@@ -144,16 +148,18 @@ def _as_brumby(folder: pathlib.Path) -> None:
 
 
 def _exact_rotary(model: torch.nn.Module) -> None:
-    """Computes the phases in float64; for heads that are rotated whole, without scaling."""
-    rotary, theta = model.model.rotary_emb, model.config.rope_parameters["rope_theta"]
+    """Computes the phases of unscaled rotary encodings in float64."""
+    config, settings = model.config, model.config.rope_parameters
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
-    def forward(x, position_ids, *_):
-        dim = 2 * rotary.inv_freq.shape[0]
-        turns = position_ids[..., None] * theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    def forward(x, position_ids, layer_type=None):
+        own = settings[layer_type] if layer_type else settings
+        dim = int(own.get("partial_rotary_factor", 1.0) * head_dim)
+        turns = position_ids[..., None] * own["rope_theta"] ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
         angles = torch.cat([turns, turns], dim=-1)
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
-    rotary.forward = forward
+    model.base_model.rotary_emb.forward = forward
 
 
 def make(name: str, folder: pathlib.Path) -> None:
@@ -173,16 +179,17 @@ def make(name: str, folder: pathlib.Path) -> None:
         for T in (SHORT, LONG):
             arrays[f"logits_{T}"] = model(torch.tensor(arrays[f"tokens_{T}"].astype(np.int64))[None]).logits[0].numpy()
     arrays["logits_300"] = arrays["logits_300"][arrays["rows_300"]]
-    if name in EXACT:
-        _exact_rotary(model)
-        arrays["tokens_2048"] = draw.integers(0, V, FAR).astype(np.int32)
-        with torch.no_grad():
-            tokens = torch.tensor(arrays["tokens_2048"].astype(np.int64))[None]
-            arrays["logits_2048"] = model(tokens).logits[0, -LAST:].numpy()
     model.save_pretrained(folder)
     if name == "brumby":
         _as_brumby(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
+    if name in FAR_CASES:
+        if hasattr(model.base_model, "rotary_emb"):
+            _exact_rotary(model)
+        arrays["tokens_2048"] = draw.integers(0, V, FAR).astype(np.int32)
+        with torch.no_grad():
+            tokens = torch.tensor(arrays["tokens_2048"].astype(np.int64))[None]
+            arrays["logits_2048"] = model.double()(tokens).logits[0, -LAST:].float().numpy()
     np.savez_compressed(folder / "logits.npz", **arrays)
     print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, rms {arrays['logits_300'].std():.2f}")
 
