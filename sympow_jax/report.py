@@ -1,27 +1,28 @@
-"""One HTML page over several runs: python -m sympow_jax.report RUN [RUN ...] --output=FILE.html
+"""One HTML page over several runs: python -m sympow_jax.report RUN [RUN ...] --output=FILE.html [--pages]
 
-Reads config.json, metrics.jsonl and eval/*.json, *.npz of each workdir; loads no checkpoint and needs no network. The
-first run is what the paired differences are taken against.
+Reads config.json, metrics.jsonl and eval/*.json, *.npz of each workdir; loads no checkpoint and needs no network. Runs
+that differ in their seed alone are one line with a band; the first is what the paired differences are taken against.
+--pages writes a page of each run as well, into the folder FILE-runs beside it, which the page links to.
 """
 
 import json
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import jax
+import numpy as np
 
 from sympow_jax.command_line import run_program, split_flags
-from sympow_jax.config import Config, ConfigError, flatten, linear_specs, override
+from sympow_jax.config import Config, ConfigError, flatten
 from sympow_jax.evals.files import inputs_digest, read_arrays
-from sympow_jax.evals.paired import paired_difference
+from sympow_jax.evals.paired import mean_of_seeds, paired_difference
 from sympow_jax.evals.result_shape import read_result
 from sympow_jax.files import FileError, entry, one_line, write_text_atomic
-from sympow_jax.models import flops
-from sympow_jax.models.model import Model
-from sympow_jax.models.state_bytes import state_bytes
+from sympow_jax.models.cost import stream_cost
 from sympow_jax.plots.report import report_page
+from sympow_jax.plots.seeds import comparable, grouped, over_seeds
 from sympow_jax.plots.style import run_labels
 from sympow_jax.training.metrics import METRICS_NAME, read_metrics
 from sympow_jax.training.run_files import load_config, load_vocab_size
@@ -34,16 +35,46 @@ log = logging.getLogger(__name__)
 def run(argv: Sequence[str]) -> int:
     """Writes the page; returns the exit code."""
     folders = [argument for argument in argv if not argument.startswith("--")]
-    own, _ = split_flags([argument for argument in argv if argument.startswith("--")], ("output",))
+    flags = [argument for argument in argv if argument.startswith("--")]
+    own, _ = split_flags(flags, ("output",), switches=("pages",))
     if not folders:
         raise ConfigError("no run given: python -m sympow_jax.report RUN [RUN ...] --output=FILE.html")
     output = own.get("output", "report.html")
     if pathlib.Path(output).suffix not in (".html", ".htm") or pathlib.Path(output).is_dir():
         raise ConfigError(f"--output = {output!r}: the page is a file; give it a name that ends in .html")
-    page = report_page(gather(folders))
+    data = gather(folders)
+    if "pages" in own:
+        data["pages"] = _write_pages(data, pathlib.Path(output))
+    page = report_page(data)
     write_text_atomic(output, page)
     print(f"report: {output} ({len(page.encode()) / 1e6:.2f} MB)")
     return 0
+
+
+def _write_pages(data: Mapping[str, Any], output: pathlib.Path) -> dict[str, str]:
+    """A page of each run in the folder OUTPUT-runs; returns the addresses, as OUTPUT has them, by the runs' folders."""
+    pages = output.with_name(f"{output.stem}-runs")
+    pages.mkdir(exist_ok=True)
+    addresses = {}
+    for number, run in enumerate(data["runs"], start=1):
+        name = f"{number}-{re.sub('[^A-Za-z0-9]+', '-', run['label']).strip('-')}.html"
+        addresses[run["folder"]] = f"{pages.name}/{name}"
+        write_text_atomic(pages / name, report_page(_of_run(data, run)))
+    return addresses
+
+
+def _of_run(data: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """What `gather` would find of this run alone, and every setting of it."""
+    own = {
+        name: [entry for entry in data[name] if entry["run"] == run["folder"]]
+        for name in ("evaluations", "retrieval", "biases")
+    }
+    groups = [
+        {"label": entry["label"], "members": [place], "result": entry["result"]}
+        for place, entry in enumerate(own["evaluations"])
+    ]
+    alone = {"runs": [run], "groups": groups, "paired": [], "config_differences": {}, "settings": run["settings"]}
+    return own | alone
 
 
 def gather(folders: Sequence[str]) -> dict[str, Any]:
@@ -52,7 +83,7 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
     Raises:
       ConfigError: a folder is no workdir.
     """
-    runs, evaluations, retrieval, biases, configs, arrays = [], [], [], [], [], []
+    runs, evaluations, retrieval, biases, configs, arrays, keys = [], [], [], [], [], [], []
     for folder in folders:
         path = pathlib.Path(folder)
         if not (path / "config.json").is_file():
@@ -65,6 +96,7 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
             if "same_target" in result:
                 evaluations.append({"run": folder, "result": result})
                 arrays.append((file, result))
+                keys.append((file.stem, _but_seed(config), comparable(result)))
             elif "accuracy" in result:
                 retrieval.append({"run": folder, "title": result["task"], "result": result})
             elif "query_position" in result and result.get("inputs", "") not in {"", *made}:
@@ -73,7 +105,8 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
                 biases.append({"run": folder, "result": result})
         longest = max([config.data.seq_len, *(r["lengths"][-1]["length"] for _, r in found if "lengths" in r)])
         configs.append(config)
-        runs.append({"folder": folder, "training": _training(path), "cost": _cost(path, config, longest)})
+        cost, settings = _cost(path, config, longest), flatten(config)
+        runs.append({"folder": folder, "training": _training(path), "cost": cost, "settings": settings})
     names = _distinct([{"variant": config.variant, "seed": config.seed} for config in configs], folders)
     by_folder = dict(zip(folders, names, strict=True))
     for run in runs:
@@ -83,14 +116,32 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
     labels = _distinct([shown["result"] for shown in evaluations], [shown["run"] for shown in evaluations])
     for shown, label in zip(evaluations, labels, strict=True):
         shown["label"] = label
+    groups = _groups(evaluations, keys)
     return {
         "runs": runs,
         "evaluations": evaluations,
-        "paired": _paired(labels, arrays),
+        "groups": groups,
+        "paired": _paired(groups, arrays),
         "biases": biases,
         "retrieval": retrieval,
         "config_differences": _differences(configs),
     }
+
+
+def _groups(evaluations: Sequence[Mapping[str, Any]], keys: Sequence[Hashable]) -> list[dict[str, Any]]:
+    """Evaluations of runs that differ in their seed alone, as one result each; see plots.seeds.over_seeds."""
+    members = grouped(keys, [entry["result"].get("seed") for entry in evaluations])
+    results = [over_seeds([evaluations[place]["result"] for place in places]) for places in members]
+    labels = _distinct(results, [evaluations[places[0]]["run"] for places in members])
+    return [
+        {"label": label, "members": places, "result": result}
+        for label, places, result in zip(labels, members, results, strict=True)
+    ]
+
+
+def _but_seed(config: Config) -> str:
+    kept = {k: v for k, v in flatten(config).items() if k != "seed" and not k.startswith(IGNORED_DIFFERENCES)}
+    return json.dumps(kept, default=str)
 
 
 def _distinct(results: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> list[str]:
@@ -136,40 +187,28 @@ def _check_owner(file: pathlib.Path, result: Mapping[str, Any], config: Config) 
 
 
 def _cost(path: pathlib.Path, config: Config, length: int) -> dict[str, Any] | None:
-    """Parameters, streaming state and forward FLOPs of a token at `length`, from shapes alone."""
-    if not (path / "data.json").exists():
-        return None
-    model = Model(config, load_vocab_size(str(path)))
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    if not model.streams:
-        return None
-    state = state_bytes(config, jax.eval_shape(lambda: model.initial_state(1, length)))
-    forms = [override(config, {"attention.implementation": "chunked"})] if linear_specs(config) else []
-    attention = min(flops.attention_flops_per_token(form, length) for form in [config, *forms])
-    per_token = attention + 2.0 * flops.matrix_parameters(config, params)
-    return {
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "state_bytes": sum(state.values()),
-        "state_bytes_by_kind": state,
-        "constant": model.streams_constant,
-        "length": length,
-        "flops_per_token": per_token,
-    }
+    return stream_cost(config, load_vocab_size(str(path)), length) if (path / "data.json").exists() else None
 
 
-def _paired(labels: Sequence[str], sources: Sequence[tuple[pathlib.Path, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Each evaluation against the first, or why that cannot be done."""
+def _paired(groups: Sequence[Mapping[str, Any]], files: Sequence[tuple[pathlib.Path, Any]]) -> list[dict[str, Any]]:
+    """Each group against the first, the mean over its seeds document by document, or why that cannot be done."""
+
+    def arrays(group: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        return mean_of_seeds([read_arrays(*files[member]) for member in group["members"]])
+
     paired = []
-    for index, (label, source) in enumerate(zip(labels, sources, strict=True)):
+    for index, group in enumerate(groups):
         if index == 0:
             continue
-        row: dict[str, Any] = {"label": label, "index": index}
+        row: dict[str, Any] = {"label": group["label"], "index": index}
         try:
-            row["result"] = paired_difference(read_arrays(*sources[0]), read_arrays(*source))
+            row["result"] = paired_difference(arrays(groups[0]), arrays(group))
         except (OSError, ValueError) as error:
             row["reason"] = str(error)
         except (KeyError, IndexError, TypeError) as error:
-            row["reason"] = f"{source[0]}: its arrays are not those of an evaluation ({one_line(error)})"
+            row["reason"] = (
+                f"{files[group['members'][0]][0]}: its arrays are not those of an evaluation ({one_line(error)})"
+            )
         paired.append(row)
     return paired
 

@@ -41,6 +41,7 @@ def summarise(
         "same_target": entries("same_target", "context"),
         "same_target_change": _change(arrays, train_length, seed),
         "gained_from_context": gained_from_context(arrays, train_length, seed=seed),
+        "remembered_share": remembered_share(arrays, train_length, seed=seed),
         "contextwise": {
             "position": ((edges[:-1] + edges[1:] + 1) / 2).tolist(),  # mean number of inputs read, BOS included
             "nll": nll.tolist(),
@@ -94,11 +95,11 @@ def gained_from_context(arrays: Mapping[str, np.ndarray], train_length: int, *, 
 
     Either is left out where no such context was scored.
     """
-    contexts, trained = arrays["lengths"], _trained(arrays["lengths"], train_length)
-    short = max(int(np.searchsorted(contexts, train_length // SHORTEST, side="right")) - 1, 0)
+    contexts = arrays["lengths"]
+    short, trained, longest = _ends(contexts, train_length)
     sums, counts = arrays["same_target_sums"], arrays["same_target_counts"]
     found = []
-    for a, b in ((short, trained), (trained, len(contexts) - 1)):
+    for a, b in ((short, trained), (trained, longest)):
         if a == b:
             continue
         before, after = ((sums[:, [n]], counts[:, [n]]) for n in (a, b))
@@ -106,3 +107,31 @@ def gained_from_context(arrays: Mapping[str, np.ndarray], train_length: int, *, 
         ends = {"from_context": int(contexts[a]), "to_context": int(contexts[b])}
         found.append(ends | {"gain": float(gain[0]), "ci95": ci95[0].tolist()})
     return found
+
+
+def _ends(contexts: np.ndarray, train_length: int) -> tuple[int, int, int]:
+    """The columns of training length / SHORTEST, of the training length and of the longest context."""
+    short = max(int(np.searchsorted(contexts, train_length // SHORTEST, side="right")) - 1, 0)
+    return short, _trained(contexts, train_length), len(contexts) - 1
+
+
+def remembered_share(arrays: Mapping[str, np.ndarray], train_length: int, *, seed: int = 0) -> dict[str, Any] | None:
+    """What of the gain from context is still there at the longest context, with its interval over source documents.
+
+    (L(short) - L(longest)) / (L(short) - L(trained)) of same-target losses L, `short` a 16th of the training length: 1
+    keeps what it gained, more than 1 goes on gaining, 0 predicts no better than with a 16th, less than 0 worse.
+    None without these three contexts, and where the gain up to the training length may be 0: nothing was remembered.
+    """
+    ends = _ends(arrays["lengths"], train_length)
+    gained = gained_from_context(arrays, train_length, seed=seed)
+    if len(set(ends)) < 3 or not gained[0]["ci95"][0] > 0:
+        return None
+    columns = [arrays[f"same_target_{what}"][:, [end]] for end in ends for what in ("sums", "counts")]
+
+    def share(*sums: np.ndarray) -> np.ndarray:
+        short, trained, longest = (bootstrap.ratio(*sums[i : i + 2]) for i in (0, 2, 4))
+        return bootstrap.ratio(short - longest, short - trained)
+
+    ci95 = bootstrap.bootstrap_interval(tuple(columns), share, arrays["clusters"], seed=seed)
+    value = share(*(np.sum(column, axis=0) for column in columns))
+    return {"share": float(value[0]), "ci95": ci95[0].tolist()}

@@ -1,11 +1,20 @@
 """Differences between two runs evaluated on the same documents, from their npz files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sympow_jax.evals.bootstrap import difference_and_interval
+
+
+def mean_of_seeds(runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of a run whose loss on each document is the mean of those of `runs`, which scored the same ones."""
+    first = dict(runs[0])
+    if any(not np.array_equal(run["document_ids"], first["document_ids"]) for run in runs):
+        raise ValueError("document_ids: its seeds scored different documents; evaluate them with one --num_documents")
+    sums = [name for name in first if name.endswith("_sums")]
+    return first | {name: np.mean([run[name] for run in runs], axis=0) for name in sums}
 
 
 def paired_difference(

@@ -24,6 +24,7 @@ LENGTH_GENERALISATION: dict[str, Any] = {
     "data": {"store": _TEXT, "digest": _TEXT, "bos_rule": _TEXT},
 }
 _GAINED = {"from_context": _COUNT, "to_context": _COUNT, "gain": _NUMBER, "ci95": _CI95}
+_REMEMBERED = {"share": _NUMBER, "ci95": _CI95}
 _AXIS = {"name": _NAME, "values": [_VALUE]}
 OF_A_RUN = LENGTH_GENERALISATION | {"variant": _NAME, "seed": _COUNT}
 RETRIEVAL: dict[str, Any] = {
@@ -95,6 +96,8 @@ def _check_lengths(result: Mapping[str, Any], file: str) -> None:
     _require(len(lengths) == 1, file, ".contextwise", "of columns of one length")
     if gains := result.get("gained_from_context"):  # files of earlier versions have none
         _check(gains, [_GAINED], file, ".gained_from_context")
+    if remembered := result.get("remembered_share"):  # likewise
+        _check(remembered, _REMEMBERED, file, ".remembered_share")
     overrides = result.get("position_overrides") or {}
     _check(overrides, {}, file, ".position_overrides")
     for key, value in overrides.items():

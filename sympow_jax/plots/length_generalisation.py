@@ -16,7 +16,8 @@ def length_generalisation_figure(results: Sequence[Mapping[str, Any]], labels: S
     """Two panels over one or several runs, from the contents of their eval/<name>.json files.
 
     Left, same-target loss: the same final tokens of every document under growing context. Right, the loss at each
-    position of the documents. Bands are 95% bootstrap intervals over source documents.
+    position of the documents. Bands are 95% bootstrap intervals over source documents, or what `seeds.over_seeds` says
+    of several seeds.
 
     Args:
       results: length-generalisation results; runs evaluated with the same documents compare best.
@@ -32,7 +33,9 @@ def length_generalisation_figure(results: Sequence[Mapping[str, Any]], labels: S
         right.tick_params(labelleft=False)
         handles, names = left.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper left", ncols=min(4, len(names)), fontsize=8.5)
-        note = "grey: longer than any training context; bands: 95% bootstrap intervals over source documents"
+        pooled = any(result.get("num_seeds", 1) > 1 for result in results)
+        over = "seeds, or over source documents where there is one seed" if pooled else "source documents"
+        note = f"grey: longer than any training context; bands: 95% intervals over {over}"
         figure.supxlabel(note, fontsize=7, color=style.GREY)
     return figure
 

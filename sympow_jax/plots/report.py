@@ -1,5 +1,7 @@
 """The report: one HTML page without network access, from what sympow_jax.report gathered."""
 
+import base64
+import hashlib
 import html
 import importlib.resources
 import json
@@ -11,6 +13,7 @@ from sympow_jax.plots.heatmap import accuracy_heatmap
 from sympow_jax.plots.tables import short_verdict
 
 PUBLISHED = "conformal_sympow.json"
+_PARTS = ("css", "js")
 
 
 def report_page(data: Mapping[str, Any]) -> str:
@@ -18,33 +21,46 @@ def report_page(data: Mapping[str, Any]) -> str:
 
     Args:
       data: {"runs": [{"label", "folder", "training": {...}, "cost": {...} or None}], "evaluations": [{"label", "run",
-        "result"}], "paired": [{"label", "index", "result" or "reason"}], "biases": [{"label", "result"}],
-        "retrieval": [{"label", "title", "result"}], "config_differences": {"field": [value for each run]}}; made by
-        sympow_jax.report.gather.
+        "result"}], "groups": [{"label", "members": [places in evaluations], "result":
+        of seeds.over_seeds}], "paired": [{"label", "index", "result" or "reason"}], "biases": [{"label", "result"}],
+        "retrieval": [{"label", "title", "result"}], "config_differences": {"field": [value for each run]}, "settings":
+        {"field": value} of a page of one run, "pages": {folder: address}}; made by sympow_jax.report.gather.
     """
     evaluations = data["evaluations"]
-    labels = [entry["label"] for entry in evaluations]
-    results = [entry["result"] for entry in evaluations]
+    labels = [group["label"] for group in data["groups"]]
+    results = [group["result"] for group in data["groups"]]
     sections = [_summary(data), _length_section(results, labels)]
     sections += [_paired_section(data["paired"], labels, results), _bias_section(data["biases"])]
     sections += [_cost_section(data), _training_section(data)]
     sections += [_retrieval_section(data["retrieval"]), _published_section(results)]
-    sections += [_config_section(data), _provenance_section(evaluations)]
-    styles = importlib.resources.files("sympow_jax.plots").joinpath("page.css").read_text()
+    sections += [_config_section(data), _provenance_section(evaluations), _runs_section(data)]
+    styles, script = (importlib.resources.files("sympow_jax.plots").joinpath(f"page.{x}").read_text() for x in _PARTS)
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()  # no other script runs on the page
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{allowed}'"
     count = len(data["runs"])
-    title = f"Length generalisation of {count} run{'s' if count != 1 else ''}"
+    title = f"Length generalisation of {f'{count} runs' if count != 1 else html.escape(data['runs'][0]['label'])}"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{styles}</style></head><body><main><h1>{title}</h1>"
-        "<p>Losses are nats per token on held-out documents; intervals are 95% bootstraps over source documents.</p>"
-        f"{_legend(data)}{''.join(sections)}</main></body></html>\n"
+        "<p>Losses are nats per token on held-out documents; intervals are 95% bootstraps over source documents; where "
+        "several runs differ in their seed alone, the mean and Student's 95% interval over seeds.</p>"
+        f"{_legend(data)}{''.join(sections)}</main><script>{script}</script></body></html>\n"
     )
 
 
 def _indices(data: Mapping[str, Any]) -> list[int]:
-    """The line style of each evaluation."""
-    return style.line_indices([entry["result"] for entry in data["evaluations"]])
+    """The line style of each evaluation, which is that of its group."""
+    found = [0] * len(data["evaluations"])
+    for index, group in zip(_group_indices(data), data["groups"], strict=True):
+        for member in group["members"]:
+            found[member] = index
+    return found
+
+
+def _group_indices(data: Mapping[str, Any]) -> list[int]:
+    return style.line_indices([group["result"] for group in data["groups"]])
 
 
 def _legend_entries(data: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
@@ -61,7 +77,7 @@ def _legend_entries(data: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
 
 def _legend(data: Mapping[str, Any]) -> str:
     indices = _indices(data)
-    shown = [(index, entry["label"]) for index, entry in zip(indices, data["evaluations"], strict=True)]
+    shown = [(index, group["label"]) for index, group in zip(_group_indices(data), data["groups"], strict=True)]
     shown += [entry for entry in _legend_entries(data).values() if entry[0] not in indices]
     items = []
     for index, label in shown:
@@ -103,9 +119,9 @@ def _number(value: float | None, interval: Sequence[float | None] | None = None,
 
 def _summary(data: Mapping[str, Any]) -> str:
     header = ["run", "trained at", "step", "gained from context", "loss there"]
-    header += ["longest tested", "loss there", "change", "beyond training"]
+    header += ["longest tested", "loss there", "change", "remembered", "beyond training"]
     rows = []
-    for entry in data["evaluations"]:
+    for entry in data["groups"]:
         result = entry["result"]
         change, same = result["same_target_change"], result["same_target"]
         start = change["context"].index(change["from_context"])
@@ -119,20 +135,32 @@ def _summary(data: Mapping[str, Any]) -> str:
                 f"{same[-1]['context']:,}",
                 _number(same[-1]["nll"], same[-1]["ci95"]),
                 _number(change["difference"][-1], change["ci95"][-1], "+.4f") if start < len(same) - 1 else "-",
+                _remembered(result),
                 short_verdict(result),
             ]
         )
     missing = sorted({run["folder"] for run in data["runs"]} - {entry["run"] for entry in data["evaluations"]})
-    note = "Loss on the same final tokens of every document, given the training length and the longest context tested."
+    note = "Loss on the same final tokens of every document, given the training length and the longest context tested. "
+    note += "Remembered: the share of what context gained up to the training length that is left at the longest. "
+    note += "A click on a column's head sorts by it."
     if missing:
         note += f" Not evaluated yet: {', '.join(missing)}."
-    return _section("Summary", note, table(header, rows, "wide"))
+    return _section("Summary", note, table(header, rows, "wide sortable"))
 
 
 def _gain(result: Mapping[str, Any], trained: int) -> str:
     """What the context up to the trained one is worth: see evals.length_summary."""
     found = [row for row in result.get("gained_from_context") or () if row["to_context"] == trained]
     return _number(found[0]["gain"], found[0]["ci95"], "+.4f") if found else "-"
+
+
+def _remembered(result: Mapping[str, Any]) -> str:
+    """The share of the gain from context that is left at the longest context, in percent."""
+    found = result.get("remembered_share")
+    if not found or found["share"] is None:
+        return "-"
+    percent = [None if end is None else 100 * end for end in found["ci95"]]
+    return _number(100 * found["share"], percent, ".1f")
 
 
 def _length_section(results: Sequence[Mapping], labels: Sequence[str]) -> str:
@@ -266,6 +294,9 @@ def _published_section(results: Sequence[Mapping]) -> str:
 
 def _config_section(data: Mapping[str, Any]) -> str:
     differences = data["config_differences"]
+    if data.get("settings"):
+        rows = [[f"<code>{html.escape(k)}</code>", html.escape(json.dumps(v))] for k, v in data["settings"].items()]
+        return _section("Config", "Every setting of the run.", table(["setting", "value"], rows, "words"))
     if not differences:
         return ""
     header = ["setting", *[html.escape(run["label"]) for run in data["runs"]]]
@@ -274,6 +305,22 @@ def _config_section(data: Mapping[str, Any]) -> str:
         for field, values in differences.items()
     ]
     return _section("Configs", "Settings in which the runs differ; all others are equal.", table(header, rows))
+
+
+def _runs_section(data: Mapping[str, Any]) -> str:
+    """Links to the pages of the runs, where they are written."""
+    pages = data.get("pages") or {}
+    if not pages:
+        return ""
+    losses = {run["folder"]: "-" for run in data["runs"]}
+    for entry in data["evaluations"]:
+        losses[entry["run"]] = _number(entry["result"]["same_target"][-1]["nll"])
+    rows = [
+        [f'<a href="{html.escape(pages[run["folder"]])}">{html.escape(run["label"])}</a>', losses[run["folder"]]]
+        for run in data["runs"]
+    ]
+    text = "A page of each run: its curves, losses in training and every setting."
+    return _section("Runs", text, table(["run", "loss at the longest context"], rows, "sortable"))
 
 
 def _provenance_section(evaluations: Sequence[Mapping]) -> str:

@@ -132,6 +132,8 @@ def run_labels(results: Sequence[Mapping[str, Any]]) -> list[str]:
     for name, result in zip(names, results, strict=True):
         overrides = result.get("position_overrides") or {}
         extra = [f"seed {result.get('seed')}"] if len(seeds[name]) > 1 else []
+        if result.get("num_seeds", 1) > 1:
+            extra = [f"{result['num_seeds']} seeds"]
         extra += [
             f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in overrides.items()
         ]

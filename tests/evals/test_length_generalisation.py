@@ -105,7 +105,10 @@ def test_what_is_gained_from_context_is_the_fall_of_the_same_target_loss():
         np.testing.assert_allclose(row["gain"], loss[row["from_context"]] - loss[row["to_context"]], rtol=1e-9)
         assert row["ci95"][0] <= row["gain"] <= row["ci95"][1]
     at_once = length_generalisation(model, params, make_store(), **options | {"lengths": [80]})[0]
-    assert at_once["gained_from_context"] == []
+    assert at_once["gained_from_context"] == [] and at_once["remembered_share"] is None
+    share = result["remembered_share"]
+    np.testing.assert_allclose(share["share"], 1 + second["gain"] / first["gain"], rtol=1e-9)
+    assert share["ci95"][0] <= share["share"] <= share["ci95"][1]
 
 
 def test_an_evaluation_that_names_no_context_begins_below_the_trained_one():

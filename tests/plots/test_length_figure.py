@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sympow_jax.plots import style, tables
+from sympow_jax.plots import seeds, style, tables
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
 from tests.plots.results import length_result
 
@@ -107,3 +107,17 @@ def test_seeds_of_a_variant_share_its_colour():
     assert [look["color"] for look in looks] == [style.COLOURS[0], style.COLOURS[1]] * 2
     assert looks[0]["linestyle"] == looks[1]["linestyle"] != looks[2]["linestyle"]
     assert style.line_indices([length_result(str(i)) for i in range(9)]) == list(range(9))
+
+
+def test_seeds_are_one_line_with_students_interval():
+    results = [length_result("fox", slope, seed=seed) for seed, slope in enumerate((-0.1, 0.0, 0.1))]
+    pooled = seeds.over_seeds(results)
+    longest = pooled["same_target"][-1]
+    assert longest["nll"] == pytest.approx(2.0)
+    half = 4.30265 * 0.3 / 3**0.5  # t of 2 degrees of freedom; 1.7, 2.0 and 2.3 deviate by 0.3
+    np.testing.assert_allclose(longest["ci95"], [2 - half, 2 + half], rtol=1e-5)
+    assert style.run_labels([pooled, length_result("sympow")]) == ["fox (3 seeds)", "sympow"]
+    axes = length_generalisation_figure([pooled]).axes[0]
+    assert len([line for line in axes.get_lines() if len(line.get_xdata()) == 4]) == 1
+    assert len({seeds.comparable(result) for result in results}) == 1
+    assert seeds.comparable(length_result("sympow")) != seeds.comparable(results[0])
