@@ -5,8 +5,12 @@ import os
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
+from sympow_jax.training import verified_read
+from sympow_jax.training.checkpoint import Checkpointer
 from tests.models.small import ROOT
 from tests.training.test_sharded_training import free_port
 
@@ -34,3 +38,23 @@ def test_a_process_of_eight_never_holds_a_third_of_the_model(tmp_path):
     for found in peaks(8, "create", f"save={parts}", f"restore={whole}", "evaluate"):
         shares = {phase: peak / found["whole"] for phase, peak in found["peaks"].items()}
         assert max(shares.values()) < SHARE, shares
+
+
+def test_a_restore_reads_a_sixteenth_at_a_time(tmp_path, monkeypatch):
+    """Orbax holds what it reads beside the arrays: all of it, where there are cores and files enough."""
+    tree = {"params": {f"{n:02}": np.full(1 + n % 7, n, np.float32) for n in range(60)} | {"whole": np.ones(99)}}
+    most, sizes, read = sum(x.nbytes for x in tree["params"].values()) // 16, [], verified_read._read_group
+    monkeypatch.setattr(verified_read, "_LEAST_GROUP", 1)
+    monkeypatch.setattr(
+        verified_read,
+        "_read_group",
+        lambda orbax, folder, wanted: (
+            sizes.append([leaf.nbytes for leaf in wanted.values()]) or read(orbax, folder, wanted)
+        ),
+    )
+    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        checkpointer.save(1, tree, metadata={}, force=True)
+        found = checkpointer.restore(1, like=tree).tree
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, tree))
+    assert all(len(group) == 1 or sum(group) <= most for group in sizes)
+    assert len(sizes) <= 2 * 16 + 1 and sum(map(len, sizes)) == 61
