@@ -149,8 +149,8 @@ def attend_ring(
     if tokens.log_gates is not None:
         known["gates"] = cumulative_gates(tokens.log_gates)
     q, k, v, known = jax.tree.map(sharding.to_zigzag, (tokens.q, tokens.k, tokens.v, known))
-    index = sharding.zigzag_index(tokens.q.shape[1])
-    return sharding.from_zigzag(ring(q, k, v, axis="seq", index=index, bias=bias, **known, **options))
+    index, run = sharding.zigzag_index(tokens.q.shape[1]), tokens.q.shape[1] // 2
+    return sharding.from_zigzag(ring(q, k, v, axis="seq", index=index, run=run, bias=bias, **known, **options))
 
 
 def cumulative_gates(log_gates: Float[Array, "B T G"]) -> tuple[Float[Array, "B T G"], Float[Array, "B T G"]]:
@@ -171,7 +171,8 @@ def attend_gathered(
     known = sharding.gather(_present(tokens.log_gates, bias, context))
     known = {name: jnp.moveaxis(x, 0, 1).reshape(k.shape[0], -1, *x.shape[3:]) for name, x in known.items()}
     q, index = sharding.to_zigzag(tokens.q), sharding.zigzag_index(tokens.q.shape[1])
-    return sharding.from_zigzag(ops.softmax_attention_at(q, k, v, query_index=index, bias=bias, **known, **options))
+    known |= {"query_index": index, "run": q.shape[1] // 2, "bias": bias}
+    return sharding.from_zigzag(ops.softmax_attention_at(q, k, v, **known, **options))
 
 
 def attend_window(

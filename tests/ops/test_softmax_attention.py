@@ -286,7 +286,7 @@ def test_positions_that_are_given_need_not_count_up():
     x, places = jnp.zeros((1, 4, 1, 2)), jnp.zeros((1, 4), jnp.int32)
     for positions, key_positions in ((None, None), (places, None), (places, places)):
         inputs = fill_in(x, x, x, None, None, None, positions, key_positions)
-        assert inputs.consecutive == (positions is None)
+        assert inputs.run == (4 if positions is None else 0)
 
 
 def test_automatic_choice():

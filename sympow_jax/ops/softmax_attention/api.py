@@ -79,6 +79,7 @@ def softmax_attention_at(
     v: Float[Array, "B S K Dv"],
     *,
     query_index: Int[Array, "T"],
+    run: int = 0,
     log_gates: Float[Array, "B S _"] | None = None,
     bias: PositionBias | None = None,
     scale: float | None = None,
@@ -92,7 +93,8 @@ def softmax_attention_at(
     """`softmax_attention` of some tokens of a sequence: those numbered query_index, in any order, of its S tokens.
 
     log_gates, segment_ids and positions are those of all S tokens; key j is visible to query i when
-    j <= query_index_i. It is what a device computes that holds the keys of other devices too.
+    j <= query_index_i. It is what a device computes that holds the keys of other devices too. `run`: the index is made
+    of runs of so many consecutive numbers, each from a multiple of it on; 0 is unknown.
     """
     _check(q, k, log_gates, window)
     index = jnp.arange(k.shape[1], dtype=jnp.int32)
@@ -103,7 +105,8 @@ def softmax_attention_at(
     if segment_ids is not None:
         segments = segment_ids[:, query_index], segment_ids
     q_positions, k_positions = (query_index, index) if positions is None else (positions[:, query_index], positions)
-    x = Inputs(q, k, v, gates, bias, q_positions, k_positions, query_index[None], index[None], segments, sinks)
+    run, order = run if positions is None else 0, (query_index[None], index[None])
+    x = Inputs(q, k, v, gates, bias, q_positions, k_positions, *order, segments, sinks, run)
     return attend(x, scale=scale, window=window, implementation=implementation, block_size=block_size, cached=True)
 
 
@@ -151,8 +154,8 @@ def fill_in(q, k, v, log_gates, bias, segment_ids, positions, key_positions, sin
     if log_gates is not None:
         gates = _gates_at_queries_and_keys(log_gates, q, q_order, key_positions)
     segments = None if segment_ids is None else (segment_ids, segment_ids)
-    consecutive = positions is None and key_positions is None
-    return Inputs(q, k, v, gates, bias, q_positions, k_positions, q_order, k_order, segments, sinks, consecutive)
+    run = q.shape[1] if positions is None and key_positions is None else 0
+    return Inputs(q, k, v, gates, bias, q_positions, k_positions, q_order, k_order, segments, sinks, run)
 
 
 def _gates_at_queries_and_keys(log_gates, q, q_order, key_positions) -> tuple[Gates, Gates]:

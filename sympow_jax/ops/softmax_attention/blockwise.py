@@ -22,9 +22,7 @@ from sympow_jax.ops.softmax_attention.tiles import cut
 def blockwise(x: Inputs, *, scale: float, window: int | None, block_size: int) -> jax.Array:
     """The same function as `reference`, in tiles of block_size positions."""
     q, k, v, q_rows, k_rows = cut(x, block_size)
-    bias = x.bias
-    if bias is not None and x.consecutive:
-        bias = bias.on_consecutive(len(q) * block_size, block_size)
+    bias = x.bias_on(max(len(q), len(k)) * block_size, block_size)
     function, params = (None, None) if bias is None else (bias.function, bias.params)
     form = Form(Softmax(), scale, window, function)
     return joined(_attend(form, gates_within(q_rows, k_rows), Tiles(q, k, v, params, q_rows, k_rows, sinks_of(x))), x)

@@ -26,7 +26,8 @@ class Inputs:
       q_order, k_order: [b, T], [b, S], b 1 or B: key j is visible to query i when 0 <= k_order_j <= q_order_i.
       segments: None or ids at queries and keys, [B, T], [B, S]; 0 is padding.
       sinks: None or [H], the logit of a key without a value that every query of a head sees.
-      consecutive: the positions are known to be 0..T-1.
+      run: length of the runs of consecutive positions, of queries and of keys, each from a multiple of it on, that
+        the positions are known to be made of; T if they are 0..T-1, and 0 if nothing is known.
     """
 
     q: jax.Array
@@ -40,7 +41,12 @@ class Inputs:
     k_order: jax.Array
     segments: tuple[jax.Array, jax.Array] | None
     sinks: jax.Array | None = None
-    consecutive: bool = dataclasses.field(default=False, metadata={"static": True})
+    run: int = dataclasses.field(default=0, metadata={"static": True})
+
+    def bias_on(self, num_positions: int, block_size: int) -> PositionBias | None:
+        """The bias for blocks of tokens among the positions 0..num_positions - 1: of their distance where it can be."""
+        whole_blocks = self.run and (self.run == self.q.shape[1] or self.run % block_size == 0)
+        return self.bias.on_consecutive(num_positions, block_size) if self.bias and whole_blocks else self.bias
 
 
 class RingTokens(TypedDict, total=False):
@@ -48,12 +54,14 @@ class RingTokens(TypedDict, total=False):
 
     Attributes:
       index: which tokens of the whole sequence these are.
+      run: the index is made of runs of so many consecutive numbers, each from a multiple of it on; absent is unknown.
       gates: cumulative log gates over the whole sequence in two floats, each [B, T, K] or [B, T, H].
       bias, segment_ids: as without a ring.
       positions: of these tokens, for the bias; None is `index`.
     """
 
     index: Required[Int[Array, "T"]]
+    run: int
     gates: Gates | None
     bias: PositionBias | None
     segment_ids: Int[Array, "B T"] | None
@@ -66,6 +74,7 @@ def ring_inputs(
     v: Float[Array, "B T K Dv"],
     *,
     index: Int[Array, "T"],
+    run: int = 0,
     gates: Gates | None = None,
     bias: PositionBias | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
@@ -85,6 +94,7 @@ def ring_inputs(
         k_order=index[None],
         segments=None if segment_ids is None else (segment_ids, segment_ids),
         sinks=sinks,
+        run=run if positions is None else 0,
     )
 
 

@@ -35,7 +35,8 @@ def ring(x: Inputs, *, axis: str, weights: Weights, scale: float, window: int | 
     Order and positions are those in the whole sequence, and gates its cumulative ones; every device has as many tokens.
     """
     q, k, v, q_rows, k_rows = cut(x, block_size)
-    function, params = (None, None) if x.bias is None else (x.bias.function, x.bias.params)
+    bias = x.bias_on(jax.lax.axis_size(axis) * x.q.shape[1], block_size)
+    function, params = (None, None) if bias is None else (bias.function, bias.params)
     form, tiles = Form(weights, scale, window, function), Tiles(q, k, v, params, q_rows, k_rows, sinks_of(x))
     return joined(_ring(axis, form, gates_within(q_rows, k_rows), tiles), x)
 
