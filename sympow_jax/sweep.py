@@ -1,116 +1,195 @@
 """Trains and evaluates several variants and seeds, and writes one table and one plot.
 
     python -m sympow_jax.sweep --config=configs/quickstart.py --variants=softmax_rope:0+1,sympow,fox --root=DIR
-                               [--seeds=0] [--lengths=...] [--init_from=WORKDIR[:STEP]] [--config.a.b=value ...]
+                               [--seeds=0] [--lengths=...] [--learning_rates=1e-3,3e-3,1e-2]
+                               [--init_from=WORKDIR[:STEP]] [--config.a.b=value ...]
+    python -m sympow_jax.sweep --config=configs/figures/state_recall.py --points=all --seeds=0,1,2 --root=DIR
 
 `--config=WORKDIR --init_from=WORKDIR` exchanges the attention of a trained model for each variant (docs/retrofit.md).
-`--variants=all` is every row of the variants table; `NAME:0+1` gives one variant its own seeds. Each run lives in
-ROOT/VARIANT-seedN and is an ordinary workdir: run the same command again after a kill and it continues there.
+`--variants=all` is every row of the variants table; `NAME:0+1` gives one variant its own seeds. `--points=A;B` are
+arguments of the config file, `all` those of its tuple POINTS. With `--learning_rates` the first seed of a variant is
+trained at each, and the one with the lowest held-out loss at the trained length, at the last step, is that of all its
+seeds; ROOT/learning_rates.json has the losses. A run on a task is asked that task at its own length. Each run lives
+in ROOT/VARIANT[-lrRATE]-seedN and is an ordinary workdir: the same command goes on after a kill where it stopped.
 """
 
+import dataclasses
+import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sympow_jax import config as config_lib
 from sympow_jax.command_line import flag_value, run_program, split_flags, use_compilation_cache
-from sympow_jax.config import ConfigError, parse_variants
-from sympow_jax.evals.result_shape import OF_A_RUN, read_result
+from sympow_jax.config import TASKS, Config, ConfigError, parse_points, parse_variants
+from sympow_jax.evals.result_shape import OF_A_RUN, RETRIEVAL, read_result
 from sympow_jax.evaluate import evaluate, is_current
-from sympow_jax.evaluation_request import LENGTH_GENERALISATION, EvaluationRequest, lengths_of
-from sympow_jax.files import write_json_atomic, write_text_atomic
+from sympow_jax.evaluation_request import DEPTHS, LENGTH_GENERALISATION, NUM_EXAMPLES, EvaluationRequest, lengths_of
+from sympow_jax.files import json_sha256, read_json, write_json_atomic, write_text_atomic
+from sympow_jax.models.cost import stream_cost
 from sympow_jax.plots import style
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
+from sympow_jax.plots.state_recall import recall_figure
+from sympow_jax.plots.sweep_tables import pooled, recall_table, runs_table, variants_table
 from sympow_jax.training import run_files
 from sympow_jax.training.loop import train
+from sympow_jax.training.metrics import METRICS_NAME, read_metrics
+
+RATES_NAME = "learning_rates.json"
 
 
-def run_one(
-    config: config_lib.Config, workdir: pathlib.Path, lengths: Sequence[int], initial: tuple[str, str] = ("", "")
-) -> int:
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a sweep: its name (a variant, or an argument of the config), config and folder."""
+
+    name: str
+    config: Config
+    workdir: pathlib.Path
+    rates_tried: tuple[float, ...] = ()
+
+    @property
+    def task(self) -> str:
+        """What it is evaluated on."""
+        return self.config.data.heldout if self.config.data.heldout in TASKS else LENGTH_GENERALISATION
+
+
+def run_one(run: Run, lengths: Sequence[int], initial: tuple[str, str] = ("", "")) -> int:
     """Trains to the end and evaluates, or does what of it is missing."""
+    config, workdir = run.config, str(run.workdir)
     request = EvaluationRequest(
-        workdir=str(workdir),
-        task=LENGTH_GENERALISATION,
+        workdir=workdir,
+        task=run.task,
         lengths=tuple(lengths),
         data=config.data.heldout,
-        name=LENGTH_GENERALISATION,
+        name=run.task,
         step=config.num_train_steps,
         num_documents=config.evaluation.num_documents,
+        num_examples=NUM_EXAMPLES.get(run.task, 0),
+        pairs=(config.task.num_pairs,),
+        depths=DEPTHS,
     )
-    if is_current(request, run_files.resolve_for(config, str(workdir))):
-        run_files.check_resume(run_files.resolve_for(config, str(workdir)), str(workdir))
+    if is_current(request, run_files.resolve_for(config, workdir)):
+        run_files.check_resume(run_files.resolve_for(config, workdir), workdir)
         return 0
-    code = train(config, str(workdir), init_from=initial[0], init_from_allow=initial[1])
+    code = train(config, workdir, init_from=initial[0], init_from_allow=initial[1])
     if code == 0:
         evaluate(request)
     return code
 
 
-def markdown_table(results: Sequence[dict[str, Any]]) -> str:
-    """Same-target loss of each run at each context, its paired change beyond the trained one, prefix loss there."""
-    contexts = [row["context"] for row in results[0]["same_target"]]
-    longest, trained = contexts[-1], results[0]["same_target_change"]["from_context"]
-    columns = " | ".join(f"{context:,}" for context in contexts)
-    lines = [
-        f"| variant | seed | {columns} | change to {longest:,} [95%] | prefix at {trained:,} |",
-        "|---|---|" + "---|" * (len(contexts) + 2),
-    ]
-    for result in results:
-        change = result["same_target_change"]
-        low, high = (_number(bound, "+.3f") for bound in change["ci95"][-1])
-        prefix = next(row["nll"] for row in result["lengths"] if row["length"] == trained)
-        losses = " | ".join(_number(row["nll"]) for row in result["same_target"])
-        lines.append(
-            f"| {result['variant']} | {result['seed']} | {losses} | {_number(change['difference'][-1], '+.3f')} "
-            f"[{low}, {high}] | {_number(prefix)} |"
-        )
-    return "\n".join(lines) + "\n"
+def choose_rate(
+    name: str, config: Config, root: pathlib.Path, rates: Sequence[float], initial: tuple[str, str]
+) -> tuple[float, int]:
+    """The rate with the lowest held-out loss at the last step, training what is missing; and an exit code.
+
+    What was chosen stands in ROOT/learning_rates.json with the losses, and is chosen again only for another config.
+    """
+    path = root / RATES_NAME
+    kept = read_json(path) if path.exists() else {}
+    made_from = json_sha256({**dataclasses.asdict(config), "rates": list(rates)})
+    if kept.get(name, {}).get("made_from") == made_from:
+        return kept[name]["chosen"], 0
+    losses = {}
+    for rate in rates:
+        run = at_rate(name, config, root, rate)
+        print(f"sweep: {name} at a learning rate of {rate:g}, {run.workdir}", flush=True)
+        code = train(run.config, str(run.workdir), init_from=initial[0], init_from_allow=initial[1])
+        if code:
+            return rate, code
+        losses[rate] = _heldout_loss(run)
+    chosen = min(losses, key=lambda rate: math.inf if losses[rate] is None else losses[rate])
+    found = {"chosen": chosen, "seed": config.seed, "heldout_loss": {f"{rate:g}": losses[rate] for rate in rates}}
+    write_json_atomic(path, kept | {name: found | {"steps": config.num_train_steps, "made_from": made_from}})
+    return chosen, 0
 
 
-def _number(value: float | None, form: str = ".3f") -> str:
-    """A number of a table; a dash where it is not finite, which JSON keeps as null."""
-    return "-" if value is None else f"{value:{form}}"
+def at_rate(name: str, config: Config, root: pathlib.Path, rate: float, rates: Sequence[float] = ()) -> Run:
+    """The run at a learning rate."""
+    changed = config_lib.override(config, {"optimizer.learning_rate": rate})
+    return Run(name, changed, root / f"{_folder(name)}-lr{rate:g}-seed{config.seed}", tuple(rates))
 
 
-def write_summary(root: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> None:
+def _heldout_loss(run: Run) -> float | None:
+    """Of the last step, at the trained length; None where it is not finite."""
+    rows = read_metrics(run.workdir / METRICS_NAME)
+    last = [row for row in rows if row["step"] == run.config.num_train_steps and "heldout_loss" in row]
+    return last[-1]["heldout_loss"] if last else None
+
+
+def write_summary(root: pathlib.Path, runs: Sequence[Run]) -> None:
     """ROOT/sweep.md, sweep.json and sweep.png of the runs that are evaluated."""
-    files = [workdir / "eval" / f"{LENGTH_GENERALISATION}.json" for workdir in workdirs]
-    results = [read_result(file, OF_A_RUN) for file in files if file.exists()]
-    if results:
-        write_text_atomic(root / "sweep.md", markdown_table(results))
-        write_json_atomic(root / "sweep.json", results)
-        style.save(length_generalisation_figure(results), root / "sweep.png")
+    results = [result for run in runs if (result := _result(run)) is not None]
+    if not results:
+        return
+    if "same_target" in results[0]:
+        text = variants_table(results) + "\n" + runs_table(results)
+        figure = length_generalisation_figure(pooled(results))
+    else:
+        text, figure = recall_table(results), recall_figure(results)
+    write_text_atomic(root / "sweep.md", text)
+    write_json_atomic(root / "sweep.json", results)
+    style.save(figure, root / "sweep.png")
+
+
+def _result(run: Run) -> dict[str, Any] | None:
+    """What was measured of a run, with what the tables say of it besides."""
+    file = run.workdir / "eval" / f"{run.task}.json"
+    if not file.exists():
+        return None
+    chosen = {"learning_rate": run.config.optimizer.learning_rate, "rates_tried": list(run.rates_tried)}
+    more: dict[str, Any] = chosen if run.rates_tried else {}
+    if run.task == LENGTH_GENERALISATION:
+        return read_result(file, OF_A_RUN) | more
+    cost = stream_cost(run.config, run_files.load_vocab_size(str(run.workdir)), run.config.data.seq_len) or {}
+    more |= {"name": run.name, "seed": run.config.seed, "state_bytes": cost.get("state_bytes")}
+    return read_result(file, RETRIEVAL) | more
+
+
+def _named_runs(own: Mapping[str, str], rest: Sequence[str]) -> tuple[list[tuple[str, int]], list[Config]]:
+    """Names with their seeds, and the config of each."""
+    if "root" not in own or ("variants" in own) == ("points" in own):
+        missing = "root" if "root" not in own else "variants"
+        raise ConfigError(f"--{missing} is missing, or --points beside it; see python -m sympow_jax.sweep in README.md")
+    seeds = flag_value(own, "seeds", (0,), least=0)
+    paths = [flag.partition("=")[2] for flag in rest if flag.startswith("--config=")]
+    names = parse_variants(own["variants"], seeds) if "variants" in own else parse_points(own["points"], seeds, paths)
+    changes = [flag for flag in rest if not flag.startswith("--config=")]
+    configs = [
+        config_lib.parse_flags([*(f"--config={path}:{name}" for path in paths), *changes, f"--config.seed={seed}"])
+        for name, seed in names
+    ]
+    return names, configs
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the sweep that the flags name; returns the exit code."""
-    known = ("variants", "seeds", "root", "lengths", *config_lib.INIT_FLAGS)
+    known = ("variants", "points", "seeds", "root", "lengths", "learning_rates", *config_lib.INIT_FLAGS)
     own, rest = split_flags(argv, known, prefix="config")
-    for name in ("variants", "root"):
-        if name not in own:
-            raise ConfigError(f"--{name} is missing; see python -m sympow_jax.sweep in README.md")
-    seeds = flag_value(own, "seeds", (0,), least=0)
-    runs = parse_variants(own["variants"], seeds)
-    paths = [flag.partition(":")[0] for flag in rest if flag.startswith("--config=")]
-    changes = [flag for flag in rest if not flag.startswith("--config=")]
-    configs = [
-        config_lib.parse_flags([*(f"{path}:{variant}" for path in paths), *changes, f"--config.seed={seed}"])
-        for variant, seed in runs
-    ]
-    lengths = flag_value(own, "lengths", lengths_of(configs[0], LENGTH_GENERALISATION), least=1)
-    root = pathlib.Path(own["root"])
-    workdirs = [root / f"{variant}-seed{seed}" for variant, seed in runs]
-    initial = config_lib.initial_weights_flags(own, rest)
+    names, configs = _named_runs(own, rest)
+    rates = flag_value(own, "learning_rates", (0.0,), least=0) if "learning_rates" in own else ()
+    root, initial = pathlib.Path(own["root"]), config_lib.initial_weights_flags(own, rest)
     use_compilation_cache()
-    for number, (config, workdir) in enumerate(zip(configs, workdirs, strict=True), start=1):
-        print(f"sweep: run {number} of {len(runs)}, {workdir}", flush=True)
-        code = run_one(config, workdir, lengths, initial)
+    runs: list[Run] = []
+    chosen: dict[str, float] = {}
+    for (name, seed), config in zip(names, configs, strict=True):
+        if rates and name not in chosen:
+            chosen[name], code = choose_rate(name, config, root, rates, initial)
+            if code:
+                return code
+        plain = Run(name, config, root / f"{_folder(name)}-seed{seed}")
+        runs.append(at_rate(name, config, root, chosen[name], rates) if rates else plain)
+        print(f"sweep: run {len(runs)} of {len(names)}, {runs[-1].workdir}", flush=True)
+        lengths = flag_value(own, "lengths", lengths_of(config, runs[-1].task), least=1)
+        code = run_one(runs[-1], lengths, initial)
         if code:
             return code
-        write_summary(root, workdirs[:number])
+        write_summary(root, runs)
     print(f"sweep: table {root / 'sweep.md'}, plot {root / 'sweep.png'}")
     return 0
+
+
+def _folder(name: str) -> str:
+    return name.replace(",", "-").replace("=", "")
 
 
 def main() -> None:

@@ -9,11 +9,12 @@ import shutil
 import pytest
 
 from sympow_jax import sweep
-from sympow_jax.config import ConfigError, parse_variants
+from sympow_jax.config import ConfigError, parse_flags, parse_points, parse_variants
 from sympow_jax.evaluation_request import inputs
 from sympow_jax.files import FileError, write_json_atomic
 from sympow_jax.input_pipeline.opening import open_data
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
+from sympow_jax.plots.sweep_tables import recall_points, recall_table, runs_table, variants_table
 from sympow_jax.training.run_files import load_config, resolve_for
 from sympow_jax.variants import VARIANTS
 from tests.input_pipeline.stores import random_tokens, write_store
@@ -60,6 +61,8 @@ def done(monkeypatch):
             workdir.mkdir(parents=True)
             ByteTokenizer().save(workdir / "tokenizer")
             write_checkpoint(workdir, config.num_train_steps)
+            row = {"step": config.num_train_steps, "heldout_loss": abs(config.optimizer.learning_rate - 2e-3)}
+            (workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         write_json_atomic(workdir / "config.json", tree)
         return 0
 
@@ -67,6 +70,7 @@ def done(monkeypatch):
         folder = pathlib.Path(request.workdir)
         done.append(f"evaluate {folder.name}")
         variant, _, seed = folder.name.rpartition("-seed")
+        variant = variant.partition("-lr")[0]
         (folder / "eval").mkdir(exist_ok=True)
         digest = open_data(request.data, "heldout", seq_len=512).digest
         made_from = inputs(request, load_config(str(folder)), request.step, digest)
@@ -103,7 +107,8 @@ def test_a_stopped_sweep_goes_on_where_it_stopped(command, tmp_path, done):
     names = ["softmax_rope-seed0", "softmax_rope-seed1", "sympow-seed0"]
     assert done == [f"{act} {name}" for name in names for act in ("train", "evaluate")]
     table = (root / "sweep.md").read_text().splitlines()
-    assert len(table) == 2 + 3 and table[-1].startswith("| sympow | 0 | 2.512 | 3.024 |")
+    assert len(table) == 2 + 2 + 1 + 2 + 3 and table[-1].startswith("| sympow | 0 | 2.512 | 3.024 |")
+    assert table[2].startswith("| softmax_rope | 2 | - | 2.512 | 3.024 |")
     assert (root / "sweep.png").stat().st_size > 10_000
     with pytest.raises(ConfigError, match=r"optimizer\.learning_rate: differs from the run in"):
         sweep.run([*command, "--config.optimizer.learning_rate=1"])
@@ -113,17 +118,62 @@ def test_a_foreign_result_is_one_error_and_a_loss_that_is_not_finite_a_dash(tmp_
     file = tmp_path / "run" / "eval" / "length_generalisation.json"
     file.parent.mkdir(parents=True)
     result = result_of("sympow", 0, [512, 1024])
+    run = sweep.Run("sympow", parse_flags([f"--config={ROOT}/configs/quickstart.py:sympow"]), tmp_path / "run")
     for key, value in (("same_target", None), ("variant", "[/a|b]"), ("seed", "x"), ("lengths", [])):
         write_json_atomic(file, result | {key: value})
         with pytest.raises(FileError, match=rf"length_generalisation\.json: {key}.* is not .*; evaluate again"):
-            sweep.write_summary(tmp_path, [tmp_path / "run"])
+            sweep.write_summary(tmp_path, [run])
     write_json_atomic(file, {"a": 1})
     with pytest.raises(FileError, match="is not there; evaluate again"):
-        sweep.write_summary(tmp_path, [tmp_path / "run"])
+        sweep.write_summary(tmp_path, [run])
     result["same_target"][1] |= {"nll": None, "ci95": [None, None]}
     change = {"difference": [0.0, None], "ci95": [[0.0, 0.0], [None, None]]}
-    table = sweep.markdown_table([result | {"same_target_change": result["same_target_change"] | change}])
+    table = runs_table([result | {"same_target_change": result["same_target_change"] | change}])
     assert table.splitlines()[-1] == "| sympow | 0 | 2.512 | - | - [-, -] | 2.512 |"
+
+
+def test_the_rate_with_the_lowest_heldout_loss_is_that_of_all_seeds_and_is_chosen_once(command, tmp_path, done):
+    command[1] = "--variants=sympow:3+4"
+    command.append("--learning_rates=1e-3,2e-3,4e-3")
+    assert sweep.run(command) == 0 == sweep.run(command)
+    assert done == [
+        "train sympow-lr0.001-seed3",
+        "train sympow-lr0.002-seed3",
+        "train sympow-lr0.004-seed3",
+        "evaluate sympow-lr0.002-seed3",
+        "train sympow-lr0.002-seed4",
+        "evaluate sympow-lr0.002-seed4",
+    ]
+    chosen = json.loads((tmp_path / "root" / "learning_rates.json").read_text())["sympow"]
+    assert chosen["chosen"] == 2e-3 and chosen["heldout_loss"] == {"0.001": 1e-3, "0.002": 0.0, "0.004": 2e-3}
+    assert load_config(str(tmp_path / "root" / "sympow-lr0.002-seed4")).optimizer.learning_rate == 2e-3
+    assert "| sympow | 2 | 0.002 | 2.512 |" in (tmp_path / "root" / "sweep.md").read_text()
+
+
+def test_a_variant_that_is_not_within_five_percent_of_the_best_is_marked():
+    results = [result_of("sympow", 0, [512, 1024]), result_of("fox", 0, [512, 1024])]
+    for loss, text in ((2.512 * 1.04, "| 2.612 |"), (2.512 * 1.06, "| 2.663, 6% above the best |")):
+        results[1]["lengths"][0]["nll"] = loss
+        assert variants_table(results).splitlines()[-1].endswith(text)
+
+
+def test_accuracies_of_a_size_of_state_are_one_point():
+    grid = {"columns": {"values": [64, 32]}, "train_length": 32, "state_bytes": 1234, "learning_rate": 0.01}
+    grid |= {"name": "based,feature_dim=4", "rates_tried": [0.001, 0.01]}
+    results = [grid | {"seed": seed, "accuracy": [[0.9, 0.1 * seed]]} for seed in range(3)]
+    (point,) = recall_points(results)
+    assert point["mean"] == pytest.approx(0.1) and point["family"] == "based"
+    assert "| 1,234 | 10.0% [0.0%, 34.8%] | 0.0%, 10.0%, 20.0% | 0.01 (highest) |" in recall_table(results)
+
+
+def test_points_are_those_of_the_config_file():
+    path = f"{ROOT}/configs/figures/state_recall.py"
+    assert len(parse_points("all", (0, 1, 2), [path])) == 3 * 30
+    assert parse_points("based,feature_dim=4", (5,), [path]) == [("based,feature_dim=4", 5)]
+    with pytest.raises(ConfigError, match="no point 'based,feature_dim=5'; did you mean"):
+        parse_points("based,feature_dim=5", (0,), [path])
+    with pytest.raises(ConfigError, match="has no tuple POINTS"):
+        parse_points("all", (0,), [f"{ROOT}/configs/quickstart.py"])
 
 
 @pytest.mark.slow

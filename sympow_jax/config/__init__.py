@@ -9,7 +9,7 @@ from sympow_jax.config.absent import resolve_saved
 from sympow_jax.config.architecture import check_scaling_acts
 from sympow_jax.config.errors import ConfigError, RunError, nearest, require
 from sympow_jax.config.files import config_folder, config_names, load_file, load_values
-from sympow_jax.config.flags import INIT_FLAGS, initial_weights_flags, parse_flags, parse_variants
+from sympow_jax.config.flags import INIT_FLAGS, initial_weights_flags, parse_flags, parse_points, parse_variants
 from sympow_jax.config.layer_specs import (
     LayerSpec,
     absolute_position,
@@ -70,6 +70,7 @@ __all__ = [
     "nearest",
     "override",
     "parse_flags",
+    "parse_points",
     "parse_value",
     "parse_variants",
     "positions",

@@ -6,7 +6,7 @@ from typing import Any
 from sympow_jax import variants
 from sympow_jax.config.errors import ConfigError, nearest, require, require_known
 from sympow_jax.config.exchange import NEW_PARAMETERS, is_workdir, workdir_values
-from sympow_jax.config.files import load_values
+from sympow_jax.config.files import load_file, load_values
 from sympow_jax.config.resolve import resolve
 from sympow_jax.config.schema import Config
 from sympow_jax.config.values import check_numbers, flatten, parse_value
@@ -71,3 +71,16 @@ def parse_variants(text: str, seeds: tuple[int, ...]) -> list[tuple[str, int]]:
         check_numbers(f"--variants: seeds of {name}", chosen, least=0)
         runs |= {variant: chosen for variant in (variants.VARIANTS if name == "all" else [name])}
     return [(variant, seed) for variant, chosen in runs.items() for seed in chosen]
+
+
+def parse_points(text: str, seeds: tuple[int, ...], paths: Sequence[str]) -> list[tuple[str, int]]:
+    """[(argument, seed)] of "A;B", arguments of the config file `paths[-1]`, or of "all", those in its tuple POINTS."""
+    require(bool(paths), "--config is missing: --points are arguments of a config file")
+    known = tuple(getattr(load_file(paths[-1]), "POINTS", ()))
+    require(bool(known), f"--points = {text!r}: {paths[-1]} has no tuple POINTS; sweep it by --variants")
+    points = known if text == "all" else tuple(text.split(";"))
+    for point in points:
+        if point not in known:
+            raise ConfigError(f"--points: no point {point!r}{nearest(point, known)}; they are separated by ';'")
+        require(points.count(point) == 1, f"--points = {text}: {point} is there twice")
+    return [(point, seed) for point in points for seed in seeds]

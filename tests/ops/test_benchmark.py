@@ -4,7 +4,7 @@ import json
 
 from benchmarks import all as every
 from benchmarks import ops as benchmark
-from benchmarks import probe
+from benchmarks import probe, study
 
 
 def test_useful_flops_are_those_of_exact_sizes():
@@ -36,3 +36,13 @@ def test_the_tables_of_results_are_those_that_benchmarks_all_wrote(tmp_path, mon
     filled = every.with_tables(text)
     assert "    python -m X\n\n2 cores, load 0.1 before and 2.0 after, commit c0ffee1:\n" in filled
     assert "| first step, cold | 7.89 |" in filled and every.with_tables(filled) == filled
+
+
+def test_the_studies_of_results_are_written_where_their_marks_are():
+    text = every.RESULTS.read_text()
+    kept = {"command": "python -m X", "sweep": "python -m Y", "machine": "2 cores", "runs": 7, "table": "| a |\n"}
+    kept |= {"calls": [{"commit": "c0ffee1"}, {"commit": "c0ffee2"}, {"commit": "c0ffee1"}], "digests": ["sha256:1"]}
+    for name in study.SWEEPS:
+        filled = study.with_section(text, name, kept)
+        assert "7 runs, 2 cores, commit c0ffee1, c0ffee2, held-out digest `sha256:1`:\n\n| a |\n" in filled
+        assert f"![{name}](docs/{name}.png)" in filled and study.with_section(filled, name, kept) == filled

@@ -1,0 +1,96 @@
+"""The studies of RESULTS.md: runs what is missing of a sweep, and writes its table and figure.
+
+    python -m benchmarks.study length_study [--root=runs/length_study]     hours; stopped, it goes on there
+    python -m benchmarks.study state_recall
+    python -m benchmarks.study length_study --tables                         runs nothing
+
+docs/benchmarks/NAME.json has the command, the commits and loads of the machine of each call, and the results; the table
+stands in RESULTS.md between `<!-- benchmarks.study: NAME -->` and `<!-- end -->`, the figure is docs/NAME.png.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+from benchmarks.all import FOLDER, RESULTS, ROOT, commit
+
+SWEEPS = {
+    "length_study": "--variants=all --seeds=0,1,2 --learning_rates=1e-3,3e-3,1e-2",
+    "state_recall": "--points=all --seeds=0,1,2",
+}
+
+
+def sweep_command(name: str, root: str) -> str:
+    """The command of a study, without the interpreter."""
+    return f"-m sympow_jax.sweep --config=configs/figures/{name}.py --root={root} {SWEEPS[name]}"
+
+
+def measure(name: str, root: pathlib.Path) -> int:
+    """Runs what is missing, and notes in ROOT/calls.json the commit and the load of the machine; the exit code."""
+    root.mkdir(parents=True, exist_ok=True)
+    calls = [*_calls(root), {"commit": commit(), "load": os.getloadavg()[0]}]
+    (root / "calls.json").write_text(json.dumps(calls) + "\n")
+    return subprocess.run([sys.executable, *shlex.split(sweep_command(name, str(root)))], cwd=ROOT).returncode
+
+
+def _calls(root: pathlib.Path) -> list[dict]:
+    notes = root / "calls.json"
+    return json.loads(notes.read_text()) if notes.exists() else []
+
+
+def keep(name: str, root: pathlib.Path) -> None:
+    """Copies what the sweep has written so far to docs/."""
+    rows = json.loads((root / "sweep.json").read_text())
+    kept = {
+        "command": f"python -m benchmarks.study {name}",
+        "sweep": f"python {sweep_command(name, f'runs/{name}')}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "calls": _calls(root),
+        "runs": len(rows),
+        "digests": sorted({row["data"]["digest"] for row in rows if "data" in row}),
+        "table": (root / "sweep.md").read_text(),
+    }
+    (FOLDER / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    shutil.copyfile(root / "sweep.png", FOLDER.parent / f"{name}.png")
+
+
+def section(name: str, kept: dict) -> str:
+    """The commands, where they ran, the tables and the figure, as RESULTS.md has them."""
+    commits = ", ".join(dict.fromkeys(call["commit"] for call in kept["calls"]))
+    digests = f", held-out digest `{'`, `'.join(kept['digests'])}`" if kept["digests"] else ""
+    where = f"{kept['runs']} runs, {kept['machine']}, commit {commits}{digests}:"
+    figure = f"![{name}](docs/{name}.png)"
+    return f"    {kept['command']}\n    {kept['sweep']}\n\n{where}\n\n{kept['table']}\n{figure}"
+
+
+def with_section(text: str, name: str, kept: dict) -> str:
+    """`text` with the section of a study where its marks are."""
+    body = f"<!-- benchmarks.study: {name} -->\n\n{section(name, kept)}\n\n<!-- end -->"
+    pattern = rf"<!-- benchmarks\.study: {name} -->.*?<!-- end -->"
+    return re.sub(pattern, lambda _: body, text, flags=re.S)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=SWEEPS)
+    parser.add_argument("--root", type=pathlib.Path, default=None, help="folder of the runs; runs/NAME")
+    parser.add_argument("--tables", action="store_true", help="run nothing")
+    arguments = parser.parse_args()
+    root = (arguments.root or ROOT / "runs" / arguments.name).resolve()
+    code = 0 if arguments.tables else measure(arguments.name, root)
+    if (root / "sweep.json").exists():
+        keep(arguments.name, root)
+        kept = json.loads((FOLDER / f"{arguments.name}.json").read_text())
+        RESULTS.write_text(with_section(RESULTS.read_text(), arguments.name, kept))
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
