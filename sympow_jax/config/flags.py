@@ -7,19 +7,27 @@ from sympow_jax import variants
 from sympow_jax.config.errors import ConfigError, nearest, require, require_known
 from sympow_jax.config.exchange import NEW_PARAMETERS, is_workdir, workdir_values
 from sympow_jax.config.files import load_file, load_values
+from sympow_jax.config.reduce import KEY, reduce_values
 from sympow_jax.config.resolve import resolve
 from sympow_jax.config.schema import Config
 from sympow_jax.config.values import check_numbers, flatten, parse_value
 
 
 def parse_flags(argv: Sequence[str]) -> Config:
-    """`--config=FILE[:ARG]`, or `WORKDIR[:VARIANT]`, and `--config.a.b=v ...` -> Config; anything else is an error."""
+    """`--config=FILE[:ARG]`, or `WORKDIR[:VARIANT]`, and `--config.a.b=v ...` -> Config; anything else is an error.
+
+    `--config.reduce=N` is a config file at an N-th of its size (see reduce.py), to which the other flags apply.
+    """
     path, arg = _named(argv)
     values = workdir_values(path, arg) if is_workdir(path) else _file_values(path, arg)
     known = flatten(values.to_dict())
+    reduced = [flag for flag in argv if flag.partition("=")[0] == f"--config.{KEY}"]
+    for flag in reduced:
+        require(not is_workdir(path), f"{flag}: is for config files; {path} is a workdir, whose sizes its weights have")
+        reduce_values(values, flag.partition("=")[2])
     for flag in argv:
         name = flag.removeprefix("--").partition("=")[0]
-        if name != "config":
+        if name != "config" and flag not in reduced:
             require(name.startswith("config."), f"--{name}: no such flag{nearest(name, ['config', 'workdir'])}")
             key = name.removeprefix("config.")
             require_known(f"--{name}: no such key", key, list(known))
