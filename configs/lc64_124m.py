@@ -9,6 +9,14 @@ after the embeddings, 524,288 tokens a step at every context, bfloat16 compute, 
 100,000 updates; degrees 2 and 4 (--config.attention.degree=4). What those articles leave open, or what was not checked
 against them, is marked "unverified" below; so is the gate's start at 0.999, which is that of their released code.
 Data: data/README.md.
+
+Cost, device-hours of 100,000 steps at 65,536 tokens that no run can beat, by docs/plans (`python -m sympow_jax.plan
+--config=configs/lc64_124m.py:VARIANT,65536 --topology=TOPOLOGY`; nothing ran there): TPU v5e:4x4, conformal_sympow 118
+with the fused kernels (lc64_124m_64k_v5e_kernels.json) and 273 without, sympow 324, based 67, softmax_rope and fox 474,
+sympow of degree 4 531; h100:8 in XLA's forms, conformal_sympow 200, sympow 196, based 36, softmax_rope 1,543, fox
+1,715, degree 4 2,079. Other contexts are not planned.
+At an eighth of its width, context and rows, on any machine: --config.reduce=8 --config.num_train_steps=20
+--config.data.train=python-stdlib --config.data.heldout=python-stdlib
 """
 
 from ml_collections import ConfigDict
