@@ -160,6 +160,7 @@ def _optimizer() -> ConfigDict:
     o.b1 = 0.9
     o.b2 = 0.95
     o.eps = 1e-8
+    o.state_dtype = "float32"  # of the first moment: float32 | bfloat16, for 10 bytes a parameter in place of 12
     o.weight_decay = 0.1  # on matrices, embeddings and output projection: never on biases, norms or gates
     o.clip_norm = 1.0  # global gradient norm; 0 = no clipping
     o.z_loss = 0.0  # weight of mean log^2(sum exp logits), added to what is minimised; PaLM used 1e-4

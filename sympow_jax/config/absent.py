@@ -65,6 +65,7 @@ ABSENT: tuple[tuple[str, Any], ...] = (
     ("task.modulus", 5),  # of tasks that were not there, likewise the next two
     ("task.num_hops", 4),
     ("task.word_repeats", (30, 3)),
+    ("optimizer.state_dtype", "float32"),
 )
 
 

@@ -32,6 +32,7 @@ _CHOICES = {
     "data.order": ("rectangle", "shuffled_chunks"),
     "data.missing_chunks": ("refuse", "exclude"),
     "optimizer.name": ("adamw", "adam", "muon"),
+    "optimizer.state_dtype": ("float32", "bfloat16"),
     "optimizer.schedule": ("cosine", "linear", "constant", "wsd"),
 }
 
@@ -47,6 +48,7 @@ _MAY_BE_ZERO = {
 
 
 _LARGEST = 3.4028235e38  # of float32
+_LARGEST_B1 = 0.99  # a step moves the mean by 1 - b1 of the gradient, and bfloat16 rounds to 2^-9
 
 
 def check_values(values: Mapping[str, Any]) -> None:
@@ -82,6 +84,11 @@ def _check_optimizer(config: Config) -> None:
         value = getattr(o, name)
         below = value < 1 - 2**-25  # above it, float32 rounds to 1, and the bias correction divides 0 by 0
         require(below, f"optimizer.{name} = {value}: must be below 1 also in float32, for example 0.999")
+    require(
+        o.state_dtype == "float32" or o.b1 <= _LARGEST_B1,
+        f"optimizer.b1 = {o.b1}: a mean over so many steps does not move in bfloat16; use at most {_LARGEST_B1}, or "
+        "optimizer.state_dtype=float32",
+    )
     for item in () if o.learning_rates == ("none",) else o.learning_rates:
         pattern, _, rate = item.rpartition("=")
         require(

@@ -186,6 +186,7 @@ class OptimizerConfig:
     b1: float
     b2: float
     eps: float
+    state_dtype: str
     weight_decay: float
     clip_norm: float
     z_loss: float

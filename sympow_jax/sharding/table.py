@@ -24,7 +24,7 @@ _TABLE = (  # the end of a path, the axes of its dims
     (r"mixer/kernel", (None, "tensor")),  # [W, F], the taps of a convolution
     (r"(table|kernel_out)", (None, "tensor")),  # [..., H], position biases
     (r"(p|a|slopes|strengths|bias_out|gate_logits|log_length_scale|sinks)", ("tensor",)),  # [H]
-    (r"(scale|bias|c|threshold|kernel_in|bias_in|frequencies)", ()),
+    (r"(scale|bias|c|threshold|kernel_in|bias_in|frequencies|ns_coeffs)", ()),
 )
 _STACKED = re.compile(r"(^|/)blocks_\d+/")  # a leading dim of layers, which are scanned
 

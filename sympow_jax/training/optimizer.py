@@ -73,17 +73,19 @@ def make_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.Gradi
 
     `update` takes the number of the step besides, `step` = 1 .. num_train_steps: it has the rate of that step, while
     Adam's bias corrections count the updates made, as the moments do. The parameters of optimizer.learning_rates have
-    multiples of that rate; those of optimizer.freeze have no state, and stay as they are.
+    multiples of that rate; those of optimizer.freeze have no state, and stay as they are. With optimizer.state_dtype =
+    bfloat16 the first moment is kept in it, rounded to nearest once an update is made of it in float32. The second
+    moment stays float32: a step moves it by 1 - b2 of itself, which bfloat16 would round away at b2 = 0.999.
     """
     rate = _scale_by_rate(config, num_train_steps)
-    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    adam = _keep_narrow(config, optax.scale_by_adam(config.b1, config.b2, config.eps))
     if config.name == "adam":
         update = optax.chain(adam, rate)
     else:
         update = optax.chain(adam, optax.add_decayed_weights(config.weight_decay, weight_decay_mask), rate)
     if config.name == "muon":
         groups: dict[Hashable, optax.GradientTransformation] = {
-            "matrix": _muon(rate, config.weight_decay),
+            "matrix": _muon(config, rate),
             "table": update,
             "other": update,
         }
@@ -117,16 +119,34 @@ def _scale_by_rate(config: OptimizerConfig, num_train_steps: int) -> optax.Gradi
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _muon(rate: optax.GradientTransformationExtraArgs, decay: float) -> optax.GradientTransformation:
+def _keep_narrow(config: OptimizerConfig, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same update with the first moment, `mu` of its state, in optimizer.state_dtype between steps."""
+    if config.state_dtype == "float32":
+        return inner
+
+    def cast(state: Any, dtype: str) -> Any:
+        return state._replace(mu=optax.tree.cast(state.mu, jnp.dtype(dtype)))
+
+    def init(params: PyTree) -> PyTree:
+        return cast(inner.init(params), config.state_dtype)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        updates, state = inner.update(updates, cast(state, "float32"), params)
+        return updates, cast(state, config.state_dtype)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _muon(config: OptimizerConfig, rate: optax.GradientTransformationExtraArgs) -> optax.GradientTransformation:
     """Momentum 0.95 orthogonalised by Newton-Schulz, matrix by matrix of a stack (Jordan 2024; Liu et al. 2025)."""
 
     def dims(updates: PyTree) -> PyTree:
         return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(-2, -1), updates)
 
     return optax.chain(
-        optax.contrib.scale_by_muon(weight_dimension_numbers=dims),
+        _keep_narrow(config, optax.contrib.scale_by_muon(weight_dimension_numbers=dims)),
         _scale_by_shape(),
-        optax.add_decayed_weights(decay),
+        optax.add_decayed_weights(config.weight_decay),
         rate,
     )
 

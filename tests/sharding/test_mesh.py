@@ -110,6 +110,13 @@ def test_the_table_places_every_array_of_a_train_state(variant):
     assert jax.tree.map(lambda x: x.sharding, params) == jax.tree.map(lambda x: x.sharding, moments)
 
 
+def test_the_table_places_the_state_of_muon():
+    config = tiny_config("conformal_sympow", "data.batch_size=8", "mesh.fsdp=2", "mesh.tensor=2", "optimizer.name=muon")
+    model = Model(config, VOCAB, config_mesh(config))
+    matrices = [x for x in jax.tree.leaves(abstract_train_state(model).opt_state) if x.ndim == 3]
+    assert matrices and all(x.sharding.shard_shape(x.shape) != x.shape for x in matrices)
+
+
 def test_an_unknown_parameter_needs_a_row():
     with pytest.raises(ValueError, match=r"blocks_0/mixer/novelty: no row of the table"):
         sharding.tree_specs({"blocks_0": {"mixer": {"novelty": np.zeros((2, 3))}}})

@@ -248,6 +248,34 @@ def test_two_steps_of_adamw_by_hand(rng):
             np.testing.assert_allclose(start[name], params[name], rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_first_moment_in_bfloat16_is_rounded_between_steps_alone(rng, name):
+    """Each update is that of the float32 optimizer from the rounded moment; all else of the state is float32."""
+    params = {"kernel": rng.normal(size=(4, 6)), "bias": rng.normal(size=6)}
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    options = {"name": name, "schedule": "constant", "warmup_steps": 0, "freeze": ("none",)}
+    config = dataclasses.replace(tiny_config("sympow").optimizer, **options)
+    wide = make_optimizer(config, 10)
+    narrow = make_optimizer(dataclasses.replace(config, state_dtype="bfloat16"), 10)
+    start, state = wide.init(params), narrow.init(params)
+    for number in jnp.arange(1, 4):
+        gradients = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
+        widened = jax.tree.map(lambda kept, like: kept.astype(like.dtype), state, start)
+        want, after = wide.update(gradients, widened, params, step=number)
+        got, state = narrow.update(gradients, state, params, step=number)
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+        rounded = jax.tree.map(lambda x, kept: x.astype(kept.dtype), after, state)
+        jax.tree.map(np.testing.assert_array_equal, state, rounded)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    dtypes = {(moment, str(x.dtype)) for path, x in leaves for moment in ("mu", "nu") if f".{moment}" in map(str, path)}
+    assert dtypes == {("mu", "bfloat16"), ("nu", "float32")}
+
+
+def test_a_first_moment_that_bfloat16_cannot_move_is_refused():
+    with pytest.raises(ConfigError, match=r"optimizer\.b1 = 0\.999: .*; use at most 0\.99, or"):
+        tiny_config("sympow", "optimizer.state_dtype=bfloat16", "optimizer.b1=0.999")
+
+
 class OneLayer(Model):
     """Stands for a model: logits are a table looked up by token, so that losses can be written down."""
 
