@@ -22,6 +22,7 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     c.task = _task()  # of data.train = mqar | copy | parity | ... (docs/evaluation.md), and of eval.py --task
     c.mesh = _mesh()  # devices along each axis; one of them may be -1: what the others leave
     c.optimizer = _optimizer()
+    c.training = _training()
     c.evaluation = _evaluation()
     c.checkpoint = _checkpoint()
     c.logging = _logging()
@@ -117,7 +118,7 @@ def _data() -> ConfigDict:
     d.heldout = "python-stdlib"  # likewise, for held-out loss and evaluation
     d.seq_len = 512
     d.batch_size = 4  # sequences in an optimizer step, over all devices and accumulation steps
-    d.order = "rectangle"  # rectangle (rows first, then columns, as LongCrawl64 asks) | shuffled_chunks
+    d.order = "rectangle"  # rectangle (rows first, then columns, as LongCrawl64 asks) | shuffled_chunks | stream
     d.missing_chunks = "refuse"  # refuse | exclude: rows of a partial mirror whose chunks are absent
     d.cache_bytes = 256 << 20  # bound on decoded chunks kept in memory
     d.prefetch_batches = 8
@@ -172,6 +173,14 @@ def _optimizer() -> ConfigDict:
     o.distill_layers = 0.0  # weight of how far layer outputs are from those of --init_from's model (docs/retrofit.md)
     o.distill_logits = 0.0  # weight of KL(its distribution of the next token || this model's)
     return o
+
+
+def _training() -> ConfigDict:
+    t = ConfigDict()
+    # The state of linear kernels, windows and convolutions before the first token of a batch: zero; carried, what the
+    # batch before left (data.order=stream); noise of that size; other_document, what it left in another row.
+    t.initial_state = "zero"
+    return t
 
 
 def _evaluation() -> ConfigDict:

@@ -66,6 +66,7 @@ ABSENT: tuple[tuple[str, Any], ...] = (
     ("task.num_hops", 4),
     ("task.word_repeats", (30, 3)),
     ("optimizer.state_dtype", "float32"),
+    ("training.initial_state", "zero"),
 )
 
 

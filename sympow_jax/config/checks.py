@@ -7,6 +7,7 @@ from typing import Any
 from sympow_jax import variants
 from sympow_jax.config.architecture import SMALLEST, check_architecture
 from sympow_jax.config.errors import require, require_known
+from sympow_jax.config.initial_state import check_initial_state
 from sympow_jax.config.schema import TASKS, Config
 
 _CHOICES = {
@@ -29,11 +30,12 @@ _CHOICES = {
     "attention.implementation": ("auto", "reference", "blockwise", "chunked", "recurrent", "pallas"),
     "position.convention": ("standard", "manifest"),
     "position.scaling": ("none", "linear", "ntk", "dynamic_ntk", "yarn", "llama3"),
-    "data.order": ("rectangle", "shuffled_chunks"),
+    "data.order": ("rectangle", "shuffled_chunks", "stream"),
     "data.missing_chunks": ("refuse", "exclude"),
     "optimizer.name": ("adamw", "adam", "muon"),
     "optimizer.state_dtype": ("float32", "bfloat16"),
     "optimizer.schedule": ("cosine", "linear", "constant", "wsd"),
+    "training.initial_state": ("zero", "carried", "noise", "other_document"),
 }
 
 _MAY_BE_ZERO = {
@@ -72,6 +74,7 @@ def check_combinations(config: Config) -> None:
     check_architecture(config)
     _check_optimizer(config)
     _check_data(config)
+    check_initial_state(config)
 
 
 def _check_optimizer(config: Config) -> None:

@@ -205,6 +205,13 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """What a batch begins with."""
+
+    initial_state: str
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """Held-out loss during training and the defaults of eval.py."""
 
@@ -251,6 +258,7 @@ class Config:
     task: TaskConfig
     mesh: MeshConfig
     optimizer: OptimizerConfig
+    training: TrainingConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
     logging: LoggingConfig

@@ -37,7 +37,8 @@ class StoreBatches:
 
     `source[step]` holds `inputs` and `targets`, [batch_size / process_count, seq_len] int32: targets are the stored
     tokens, inputs the targets shifted right with BOS in front, also where a window begins inside a document.
-    Packed stores and TFDS datasets add `segment_ids`, `positions` (int32) and `loss_mask` (float32).
+    Packed stores and TFDS datasets add `segment_ids`, `positions` (int32) and `loss_mask` (float32). In the order
+    "stream" the input before a window is the document's token there, and `tokens_before` (int32) how many precede it.
     """
 
     stores: tuple[Store, ...]
@@ -62,7 +63,7 @@ class StoreBatches:
         batch: Batch = {}
         local = self.batch_size // self.process_count
         for store, run, slots in self.runs(step):
-            part = self.stores[store].examples(slice(run.start, run.stop), self._columns(run))
+            part = self._examples(self.stores[store], run)
             if len(slots) == local:
                 return part
             for name, values in part.items():
@@ -106,6 +107,15 @@ class StoreBatches:
                 fresh[share.slots] = np.arange(share.start, share.stop) < self.grids[share.store].num_sequences
         return fresh
 
+    def _examples(self, store: Store, run: sampler.Run) -> Batch:
+        rows, columns = slice(run.start, run.stop), self._columns(run)
+        part = store.examples(rows, columns)
+        if self.order != "stream":
+            return part
+        if columns.start:
+            part["inputs"][:, :1] = store.read(rows, slice(columns.start - 1, columns.start))
+        return part | {"tokens_before": np.full(part["inputs"].shape, columns.start, np.int32)}
+
     def _columns(self, run: sampler.Run) -> slice:
         return slice(run.block * self.seq_len, (run.block + 1) * self.seq_len)
 
@@ -117,7 +127,8 @@ class StoreBatches:
         for share in self.mixture.split(start, start + local):
             grid = self.grids[share.store]
             done = 0
-            for run in sampler.runs(grid, share.start, share.stop, order=self.order, seed=self.seed + share.store):
+            order = {"order": self.order, "seed": self.seed + share.store, "batch_size": self.batch_size}
+            for run in sampler.runs(grid, share.start, share.stop, **order):
                 count = run.stop - run.start
                 found.append((share.store, run, share.slots[done : done + count]))
                 done += count
@@ -138,8 +149,10 @@ def make_batches(
     """Batches of `batch_size` sequences (over all processes) of `seq_len` tokens from one store or a mixture.
 
     `order` is "rectangle" (all rows of the first columns, then the next columns: LongCrawl64's) or "shuffled_chunks"
-    (chunks in an order drawn from seed and epoch; where there is one chunk, its sequences). `weights` are the stores'
-    shares of the sequences, by default equal. Packed stores come from `open_packed_store(..., seq_len=seq_len)`.
+    (chunks in an order drawn from seed and epoch; where there is one chunk, its sequences) or "stream" (each row of a
+    batch goes on where that of the batch before ended, document after document; one store, not packed). `weights` are
+    the stores' shares of the sequences, by default equal. Packed stores come from
+    `open_packed_store(..., seq_len=seq_len)`.
     """
     stores = tuple(stores) if isinstance(stores, Sequence) else (stores,)
     weights = tuple(float(w) for w in weights) if weights is not None else (1.0,) * len(stores)
@@ -154,6 +167,11 @@ def make_batches(
             f"data weights = {list(weights)}: one positive weight for each of the {len(stores)} stores is needed"
         )
     for store in stores:
+        if order == "stream" and (len(stores) > 1 or store.segmented):
+            raise ValueError(
+                "data.order = 'stream': reads the documents of one store that is not packed; use rectangle, or name "
+                "one store of documents in data.train"
+            )
         _check_store(store, stores[0], seq_len)
         store.check_cache(batch_size // process_count, seq_len)
     mixture = sampler.Mixture(weights, seed)

@@ -12,7 +12,7 @@ import numpy as np
 
 from sympow_jax.input_pipeline.hashing import permutation
 
-ORDERS = ("rectangle", "shuffled_chunks")
+ORDERS = ("rectangle", "shuffled_chunks", "stream")
 MIXTURE_BLOCK = 1024  # weights are kept exactly, to one sequence, in each block of this many
 
 
@@ -75,10 +75,25 @@ def shuffled_runs(grid: Grid, start: int, stop: int, *, seed: int) -> list[Run]:
     return runs
 
 
-def runs(grid: Grid, start: int, stop: int, *, order: str, seed: int) -> list[Run]:
+def stream_runs(grid: Grid, start: int, stop: int, *, batch_size: int) -> list[Run]:
+    """Row r of a batch goes on with the document of row r of the batch before; at their ends all rows begin others."""
+    runs = []
+    while start < stop:
+        step, slot = divmod(start, batch_size)
+        group, block = divmod(step, grid.num_blocks)
+        row = (group * batch_size + slot) % grid.num_rows
+        count = min(batch_size - slot, grid.num_rows - row, stop - start)
+        runs.append(Run(row, row + count, block))
+        start += count
+    return runs
+
+
+def runs(grid: Grid, start: int, stop: int, *, order: str, seed: int, batch_size: int) -> list[Run]:
     """Sequences start..stop-1 in the named order."""
     if order == "rectangle":
         return rectangle_runs(grid, start, stop)
+    if order == "stream":
+        return stream_runs(grid, start, stop, batch_size=batch_size)
     return shuffled_runs(grid, start, stop, seed=seed)
 
 

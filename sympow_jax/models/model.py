@@ -275,11 +275,12 @@ class Model:
         *,
         softmax_share: Float[Array, ""] | None = None,
         with_layers: bool = False,
+        state: PyTree | None = None,
     ) -> "Features":
         """What a model makes of whole sequences before the logits; arguments as in `losses`.
 
         softmax_share is alpha of attention.blend_steps, the weight of the attention that this one grows out of; None,
-        as in all other functions, is the model without it.
+        as in all other functions, is the model without it. `state` is that of the tokens before, as in `logits`.
         """
         outputs: list[Array] = []
         length = max(inputs.shape[1], self.config.position.original_length)
@@ -287,8 +288,9 @@ class Model:
         with sharding.use_mesh(self.mesh):
             model = self.bind(params)
             known = {"segment_ids": segment_ids, "positions": positions}
-            hidden, _ = model(inputs, **known, outputs=outputs if with_layers else None, **options)
-            return Features(hidden, model.output_kernel(), tuple(outputs))
+            hidden, state = model(inputs, **known, state=state, outputs=outputs if with_layers else None, **options)
+            state = None if state is None else self._lay_out(state)
+            return Features(hidden, model.output_kernel(), tuple(outputs), state)
 
     def divergence(self, features: "Features", others: "Features") -> Float[Array, "B T"]:
         """KL(others' distribution of the next token || this one's) at each token, nats, float32."""
@@ -298,8 +300,9 @@ class Model:
 
 
 class Features(NamedTuple):
-    """Final hidden states [B, T, E], projection to logits [E, V], and layer outputs, [depth, B, T, E] of each run."""
+    """Final hidden states [B, T, E], projection to logits [E, V], layer outputs, [depth, B, T, E] a run, next state."""
 
     hidden: Array
     kernel: Array
     layers: tuple[Array, ...]
+    state: PyTree = None

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sympow_jax import sharding
-from sympow_jax.config import TASKS, Config
+from sympow_jax.config import TASKS, Config, ConfigError
 from sympow_jax.input_pipeline.batches import Batch, StoreBatches
 from sympow_jax.input_pipeline.opening import open_batches
 from sympow_jax.input_pipeline.prefetch import Prefetch, prefetch
@@ -158,17 +158,24 @@ def open_run_data(config: Config, mesh: Mesh | None = None) -> RunData:
     def parts(first: StoreBatches) -> HostBatches:
         return HostBatches(tuple(dataclasses.replace(first, process_index=b // size) for b in blocks[::size]))
 
+    train = open_batches(d.train, "train", seed=config.seed, order=d.order, **options)
+    if config.training.initial_state != "zero" and train.stores[0].segmented:
+        raise ConfigError(
+            f"training.initial_state = {config.training.initial_state!r}: the documents of {train.stores[0].address!r} "
+            "are packed, and none continues the batch before; use zero, or a store of long documents"
+        )
     return RunData(
         config,
         mesh,
-        parts(open_batches(d.train, "train", seed=config.seed, order=d.order, **options)),
+        parts(train),
         parts(open_batches(d.heldout, "heldout", seed=0, **options)),
     )
 
 
 def abstract_batch(config: Config, mesh: Mesh | None, *, packed: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and, on a mesh, shardings of a batch; `packed` as a store of packed documents gives it."""
-    names = {"inputs": "int32", "targets": "int32"}
+    stream = {"tokens_before": "int32"} if config.data.order == "stream" else {}
+    names = {"inputs": "int32", "targets": "int32", **stream}
     names |= {"segment_ids": "int32", "positions": "int32", "loss_mask": "float32"} if packed else {}
     shape = (config.data.batch_size, config.data.seq_len)
     where = None if mesh is None else sharding.batch_sharding(mesh)

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sympow_jax import sharding
 from sympow_jax.models.model import Model
 from sympow_jax.training.objective import Teacher, training_sums
 from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from sympow_jax.training.passed_state import state_before
 from sympow_jax.training.patterns import stop_frozen
-from sympow_jax.training.train_state import TrainState
+from sympow_jax.training.train_state import TrainState, state_shardings
 from sympow_jax.typing import Array, PyTree
 
 _MEAN_OVER = 100
@@ -59,7 +59,9 @@ def make_train_step(model: Model, teacher: Teacher | None = None, *, blends: boo
         state: TrainState, batch: PyTree, teacher_params: PyTree = None
     ) -> tuple[TrainState, dict[str, Array]]:
         share = 1 - state.step.astype(jnp.float32) / model.config.attention.blend_steps if blends else None
-        means, grads = gradients(state.params, batch, share, teacher_params)
+        before = state_before(model, state.stream, batch, state.step)
+        means, grads = gradients(state.params, batch, share, teacher_params, before)
+        stream = means.pop("stream", None)
         loss = means["loss"]
         grad_norm = optax.tree.norm(grads)
         applied, mean = state.step - state.skipped, state.grad_norm_mean
@@ -90,9 +92,10 @@ def make_train_step(model: Model, teacher: Teacher | None = None, *, blends: boo
             metrics["skipped"],
             metrics["skipped_in_a_row"],
             keep(mean + (grad_norm - mean) / jnp.minimum(applied + 1, _MEAN_OVER).astype(jnp.float32), mean),
+            keep(stream, state.stream),
         )
         if model.mesh is not None:
-            state = jax.lax.with_sharding_constraint(state, sharding.tree_shardings(state, model.mesh))
+            state = jax.lax.with_sharding_constraint(state, state_shardings(state, model.mesh))
         return state, metrics
 
     compiled = jax.jit(train_step, donate_argnums=0)
@@ -100,12 +103,13 @@ def make_train_step(model: Model, teacher: Teacher | None = None, *, blends: boo
 
 
 def _make_gradients(model: Model, teacher: Model | None) -> Callable[..., tuple[dict[str, Array], PyTree]]:
-    """(params, batch, share, teacher's params) -> means over the batch, and the gradient of what is minimised."""
+    """(params, batch, share, teacher's params, state) -> means over the batch, the gradient of what is minimised."""
     accumulation_steps = model.config.optimizer.accumulation_steps
 
-    def objective(params, batch, share, teacher_params):
+    def objective(params, batch, share, teacher_params, before):
         params = stop_frozen(model.config.optimizer, params)
         known: dict[str, Any] = {"softmax_share": share, "teacher": teacher, "teacher_params": teacher_params}
+        known["state"] = before
         return training_sums(model, params, batch, **known)
 
     def gradients(params, batch, *known):
@@ -123,8 +127,9 @@ def _make_gradients(model: Model, teacher: Model | None) -> Callable[..., tuple[
             (_, shapes), _ = jax.eval_shape(value_and_grad, params, first, *known)
             zeros = jax.tree.map(jnp.zeros_like, (shapes, params))
             (sums, grads), _ = jax.lax.scan(accumulate, zeros, micro)
-        count = jnp.maximum(sums.pop("count"), 1.0)
-        return jax.tree.map(lambda x: x / count, (sums, grads))
+        count, stream = jnp.maximum(sums.pop("count"), 1.0), sums.pop("stream", None)
+        means, grads = jax.tree.map(lambda x: x / count, (sums, grads))
+        return means | ({} if stream is None else {"stream": stream}), grads
 
     return gradients
 

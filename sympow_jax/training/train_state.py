@@ -13,8 +13,10 @@ from jax.sharding import Mesh
 
 from sympow_jax import sharding
 from sympow_jax.config import ConfigError
+from sympow_jax.layers.state_specs import state_specs
 from sympow_jax.models.model import Model
 from sympow_jax.training.optimizer import make_optimizer
+from sympow_jax.training.passed_state import empty_stream
 from sympow_jax.typing import PyTree
 
 
@@ -32,6 +34,7 @@ class TrainState:
       skipped: steps not applied because something was not finite or the gradient an outlier, int32.
       skipped_in_a_row: of those, the ones since the last good step, int32.
       grad_norm_mean: running mean of the gradient norms of the steps applied, float32.
+      stream: the state that the last batch left behind, where training.initial_state is not zero, else None.
     """
 
     step: PyTree
@@ -40,6 +43,7 @@ class TrainState:
     skipped: PyTree
     skipped_in_a_row: PyTree
     grad_norm_mean: PyTree
+    stream: PyTree = None
 
 
 def create_train_state(model: Model, seed: int) -> TrainState:
@@ -47,21 +51,28 @@ def create_train_state(model: Model, seed: int) -> TrainState:
     create = _creator(model, seed)
     if model.mesh is None:
         return jax.jit(create)()
-    return jax.jit(create, out_shardings=sharding.tree_shardings(jax.eval_shape(create), model.mesh))()
+    return jax.jit(create, out_shardings=state_shardings(jax.eval_shape(create), model.mesh))()
+
+
+def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    """Where every array of a train state, or of its shapes, lives."""
+    where = sharding.tree_shardings(dataclasses.replace(state, stream=None), mesh)
+    with sharding.use_mesh(mesh):
+        return dataclasses.replace(where, stream=sharding.named_shardings(state_specs(state.stream), mesh))
 
 
 def abstract_train_state(model: Model) -> TrainState:
     """Shapes, dtypes and, on the model's mesh, shardings of a train state."""
-    return _placed(jax.eval_shape(_creator(model, 0)), model.mesh)
+    state = jax.eval_shape(_creator(model, 0))
+    return state if model.mesh is None else sharding.with_shardings(state, state_shardings(state, model.mesh))
 
 
 def abstract_params(model: Model) -> PyTree:
     """The same of its parameters alone."""
-    return _placed(jax.eval_shape(model.init, jax.random.key(0)), model.mesh)
-
-
-def _placed(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    return tree if mesh is None else sharding.with_shardings(tree, sharding.tree_shardings(tree, mesh))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    return (
+        params if model.mesh is None else sharding.with_shardings(params, sharding.tree_shardings(params, model.mesh))
+    )
 
 
 def check_host_memory(model: Model) -> None:
@@ -88,7 +99,7 @@ def _creator(model: Model, seed: int) -> Callable[[], TrainState]:
     def create() -> TrainState:
         params = model.init(jax.random.key(seed))
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, optimizer.init(params), zero, zero, jnp.float32(0))
+        return TrainState(zero, params, optimizer.init(params), zero, zero, jnp.float32(0), empty_stream(model))
 
     return create
 
@@ -96,10 +107,21 @@ def _creator(model: Model, seed: int) -> Callable[[], TrainState]:
 def to_tree(state: TrainState) -> dict[str, Any]:
     """A plain nested dict with stable names, as checkpoints store it."""
     tree = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    tree["stream"] = {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.stream)
+    }
+    if not tree["stream"]:
+        del tree["stream"]
     return tree | {"opt_state": serialization.to_state_dict(state.opt_state)}
 
 
 def from_tree(tree: dict[str, Any], like: TrainState) -> TrainState:
-    """The inverse of `to_tree`; `like` gives optax's structure."""
+    """The inverse of `to_tree`; `like` gives optax's structure and that of the stream."""
     opt_state = serialization.from_state_dict(like.opt_state, tree["opt_state"])
-    return dataclasses.replace(like, **{**tree, "opt_state": opt_state})
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, _ in jax.tree_util.tree_leaves_with_path(like.stream)
+    ]
+    stream = jax.tree.unflatten(jax.tree.structure(like.stream), [tree["stream"][name] for name in names])
+    return dataclasses.replace(like, **{**tree, "opt_state": opt_state, "stream": stream})

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 
 FLAGS = {
     "data.batch_size": 8, "optimizer.schedule": "constant", "optimizer.warmup_steps": 0, "evaluation.every_steps": 0,
+    "data.order": "stream", "training.initial_state": "carried",
     "evaluation.num_batches": 1, "checkpoint.every_steps": 4, "checkpoint.keep_last": 9,
 }  # fmt: skip
 
