@@ -167,7 +167,7 @@ def make_batches(
             f"data weights = {list(weights)}: one positive weight for each of the {len(stores)} stores is needed"
         )
     for store in stores:
-        if order == "stream" and (len(stores) > 1 or store.segmented):
+        if order == "stream" and (stores[1:] or store.segmented):
             raise ValueError(
                 "data.order = 'stream': reads the documents of one store that is not packed; use rectangle, or name "
                 "one store of documents in data.train"

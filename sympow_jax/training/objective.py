@@ -44,18 +44,22 @@ def training_sums(
     o, targets = model.config.optimizer, batch["targets"]
     known = {"segment_ids": batch.get("segment_ids"), "positions": batch.get("positions")}
     mine = known if softmax_share is None else known | {"softmax_share": softmax_share}
-    distances = {}
-    features = model.features(params, batch["inputs"], **mine, with_layers=o.distill_layers > 0, state=state)
-    nll, log_z = model.token_losses(features, targets)
-    if teacher is not None:
-        original = teacher.features(teacher_params, batch["inputs"], **known, with_layers=o.distill_layers > 0)
-        distances = _distances(model, features, jax.lax.stop_gradient(original))
+    distances, left = {}, {}
+    if teacher is None and state is None:
+        nll, log_z = model.losses(params, batch["inputs"], targets, **mine)
+    else:
+        features = model.features(params, batch["inputs"], **mine, with_layers=o.distill_layers > 0, state=state)
+        nll, log_z = model.token_losses(features, targets)
+        if state is not None:
+            left["stream"] = jax.lax.stop_gradient(features.state)
+        if teacher is not None:
+            original = teacher.features(teacher_params, batch["inputs"], **known, with_layers=o.distill_layers > 0)
+            distances = _distances(model, features, jax.lax.stop_gradient(original))
     mask = batch["loss_mask"].astype(jnp.float32) if "loss_mask" in batch else jnp.ones_like(nll)
     sums = {"loss": jnp.sum(nll * mask), "count": jnp.sum(mask)}
     sums |= {name: jnp.sum(distance * mask) for name, distance in distances.items()}
     total = sums["loss"] + sum(getattr(o, name) * sums[name] for name in distances)
-    sums |= {} if state is None else {"stream": jax.lax.stop_gradient(features.state)}
-    return total + o.z_loss * jnp.sum(log_z**2 * mask) if o.z_loss else total, sums
+    return total + o.z_loss * jnp.sum(log_z**2 * mask) if o.z_loss else total, sums | left
 
 
 def _distances(model: Model, features: Features, original: Features) -> dict[str, Float[Array, "B T"]]:
