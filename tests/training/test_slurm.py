@@ -75,6 +75,7 @@ def slurm(tmp_path, monkeypatch) -> Iterator[pathlib.Path]:
         for daemon in daemons[::-1]:
             daemon.terminate()
             daemon.wait(60)
+        log.close()
 
 
 def output(*command: str, cwd: pathlib.Path | None = None) -> str:
