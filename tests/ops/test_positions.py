@@ -237,6 +237,24 @@ def test_rotation_depends_on_differences_and_keeps_half_split_pairs():
     np.testing.assert_allclose(rotated[:, :8] + 1j * rotated[:, 8:], expected, atol=1e-5)
 
 
+def test_steps_of_a_frequency_are_those_of_heads_with_that_frequency_alone():
+    """Phases, states and gradients of beta [B, T, K, F], over documents and a continued stream, bit for bit."""
+    beta = jnp.stack([make_beta(40) * (0.3 + 0.08 * f) for f in range(8)], axis=-1)
+    segments = jnp.asarray(np.repeat([[0, 1, 2]], 2, 0).repeat([7, 20, 13], axis=1), jnp.int32)
+    weights = jax.random.normal(jax.random.key(5), beta.shape)
+    _, state = learned(beta[:, :25], segment_ids=segments[:, :25])
+    rest, final = learned(beta[:, 25:], segment_ids=segments[:, 25:], initial=state)
+    gradient = jax.grad(lambda b: jnp.sum(weights * learned(b, segment_ids=segments)[0]))(beta)
+    for f in (0, 7):
+        phases, end = learned(beta[..., f], segment_ids=segments)
+        np.testing.assert_array_equal(rest[..., f], phases[:, 25:, :, f])
+        np.testing.assert_array_equal(final.integer[..., f], end.integer)
+        np.testing.assert_array_equal(final.fraction[..., f], end.fraction)
+        alone = weights.at[..., jnp.arange(8) != f].set(0.0)
+        expected = jax.grad(lambda b, w=alone: jnp.sum(w * learned(b, segment_ids=segments)[0]))(beta[..., f])
+        np.testing.assert_allclose(gradient[..., f], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_query_heads_share_the_phases_of_their_kv_head():
     x = jnp.ones((2, 5, 6, 16))
     phases, _ = learned(make_beta(5))

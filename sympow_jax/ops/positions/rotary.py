@@ -33,14 +33,19 @@ def phase_turns(count: jax.Array, inv_freq: np.ndarray | jax.Array) -> jax.Array
     The frequency is split into a multiple of 2^-32 turns, whose product wraps in uint32 arithmetic exactly, and a
     remainder below 2^-33 turns, whose product is small enough for float32.
     """
+    return _turns(count[..., None], inv_freq)
+
+
+def _turns(count: jax.Array, inv_freq: np.ndarray | jax.Array) -> jax.Array:
+    """`phase_turns` of a count for all frequencies, [..., 1], or one for each, [..., F]."""
     xp, dtype = (np, np.float64) if isinstance(inv_freq, np.ndarray) else (jnp, jnp.float32)
     scaled = inv_freq.astype(dtype) * dtype(2.0**32 / (2 * math.pi))
     whole = xp.round(scaled)
-    shape = (*[1] * count.ndim, -1)
+    shape = (*[1] * (count.ndim - 1), -1)
     steps = jnp.asarray(whole % 2.0**32, jnp.uint32).reshape(shape)
-    wrapped = jax.lax.bitcast_convert_type(count.astype(jnp.uint32)[..., None] * steps, jnp.int32)
+    wrapped = jax.lax.bitcast_convert_type(count.astype(jnp.uint32) * steps, jnp.int32)
     remainder = jnp.asarray(scaled - whole, jnp.float32).reshape(shape)
-    return (wrapped.astype(jnp.float32) + count.astype(jnp.float32)[..., None] * remainder) * np.float32(2.0**-32)
+    return (wrapped.astype(jnp.float32) + count.astype(jnp.float32) * remainder) * np.float32(2.0**-32)
 
 
 @jax.tree_util.register_dataclass
@@ -49,8 +54,8 @@ class PhaseState:
     """Where the learned positions of a stream stand: integer + fraction / 2^30, exactly.
 
     Attributes:
-      integer: [B, K] uint32.
-      fraction: [B, K] uint32, below 2^30.
+      integer: [B, K] uint32, or [B, K, F] where every frequency has steps of its own.
+      fraction: as integer, below 2^30.
       segment_id: [B] int32, the document the sum belongs to.
     """
 
@@ -59,16 +64,15 @@ class PhaseState:
     segment_id: PyTree
 
 
-def initial_phase_state(batch_size: int, num_kv_heads: int) -> PhaseState:
-    """The state before the first token."""
-    zeros = jnp.zeros((batch_size, num_kv_heads), jnp.uint32)
+def initial_phase_state(batch_size: int, *steps: int) -> PhaseState:
+    """The state before the first token, of steps K, or K, F."""
+    zeros = jnp.zeros((batch_size, *steps), jnp.uint32)
     return PhaseState(zeros, zeros, jnp.zeros((batch_size,), jnp.int32))
 
 
-def phase_state(beta: Float[Array, "B T K"], segment_ids: Int[Array, "B T"] | None = None) -> PhaseState:
+def phase_state(beta: Float[Array, "B T K *F"], segment_ids: Int[Array, "B T"] | None = None) -> PhaseState:
     """The state that `learned_phases` returns for these tokens, starting from 0, without the phases."""
-    B, _, K = beta.shape
-    start = initial_phase_state(B, K)
+    start = initial_phase_state(beta.shape[0], *beta.shape[2:])
     starts, final_segment = _document_starts(segment_ids, start)
     integer, fraction = _accumulate(beta, start.integer, start.fraction, starts)
     return PhaseState(integer[:, -1], fraction[:, -1], final_segment)
@@ -84,7 +88,7 @@ def sum_phases(integer: jax.Array, fraction: jax.Array, kept: Bool[Array, "S B"]
 
 
 def learned_phases(
-    beta: Float[Array, "B T K"],
+    beta: Float[Array, "B T K *F"],
     inv_freq: Float[np.ndarray, "F"],
     *,
     initial: PhaseState | None = None,
@@ -96,7 +100,7 @@ def learned_phases(
     and sharding give bit-equal phases. The gradient is that of the unrounded sum and does not flow into `initial`.
 
     Args:
-      beta: steps, 1 + tanh(logits).
+      beta: steps, 1 + tanh(logits), one a head, or one a head and frequency.
       inv_freq: radians per unit step, from `rope_frequencies`.
       initial: the state to continue from; None starts at 0.
       segment_ids: documents; the sum restarts at each change.
@@ -104,8 +108,7 @@ def learned_phases(
     Returns:
       phases in turns, and the state after the last token.
     """
-    B, _, K = beta.shape
-    initial = initial_phase_state(B, K) if initial is None else initial
+    initial = initial_phase_state(beta.shape[0], *beta.shape[2:]) if initial is None else initial
     starts, final_segment = _document_starts(segment_ids, initial)
     integer, fraction = _accumulate(beta, initial.integer, initial.fraction, starts)
     phases: Any = _learned_turns(beta, integer, fraction, starts, _Frequencies(tuple(map(float, inv_freq))))
@@ -121,7 +124,7 @@ def _document_starts(segment_ids, initial: PhaseState):
 
 
 def _accumulate(beta, integer, fraction, starts):
-    """Running sums [B, T, K] of round(2^30 beta), split into whole units and 2^-30 units; restarted where starts."""
+    """Running sums [B, T, K *F] of round(2^30 beta), split into whole units and 2^-30 units; restarted where starts."""
     steps = jnp.round(jax.lax.stop_gradient(beta).astype(jnp.float32) * _UNIT).astype(jnp.uint32)
     low = (integer << 30) + fraction  # the total is high * 2^32 + low, both uint32
     low = jnp.concatenate([low[:, None], steps], 1).cumsum(1, dtype=jnp.uint32)
@@ -135,9 +138,10 @@ def _accumulate(beta, integer, fraction, starts):
 
 
 def _restart(low, high, starts):
-    """Subtracts from each total [B, 1 + T, K] the one before its document's first token: [B, T, K]."""
+    """Subtracts from each total [B, 1 + T, K] the one before its document's first token: [B, T, K *F]."""
     index = jnp.arange(starts.shape[1], dtype=jnp.int32)
-    start = jax.lax.cummax(jnp.where(starts, index[None, :], -1), axis=1)[:, :, None]
+    start = jax.lax.cummax(jnp.where(starts, index[None, :], -1), axis=1)
+    start = start.reshape(*start.shape, *[1] * (low.ndim - 2))
     low_before, high_before = (
         jnp.where(start < 0, jnp.uint32(0), jnp.take_along_axis(a, jnp.maximum(start, 0), 1)) for a in (low, high)
     )
@@ -157,7 +161,9 @@ def _learned_turns(beta, integer, fraction, starts, frequencies):
     del beta, starts
     inv_freq = np.asarray(frequencies.radians)
     turns = jnp.asarray(inv_freq / (2 * math.pi), jnp.float32)[None, None, None, :]
-    phase = phase_turns(integer, inv_freq) + (fraction.astype(jnp.float32) * np.float32(1 / _UNIT))[..., None] * turns
+    if integer.ndim == 3:  # one position for all frequencies
+        integer, fraction = integer[..., None], fraction[..., None]
+    phase = _turns(integer, inv_freq) + fraction.astype(jnp.float32) * np.float32(1 / _UNIT) * turns
     return phase - jnp.round(phase)
 
 
@@ -168,13 +174,14 @@ def _learned_turns_forward(beta, integer, fraction, starts, frequencies):
 def _learned_turns_backward(frequencies, residuals, d_phases):
     empty_beta, starts = residuals
     turns = jnp.asarray(np.asarray(frequencies.radians) / (2 * math.pi), jnp.float32)
-    d_positions = jnp.einsum("btkf,f->btk", d_phases, turns, precision="highest")
+    to_steps = "btkf,f->btk" if empty_beta.ndim == 3 else "btkf,f->btkf"
+    d_positions = jnp.einsum(to_steps, d_phases, turns, precision="highest")
     # d beta_j sums d_position_i over i >= j in the same document: a reverse segmented sum.
     if starts is None:
         d_beta = jax.lax.cumsum(d_positions, axis=1, reverse=True)
     else:
-        ends = jnp.concatenate([starts[:, 1:], jnp.ones_like(starts[:, :1])], 1)[:, :, None]
-        ends = jnp.broadcast_to(ends, d_positions.shape)
+        ends = jnp.concatenate([starts[:, 1:], jnp.ones_like(starts[:, :1])], 1)
+        ends = jnp.broadcast_to(ends.reshape(*ends.shape, *[1] * (d_positions.ndim - 2)), d_positions.shape)
         d_beta, _ = jax.lax.associative_scan(_add_within_segment, (d_positions, ends), axis=1, reverse=True)
     return d_beta.astype(empty_beta.dtype), None, None, None
 
