@@ -28,6 +28,7 @@ from sympow_jax.files import write_json_atomic
 from sympow_jax.generation.text_model import TextModel
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
 from sympow_jax.loading import AT_EVALUATION, check_stream, load_step
+from sympow_jax.training.cpu_devices import use_cpu_devices_of_run
 from sympow_jax.training.evaluation_mesh import evaluation_mesh, mesh_note
 from sympow_jax.training.run_files import load_config
 
@@ -98,7 +99,8 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(f"--tasks: {sorted(unknown)[0]!r} is no task that lm-eval or --include_path has")
     use_compilation_cache()
     saved = load_config(flags["workdir"])
-    mesh = evaluation_mesh(saved, mesh_flags(flags), rows=1)
+    use_cpu_devices_of_run(saved)
+    mesh = evaluation_mesh(saved, mesh_flags(flags), rows=batch_size)
     print(mesh_note(saved, mesh, mesh_flags(flags)))
     model, params, step = load_step(flags["workdir"], step_flag(flags), overrides=overrides, mesh=mesh)
     check_stream(model.config, overrides)

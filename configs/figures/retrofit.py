@@ -7,8 +7,9 @@
     python -m sympow_jax.sweep $R --root=runs/swap
     python -m sympow_jax.sweep $R --root=runs/blend --config.attention.blend_steps=100 \
         --config.optimizer.distill_layers=1 --config.optimizer.distill_logits=1
-    python -m sympow_jax.sweep --config=configs/quickstart.py --variants=sympow_gated,conformal_sympow --seeds=1,2,3 \
-        --config.evaluation.every_steps=25 --root=runs/anew
+    python -m sympow_jax.sweep $R --root=runs/longer --config.num_train_steps=400
+    python -m sympow_jax.sweep --config=configs/quickstart.py --variants=sympow_gated,conformal_sympow --seeds=1 \
+        --config.evaluation.every_steps=50 --root=runs/anew
 
 heldout_loss in the metrics.jsonl of the runs is over the same held-out sequences in all of them. Budget: the original
 1,000 steps of 4 x 512 bytes, eight minutes on two loaded CPU cores; a retrofit 200 steps, a blend with a teacher about

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from sympow_jax.config import ConfigError
@@ -37,7 +38,7 @@ class TextModel:
         self.tokenizer, self._bos, self._model = tokenizer, bos, model
         chunk_size = model.config.evaluation.chunk_size
         self.scorer = ContinuationScorer(model, params, batch_size=batch_size, chunk_size=chunk_size)
-        self._decoder, self._batch = Decoder(model, params), batch_size
+        self._decoder, self._batch = Decoder(*_on_one_device(model, params)), batch_size
 
     @property
     def num_programs(self) -> int:
@@ -92,7 +93,7 @@ class TextModel:
     def continuations(self, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         """The text after each prompt, up to a stop string, the end of the text, or the most new tokens.
 
-        Greedy ones are continued side by side; drawn ones, and all on a mesh, which spreads a row, one by one.
+        Greedy ones are continued side by side; drawn ones, and all on a mesh that cuts the model, one by one.
 
         Args:
           requests: (prompt, options): `until` (a text or several), `max_gen_toks`, `do_sample`, `temperature`, `top_k`,
@@ -102,7 +103,8 @@ class TextModel:
           ConfigError: an option that is not known, or out of range.
         """
         asked = [self._asked(prompt, options) for prompt, options in requests]
-        alone = self._model.mesh is not None and self._model.mesh.size > 1
+        mesh = self._decoder.model.mesh
+        alone = mesh is not None and mesh.size > 1
         found = {n: self._alone(each) for n, each in enumerate(asked) if alone or each.sampling.temperature}
         greedy = sorted((n for n in range(len(asked)) if n not in found), key=lambda n: -asked[n].length)
         longest = max((each.length for each in asked), default=0)
@@ -144,6 +146,14 @@ class TextModel:
         self._decoder.read(stream, np.asarray([asked.ids], np.int32))
         options = {"sampling": asked.sampling, "max_new_tokens": asked.most, "stop": asked.stop}
         return "".join(new[0] for new in generate(self._decoder, stream, self.tokenizer, **options))
+
+
+def _on_one_device(model: Model, params: PyTree) -> tuple[Model, PyTree]:
+    """The same where each device of this process, and of no other, has all of the model: decoding waits for memory."""
+    mesh = model.mesh
+    if mesh is None or mesh.size != mesh.shape["data"] or jax.process_count() > 1:
+        return model, params
+    return Model(model.config, model.vocab_size), jax.tree.map(lambda x: x.addressable_data(0), params)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from sympow_jax import lm_eval
+from sympow_jax import lm_eval, sharding
 from sympow_jax.config import ConfigError
 from sympow_jax.generation.text_model import TextModel
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
 from sympow_jax.models.model import Model, resolve_implementation
+from sympow_jax.training.train_state import abstract_params
 from tests.models.small import moved, tiny_config
 
 
@@ -56,6 +57,17 @@ def test_texts_are_continued_side_by_side_as_they_are_alone(variant):
             ids.append(int(logits_after(logits_of, params, ids)[-1].argmax()))
         assert text == texts.tokenizer.decode(ids[len(prompt) + 1 :])
     assert texts._decoder.num_programs == 3  # of 8 tokens, of one, and of one for each row
+
+
+@pytest.mark.parametrize(("axis", "spread"), [("data", False), ("tensor", True)])
+def test_texts_are_continued_on_one_device_if_it_has_the_whole_model(axis, spread):
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "seq": 1, axis: 2})
+    model = Model(resolve_implementation(tiny_config("sympow")), 257, mesh)
+    shapes = abstract_params(model)
+    params = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype), x.sharding), shapes)
+    decoder = TextModel(model, params, ByteTokenizer())._decoder
+    assert (decoder.model.mesh is not None) == spread
+    assert {len(x.devices()) for x in jax.tree.leaves(decoder._params)} == {1 + spread}
 
 
 @pytest.mark.slow
