@@ -177,9 +177,7 @@ def _optimizer() -> ConfigDict:
 
 def _training() -> ConfigDict:
     t = ConfigDict()
-    # The state of linear kernels, windows and convolutions before the first token of a batch: zero; carried, what the
-    # batch before left (data.order=stream); noise of that size; other_document, what it left in another row.
-    t.initial_state = "zero"
+    t.initial_state = "zero"  # before a batch: zero | carried (from the batch before) | noise | other_document (its rows)
     return t
 
 
