@@ -177,7 +177,7 @@ def _optimizer() -> ConfigDict:
 
 def _training() -> ConfigDict:
     t = ConfigDict()
-    t.initial_state = "zero"  # before a batch: zero | carried (from the batch before) | noise | other_document (its rows)
+    t.initial_state = "zero"  # of a batch: zero | carried (from the batch before) | noise | other_document
     return t
 
 
