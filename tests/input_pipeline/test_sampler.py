@@ -21,13 +21,13 @@ def sequences(grid, start, stop, order, seed=0):
     """(row, block) of each sequence."""
     return [
         (row, run.block)
-        for run in runs(grid, start, stop, order=order, seed=seed)
+        for run in runs(grid, start, stop, order=order, seed=seed, batch_size=1)
         for row in range(run.start, run.stop)
     ]
 
 
 @settings(max_examples=40, deadline=None)
-@given(grid=GRIDS, order=st.sampled_from(ORDERS), seed=st.integers(0, 5), batch=st.integers(1, 40))
+@given(grid=GRIDS, order=st.sampled_from(ORDERS[:2]), seed=st.integers(0, 5), batch=st.integers(1, 40))
 def test_each_epoch_has_every_sequence_once_and_batches_cut_one_line(grid, order, seed, batch):
     total = grid.num_sequences
     line = sequences(grid, 0, 3 * total, order, seed)
@@ -127,4 +127,4 @@ def test_random_bits_never_change():
 def test_orders_have_random_access_at_longcrawl64s_size(order):
     grid = Grid(num_rows=6_609_334, num_blocks=64, seq_len=1024, chunks=(2048, 2048))
     far = 3 * grid.num_sequences + 12_345_678
-    assert sum(run.stop - run.start for run in runs(grid, far, far + 512, order=order, seed=0)) == 512
+    assert sum(run.stop - run.start for run in runs(grid, far, far + 512, order=order, seed=0, batch_size=512)) == 512
