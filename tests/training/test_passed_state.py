@@ -74,15 +74,14 @@ def test_a_step_leaves_the_state_that_the_next_one_begins_with():
             state, metrics = step(copy, batch_of(number * T))
         states.append(from_tree(to_tree(state), state))
         losses.append(float(metrics["loss"]))
-    nll, after = model.nll(
+    nll_of = jax.jit(model.nll)
+    nll, after = nll_of(
         states[0].params, **{k: batch_of(0)[k] for k in ("inputs", "targets")}, state=states[0].stream
     )
     assert np.isclose(losses[0], float(jnp.mean(nll)), rtol=1e-6)
     assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-5), states[1].stream, after))
     tokens = {k: batch_of(T)[k] for k in ("inputs", "targets")}
-    on, anew = (
-        float(jnp.mean(model.nll(states[1].params, **tokens, state=s.stream)[0])) for s in (states[1], states[0])
-    )
+    on, anew = (float(jnp.mean(nll_of(states[1].params, **tokens, state=s.stream)[0])) for s in (states[1], states[0]))
     assert np.isclose(losses[1], on, rtol=1e-6) and abs(on - anew) > 2e-5
     begun = state_before(model, states[2].stream, batch_of(0), jnp.int32(2))
     assert jax.tree.all(jax.tree.map(np.array_equal, begun, states[0].stream))
