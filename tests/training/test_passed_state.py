@@ -75,9 +75,7 @@ def test_a_step_leaves_the_state_that_the_next_one_begins_with():
         states.append(from_tree(to_tree(state), state))
         losses.append(float(metrics["loss"]))
     nll_of = jax.jit(model.nll)
-    nll, after = nll_of(
-        states[0].params, **{k: batch_of(0)[k] for k in ("inputs", "targets")}, state=states[0].stream
-    )
+    nll, after = nll_of(states[0].params, **{k: batch_of(0)[k] for k in ("inputs", "targets")}, state=states[0].stream)
     assert np.isclose(losses[0], float(jnp.mean(nll)), rtol=1e-6)
     assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-5), states[1].stream, after))
     tokens = {k: batch_of(T)[k] for k in ("inputs", "targets")}
