@@ -15,6 +15,7 @@ from sympow_jax.config.absent import ABSENT
 from sympow_jax.evals.files import plain, read_npz, write_json, write_npz
 from sympow_jax.files import entry, file_sha256, json_sha256, read_json
 from sympow_jax.generation.decoder import RECENT, Decoder, Stream
+from sympow_jax.layers.state_specs import named_arrays
 from sympow_jax.training import manifest
 from sympow_jax.training.digests import digest_arrays
 from sympow_jax.typing import PyTree
@@ -40,8 +41,8 @@ def save_state(folder: str | pathlib.Path, decoder: Decoder, stream: Stream, par
     folder = pathlib.Path(folder)
     small = jax.eval_shape(lambda: decoder.model.initial_state(stream.batch_size, max(stream.tokens_read, 1)))
     arrays = {}
-    for name, leaf in _named(stream.state).items():
-        arrays[name] = sharding.fetch(leaf)[tuple(slice(0, size) for size in _named(small)[name].shape)]
+    for name, leaf in named_arrays(stream.state).items():
+        arrays[name] = sharding.fetch(leaf)[tuple(slice(0, size) for size in named_arrays(small)[name].shape)]
     if stream.logits is None:
         raise ConfigError("--save_state: nothing was read; give a prompt")
     arrays["logits"], digest = sharding.fetch(stream.logits), params_digest(params)
@@ -86,7 +87,7 @@ def load_state(
             f"--load_state = {folder}: holds {rows} rows, and the batch is {batch_size}; use --batch={rows}"
         )
     stream = decoder.start(batch_size, about["tokens_read"] + extra_length)
-    empty = _named(stream.state)
+    empty = named_arrays(stream.state)
     filled = {name: _restore(folder, name, leaf, arrays[name], batch_size) for name, leaf in empty.items()}
     treedef = jax.tree.structure(stream.state)
     stream.state = jax.tree.unflatten(treedef, [filled[name] for name in empty])
@@ -178,7 +179,7 @@ def _check_shapes(
 ) -> None:
     """Raises ConfigError unless the arrays are a state of as many rows and tokens as state.json says."""
     rows, model = about["batch_size"], decoder.model
-    small = _named(jax.eval_shape(lambda: model.initial_state(rows, about["tokens_read"])))
+    small = named_arrays(jax.eval_shape(lambda: model.initial_state(rows, about["tokens_read"])))
     wanted = {name: leaf.shape for name, leaf in small.items()} | {"logits": (rows, model.vocab_size)}
     if wanted != {name: array.shape for name, array in arrays.items()}:
         raise ConfigError(f"--load_state = {folder}: its arrays are not those of this model; save it again")
@@ -200,10 +201,3 @@ def _read_arrays(folder: pathlib.Path, about: Any) -> dict[str, np.ndarray]:
 def _storable(array: np.ndarray) -> np.ndarray:
     """bfloat16, which npz does not know, as its bits."""
     return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
-
-
-def _named(tree: PyTree) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }

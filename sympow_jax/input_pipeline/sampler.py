@@ -1,7 +1,8 @@
 """Which rectangle of which store is sequence n: pure functions of (seed, n), no state.
 
 Sequence n counts sequences over all hosts and steps: step k of a global batch of B holds n = kB .. kB + B - 1. So the
-same n is the same tokens whatever the batch size, number of hosts or moment of a restart.
+same n is the same tokens whatever the number of hosts or moment of a restart, and, but for the order "stream", whose
+rows go on from batch to batch, whatever the batch size.
 """
 
 import dataclasses

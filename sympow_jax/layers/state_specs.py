@@ -1,10 +1,20 @@
-"""Which mesh axes cut the state of a stream: rows lie over data and fsdp, heads and features over tensor."""
+"""The arrays of a state by name, and how a mesh cuts them: rows by data and fsdp, heads and features by tensor."""
+
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
 
 from sympow_jax import ops, sharding
 from sympow_jax.typing import PyTree
+
+
+def named_arrays(state: PyTree, separator: str = "/") -> dict[str, Any]:
+    """The arrays of a state by name, "blocks_0/1/kernel/state", in the order in which JAX flattens it."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator=separator): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
 
 
 def state_specs(state: PyTree) -> PyTree:

@@ -32,13 +32,12 @@ def state_before(model: Model, left: PyTree, batch: PyTree, step: Array) -> PyTr
         return None
     left = jax.lax.stop_gradient(left)
     if how == "other_document":
-        moved = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0) if x.ndim else jnp.minimum(x, d.seq_len), left)
-        return moved
+        return jax.tree.map(lambda x: jnp.roll(x, 1, axis=0) if x.ndim else jnp.minimum(x, d.seq_len), left)
     empty = empty_stream(model)
     if how == "carried":
         begins = jnp.all(batch["tokens_before"] == 0)
         return jax.tree.map(lambda new, old: jnp.where(begins, new, old), empty, left)
-    keys = iter(jax.random.split(jax.random.fold_in(jax.random.key(model.config.seed), step), 2 * len(_kernels(left))))
+    keys = iter(jax.random.split(jax.random.fold_in(jax.random.key(model.config.seed), step), _num_kernels(left)))
     return jax.tree.map(
         lambda new, old: _noise(next(keys), new, old) if _is_kernel(old) else new, empty, left, is_leaf=_is_kernel
     )
@@ -48,8 +47,8 @@ def _is_kernel(node: PyTree) -> bool:
     return isinstance(node, LinearState)
 
 
-def _kernels(state: PyTree) -> list[LinearState]:
-    return [node for node in jax.tree.leaves(state, is_leaf=_is_kernel) if _is_kernel(node)]
+def _num_kernels(state: PyTree) -> int:
+    return sum(_is_kernel(node) for node in jax.tree.leaves(state, is_leaf=_is_kernel))
 
 
 def _noise(key: Array, empty: LinearState, left: LinearState) -> LinearState:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from sympow_jax import sharding
 from sympow_jax.config import ConfigError
-from sympow_jax.layers.state_specs import state_specs
+from sympow_jax.layers.state_specs import named_arrays, state_specs
 from sympow_jax.models.model import Model
 from sympow_jax.training.optimizer import make_optimizer
 from sympow_jax.training.passed_state import empty_stream
@@ -107,21 +107,14 @@ def _creator(model: Model, seed: int) -> Callable[[], TrainState]:
 def to_tree(state: TrainState) -> dict[str, Any]:
     """A plain nested dict with stable names, as checkpoints store it."""
     tree = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    tree["stream"] = {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state.stream)
-    }
-    if not tree["stream"]:
-        del tree["stream"]
+    stream = named_arrays(tree.pop("stream"), ".")
+    tree |= {"stream": stream} if stream else {}
     return tree | {"opt_state": serialization.to_state_dict(state.opt_state)}
 
 
 def from_tree(tree: dict[str, Any], like: TrainState) -> TrainState:
     """The inverse of `to_tree`; `like` gives optax's structure and that of the stream."""
     opt_state = serialization.from_state_dict(like.opt_state, tree["opt_state"])
-    names = [
-        jax.tree_util.keystr(path, simple=True, separator=".")
-        for path, _ in jax.tree_util.tree_leaves_with_path(like.stream)
-    ]
-    stream = jax.tree.unflatten(jax.tree.structure(like.stream), [tree["stream"][name] for name in names])
+    arrays = [tree["stream"][name] for name in named_arrays(like.stream, ".")]
+    stream = jax.tree.unflatten(jax.tree.structure(like.stream), arrays)
     return dataclasses.replace(like, **{**tree, "opt_state": opt_state, "stream": stream})
