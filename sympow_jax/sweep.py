@@ -132,14 +132,14 @@ def write_summary(root: pathlib.Path, runs: Sequence[Run]) -> None:
 
 
 def _result(run: Run) -> dict[str, Any] | None:
-    """What was measured of a run, with what the tables say of it besides."""
+    """What was measured of a run, by its name in the sweep, with what the tables say of it besides."""
     file = run.workdir / "eval" / f"{run.task}.json"
     if not file.exists():
         return None
     chosen = {"learning_rate": run.config.optimizer.learning_rate, "rates_tried": list(run.rates_tried)}
     more: dict[str, Any] = chosen if run.rates_tried else {}
     if run.task == LENGTH_GENERALISATION:
-        return read_result(file, OF_A_RUN) | more
+        return read_result(file, OF_A_RUN) | {"variant": run.name} | more
     cost = stream_cost(run.config, run_files.load_vocab_size(str(run.workdir)), run.config.data.seq_len) or {}
     more |= {"name": run.name, "seed": run.config.seed, "state_bytes": cost.get("state_bytes")}
     return read_result(file, RETRIEVAL) | more

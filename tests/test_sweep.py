@@ -176,6 +176,13 @@ def test_points_are_those_of_the_config_file():
         parse_points("all", (0,), [f"{ROOT}/configs/quickstart.py"])
 
 
+def test_points_of_one_variant_are_rows_of_their_own(command, tmp_path, done):
+    command[:2] = [f"--config={ROOT}/configs/figures/state_passing.py", "--points=sympow,zero;sympow,noise"]
+    assert sweep.run(command) == 0
+    table = (tmp_path / "root" / "sweep.md").read_text()
+    assert "| sympow,zero | 1 | - | 2.512 |" in table and "| sympow,noise | 0 | 2.512 |" in table
+
+
 @pytest.mark.slow
 def test_a_result_is_used_again_only_for_what_it_was_made_from(command, tmp_path, rng, done):
     run = tmp_path / "root" / "softmax_rope-seed0"
