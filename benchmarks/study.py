@@ -1,7 +1,7 @@
 """The studies of RESULTS.md: runs what is missing of a sweep, and writes its table and figure.
 
     python -m benchmarks.study length_study [--root=runs/length_study]     hours; stopped, it goes on there
-    python -m benchmarks.study state_recall | state_passing
+    python -m benchmarks.study state_recall | conformal_family | state_passing
     python -m benchmarks.study length_study --tables                         runs nothing
 
 docs/benchmarks/NAME.json has the command, the commits and loads of the machine of each call, and the results; the table
@@ -24,6 +24,7 @@ from benchmarks.all import FOLDER, RESULTS, ROOT, commit
 SWEEPS = {
     "length_study": "--variants=all --seeds=0,1,2 --learning_rates=1e-3,3e-3,1e-2",
     "state_recall": "--points=all --seeds=0,1,2",
+    "conformal_family": "--points=all --seeds=0,1,2",
     "state_passing": "--points=all --seeds=0,1,2",
 }
 

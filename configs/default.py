@@ -92,6 +92,9 @@ def _attention() -> ConfigDict:
 
 def _position() -> ConfigDict:
     p = ConfigDict()
+    # betas of learned_rope, of all its layers: one a kv head, or one a kv head and frequency, by a low-rank projection
+    p.rotation = "variant"  # variant (what the row of each layer says) | scalar | frequency
+    p.rotation_rank = 16  # of the projection to the betas of every frequency
     p.base = 10_000.0  # rope: frequencies are base^(-2i/D)
     p.window_base = 0.0  # the base of `window` layers, which are then never scaled; 0 = as the other layers
     p.rotary_fraction = 1.0  # share of the dims of a head, the first ones, that is rotated

@@ -19,6 +19,7 @@ BIAS_POSITIONS = ("alibi", "kerple_log", "kerple_power", "t5", "sandwich", "fire
 LEARNED_BIASES = ("kerple_log", "kerple_power", "t5", "fire")  # a set of parameters in each layer
 ABSOLUTE_POSITIONS = ("learned_absolute", "sinusoidal")
 POSITIONS = ("none", *ROTARY_POSITIONS, *BIAS_POSITIONS, *ABSOLUTE_POSITIONS)
+ROTATIONS = ("scalar", "frequency")  # of learned_rope: one beta a head, or one a head and frequency
 GATES = ("none", "fixed", "learned", "data", "vector")
 GATE_INITS = ("zero", "long", "timescales")
 CONVOLUTIONS = ("gated_conv", "short_conv")
@@ -28,13 +29,14 @@ LAYER_KINDS = ("attention", "window", *CONVOLUTIONS)  # a layer pattern names ki
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One row: kernel, position, gate, initial gate, layer pattern, and where it comes from."""
+    """One row: kernel, position, gate, where it comes from, rotation, initial gate and layer pattern."""
 
     name: str
     kernel: str
     position: str
     gate: str
     source: str
+    rotation: str = "scalar"
     gate_init: str = "long"
     layer_pattern: tuple[str, ...] = ("attention",)
 
@@ -59,9 +61,18 @@ _ROWS = (
         "power",
         "learned_rope",
         "vector",
-        "conformal_sympow with a gate for each plane, as GLA's dims have (arXiv 2312.06635)",
+        "conformal_sympow with a complex number for each plane: gates as of GLA's dims (arXiv 2312.06635), and steps",
+        rotation="frequency",
     ),
     Variant("conformal_softmax", "softmax", "learned_rope", "data", "softmax with the conformal position and gate"),
+    Variant(
+        "selective_rope",
+        "softmax",
+        "learned_rope",
+        "none",
+        "Movahedi et al. 2025, arXiv 2511.17388, with steps of each frequency within (0, 2)",
+        rotation="frequency",
+    ),
     Variant(
         "based",
         "taylor",
@@ -90,6 +101,11 @@ _COSTS = {  # per token and layer, multiply-adds of the scores and values, and n
 }
 
 
+def position_name(position: str, rotation: str) -> str:
+    """`learned_rope`, or `learned_rope (frequency)` where every frequency has steps of its own."""
+    return f"{position} (frequency)" if rotation == "frequency" else position
+
+
 def markdown_table() -> str:
     """The table of README.md, made from the rows."""
     lines = [
@@ -99,10 +115,9 @@ def markdown_table() -> str:
     for row in VARIANTS.values():
         cost, state = _COSTS[row.kernel]
         others = sorted({*row.layer_pattern} - {"attention"})
-        hybrid = f" (with {', '.join(others)})" if others else ""
-        lines.append(
-            f"| `{row.name}` | {row.kernel}{hybrid} | {row.position} | {row.gate} | {cost} | {state} | {row.source} |"
-        )
+        kernel = row.kernel + (f" (with {', '.join(others)})" if others else "")
+        cells = (f"`{row.name}`", kernel, position_name(row.position, row.rotation), row.gate, cost, state, row.source)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -105,6 +105,10 @@ def test_a_saved_config_resolves_to_itself():
             [f"{QUICKSTART}:fox", "--config.position.rotary_fraction=0.5"],
             ["rotary_fraction = 0.5", "'none'", "use 1.0"],
         ),
+        (
+            [f"{QUICKSTART}:softmax_rope", "--config.position.rotation=frequency"],
+            ["position.rotation = 'frequency'", "position is 'rope'", "use 'variant' or 'scalar', or learned_rope"],
+        ),
         ([f"{QUICKSTART}:softmax_rope", "--config.position.window_base=1e4"], ["window_base", "`window`", "use 0"]),
         ([QUICKSTART, "--config.position.beta_fast=1"], ["beta_slow = 1.0", "below position.beta_fast = 1.0"]),
         ([QUICKSTART, "--config.position.low_freq_factor=4"], ["low_freq_factor", "below position.high_freq_factor"]),
@@ -303,7 +307,7 @@ LATER = {  # what programs of the time did, by hand
     "attention.qk_norm_eps": 1e-6, "position.window_base": 0.0, "position.rotary_fraction": 1.0,
     "position.beta_fast": 32.0, "position.beta_slow": 1.0, "position.truncate": True, "position.attention_factor": 0.0,
     "position.mscale": 1.0, "position.mscale_all_dim": 0.0, "position.low_freq_factor": 1.0,
-    "position.high_freq_factor": 4.0,
+    "position.high_freq_factor": 4.0, "position.rotation": "scalar",
 }  # fmt: skip
 
 
@@ -314,6 +318,16 @@ def test_saved_configs_of_earlier_commits_mean_what_they_meant(path):
     written = config_lib.flatten(saved)
     assert {key: config[key] for key in written} == written
     assert {key: config[key] for key in LATER} == LATER | {k: v for k, v in written.items() if k in LATER}
+
+
+@pytest.mark.parametrize("pattern", ["attention", "conformal_vector_sympow"])
+def test_vector_gates_saved_without_a_rotation_have_one_step_a_head(pattern):
+    """The row has steps for every frequency since; a run, or a layer of a pattern, of before goes on as it was."""
+    now = resolve(f"attention.layer_pattern={pattern}", variant="conformal_vector_sympow")
+    saved = dataclasses.asdict(now)
+    del saved["position"]["rotation"], saved["position"]["rotation_rank"]
+    rotations = [config_lib.layer_specs(c)[0].position.rotation for c in (now, config_lib.resolve_saved(saved))]
+    assert rotations == ["frequency", "scalar"]
 
 
 def test_every_key_is_as_old_as_the_first_config_or_has_a_row_for_those_without_it():

@@ -44,6 +44,13 @@ def test_all_but_the_row_is_the_workdirs(workdir):
     assert diff(old, parse(folder)).keys() == {"attention.implementation", "attention.chunk_size"}
 
 
+def test_the_rotation_is_that_of_the_row(workdir):
+    folder, _ = workdir("conformal_vector_sympow", "position.rotation_rank=5")
+    assert parse(folder, "conformal_sympow").position.rotation == "scalar"
+    found = parse(folder, "selective_rope").position
+    assert (found.rotation, found.rotation_rank) == ("frequency", 5)
+
+
 def test_a_pattern_of_layers_is_exchanged_as_a_whole_and_blends_with_nothing(workdir):
     folder, _ = workdir("softmax_rope", "attention.layer_pattern=window,attention")
     attention = parse(folder, "sympow").attention

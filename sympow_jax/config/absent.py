@@ -67,6 +67,8 @@ ABSENT: tuple[tuple[str, Any], ...] = (
     ("task.word_repeats", (30, 3)),
     ("optimizer.state_dtype", "float32"),
     ("training.initial_state", "zero"),
+    ("position.rotation", "scalar"),  # of conformal_vector_sympow too
+    ("position.rotation_rank", 16),
 )
 
 

@@ -138,6 +138,11 @@ def _check_rotation(config: Config) -> None:
         f"position.rotary_fraction = {p.rotary_fraction}: attention.position {_is(found)}, which rotates nothing; "
         "use 1.0, or rope",
     )
+    require(
+        p.rotation != "frequency" or "learned_rope" in found,
+        f"position.rotation = 'frequency': is of learned_rope, and attention.position {_is(found)}; use 'variant' or "
+        "'scalar', or learned_rope",
+    )
     for spec in attention_specs(config):
         if spec.attention.position not in variants.ROTARY_POSITIONS:
             continue

@@ -28,6 +28,7 @@ _CHOICES = {
     "attention.qk_norm_span": ("head", "concatenated"),
     "attention.blend_from": ("none", *variants.BLENDABLE),
     "attention.implementation": ("auto", "reference", "blockwise", "chunked", "recurrent", "pallas"),
+    "position.rotation": ("variant", *variants.ROTATIONS),
     "position.convention": ("standard", "manifest"),
     "position.scaling": ("none", "linear", "ntk", "dynamic_ntk", "yarn", "llama3"),
     "data.order": ("rectangle", "shuffled_chunks", "stream"),

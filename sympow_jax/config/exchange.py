@@ -17,8 +17,8 @@ from sympow_jax.config.schema import AttentionConfig, Config
 from sympow_jax.files import inside, read_json
 
 NEW_PARAMETERS = (
-    "layers/*/mixer/gate/*", "layers/*/mixer/gate_logits", "layers/*/mixer/beta/*", "layers/*/mixer/bias_parameters/*",
-    "shared_bias/*",
+    "layers/*/mixer/gate/*", "layers/*/mixer/gate_logits", "layers/*/mixer/beta*/*",
+    "layers/*/mixer/bias_parameters/*", "shared_bias/*",
 )  # fmt: skip
 """Names of what an exchanged attention may have and the old one lacked; it starts anew under --init_from."""
 
@@ -44,12 +44,14 @@ def workdir_values(workdir: str, variant: str = "") -> Any:
         old = resolve_saved(read_json(inside(workdir, "config.json")))
     except ConfigError as error:
         raise ConfigError(f"{workdir}/config.json: {error}") from None
-    attention = dataclasses.replace(old.attention, implementation="auto", chunk_size=0)
+    attention, position = dataclasses.replace(old.attention, implementation="auto", chunk_size=0), old.position
     if variant:
         require_known(f"{where}: no variant {variant!r}", variant, list(variants.VARIANTS))
         attention = _exchange(old, attention, variants.VARIANTS[variant])
+        position = dataclasses.replace(position, rotation="variant")
+    parts = {"attention": attention, "position": position}
     mesh = dataclasses.replace(old.mesh, cpu_devices=-1)
-    new = dataclasses.replace(old, variant=variant or old.variant, attention=attention, mesh=mesh)
+    new = dataclasses.replace(old, variant=variant or old.variant, mesh=mesh, **parts)
     return as_values(dataclasses.asdict(new))
 
 

@@ -21,7 +21,8 @@ class LayerSpec:
       mixer: attention | gated_conv | short_conv.
       attention: the options of this layer: kernel, position and gate are its own, and an `implementation` that only
         linear kernels have is "auto" in the others.
-      position: settings of its position encoding; scaled in layers with rope only.
+      position: settings of its position encoding; scaled in layers with rope only, and its rotation, scalar or
+        frequency, is scalar where none is learned.
       window: tokens that a query sees, itself included; None for all.
     """
 
@@ -86,13 +87,14 @@ def describe_layers(config: Config) -> str:
     """Kernel, position and gate: of the whole model, or of each row that its layer pattern names."""
     counts = collections.Counter(layer_specs(config))
     if not any(spec.name in variants.VARIANTS for spec in counts):
-        return _axes(config.attention)
-    axes = {spec: f" ({_axes(spec.attention)})" if spec.mixer == "attention" else "" for spec in counts}
+        return _axes(_spec("attention", config))
+    axes = {spec: f" ({_axes(spec)})" if spec.mixer == "attention" else "" for spec in counts}
     return "; ".join(f"{depth} x {spec.name}{axes[spec]}" for spec, depth in counts.items())
 
 
-def _axes(a: AttentionConfig) -> str:
-    return f"kernel {a.kernel}, position {a.position}, gate {a.gate}"
+def _axes(spec: LayerSpec) -> str:
+    a, position = spec.attention, variants.position_name(spec.attention.position, spec.position.rotation)
+    return f"kernel {a.kernel}, position {position}, gate {a.gate}"
 
 
 def _specs(config: Config) -> dict[str, LayerSpec]:
@@ -115,6 +117,9 @@ def _spec(name: str, config: Config) -> LayerSpec:
         a = dataclasses.replace(a, kernel=row.kernel, position=row.position, gate=row.gate, gate_init=row.gate_init)
     if a.position != "rope":
         p = dataclasses.replace(p, scaling="none")
+    row = variants.VARIANTS[name if name in variants.VARIANTS else config.variant]
+    rotation = row.rotation if p.rotation == "variant" else p.rotation
+    p = dataclasses.replace(p, rotation=rotation if a.position == "learned_rope" else "scalar")
     if a.is_linear_form and not a.is_linear:
         a = dataclasses.replace(a, implementation="auto")
     return LayerSpec(name, name if name in variants.CONVOLUTIONS else "attention", a, p, window)

@@ -37,6 +37,9 @@ def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
         layer_pattern=row.layer_pattern if a.layer_pattern == ("variant",) else a.layer_pattern,
     )
     mlp_bias = ("all" if m.mlp in ("gelu", "gelu_exact") else "none") if m.mlp_bias == "auto" else m.mlp_bias
+    rotation = p.rotation
+    if rotation == "variant" and not {*attention.layer_pattern} & {*variants.VARIANTS}:  # rows of a pattern keep theirs
+        rotation = row.rotation if attention.position == "learned_rope" else "scalar"
     config = dataclasses.replace(config, attention=attention)
     uses_max_length = absolute_position(config) == "learned_absolute" or p.convention == "manifest"
     config = dataclasses.replace(
@@ -44,6 +47,7 @@ def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
         model=dataclasses.replace(m, num_kv_heads=m.num_kv_heads or m.num_heads, mlp_bias=mlp_bias),
         position=dataclasses.replace(
             p,
+            rotation=rotation,
             original_length=p.original_length or config.data.seq_len,
             max_length=p.max_length or (longest(config) if uses_max_length else 0),
         ),

@@ -96,6 +96,8 @@ class AttentionConfig:
 class PositionConfig:
     """Settings of the position encodings; those of rope and ALiBi may change at evaluation."""
 
+    rotation: str
+    rotation_rank: int
     base: float
     window_base: float
     rotary_fraction: float

@@ -58,6 +58,7 @@ def architecture(config: Config) -> dict[str, Any]:
         ("position.base", "position.convention", "position.rotary_fraction"): bool(
             found & {*variants.ROTARY_POSITIONS}
         ),
+        ("position.rotation", "position.rotation_rank"): "learned_rope" in found,
         ("position.factor",): p.scaling != "none",
         ("position.original_length",): p.scaling in ("dynamic_ntk", "yarn", "llama3"),
         _OF_YARN: p.scaling == "yarn",

@@ -32,7 +32,7 @@ class Attention(Projections):
         B, K, D, Dv = batch_size, self.num_kv_heads, self.head_dim, self.value_head_dim
         state = {}
         if self.attention.position == "learned_rope":
-            state["phase"] = ops.positions.initial_phase_state(B, K)
+            state["phase"] = ops.positions.initial_phase_state(B, *self.steps_shape)
         if self.linear:
             if self.has_bias:
                 raise ValueError(

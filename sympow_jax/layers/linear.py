@@ -64,6 +64,7 @@ def make_linear(
     residual: bool = False,
     bias: bool = False,
     dtype: str = "",
+    std: float = 0.0,
 ) -> Linear:
     """x W (+ b) with W ~ normal(0, init_std), b = 0.
 
@@ -71,8 +72,9 @@ def make_linear(
       residual: the output is added to the residual stream: the deviation is divided by sqrt(2 num_layers)
         (Radford et al. 2019), so that the stream's variance does not grow with depth.
       dtype: compute dtype; "" is model.dtype. Gates and rotary steps use float32.
+      std: the deviation of W in place of init_std.
     """
-    std = model.init_std / (math.sqrt(2 * model.num_layers) if residual else 1.0)
+    std = std or model.init_std / (math.sqrt(2 * model.num_layers) if residual else 1.0)
     return Linear(
         in_dim,
         out_dim,

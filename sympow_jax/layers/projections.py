@@ -26,10 +26,10 @@ class Projections(nnx.Module):
     """The parameters of an attention layer: query [E, H D], key [E, K D], value [E, K Dv] and out [H Dv, E].
 
     And, as the variant needs them, gate [E, G] with bias (data; vector: [E, K N] for N planes and dims) or gate_logits
-    [G] (learned), beta [E, K]
-    (learned_rope), bias_parameters (kerple, t5, fire), query_norm and key_norm (qk_norm, rebased) over a head or all
-    of them, output_gate [E, H Dv], output_norm over a head, log_length_scale and sinks [H] (softmax). G is H under
-    softmax, else K. attention.bias gives the first three, or all four, a bias.
+    [G] (learned), beta [E, K] (learned_rope) or, where every frequency has steps, beta_down [E, R] and beta_up [R, K F]
+    of R = position.rotation_rank, bias_parameters (kerple, t5, fire), query_norm and key_norm (qk_norm, rebased) over a
+    head or all of them, output_gate [E, H Dv], output_norm over a head, log_length_scale and sinks [H] (softmax). G is
+    H under softmax, else K. attention.bias gives the first three, or all four, a bias.
     """
 
     def __init__(self, spec: LayerSpec, model: ModelConfig, *, rngs: nnx.Rngs):
@@ -58,9 +58,32 @@ class Projections(nnx.Module):
         self._make_norms(rngs)
         self._make_gate(model, rngs)
         if attention.position == "learned_rope":
-            self.beta = make_linear(model, E, K, dtype="float32", rngs=rngs)
+            self._make_steps(model, rngs)
         if attention.position in variants.LEARNED_BIASES:
             self.bias_parameters = BiasParameters(attention.position, H, rngs=rngs)
+
+    def _make_steps(self, model: ModelConfig, rngs: nnx.Rngs) -> None:
+        E, R, size = model.embed_dim, self.position.rotation_rank, math.prod(self.steps_shape)
+        if self.position.rotation == "scalar":
+            self.beta = make_linear(model, E, size, dtype="float32", rngs=rngs)
+            return
+        self.beta_down = make_linear(model, E, R, dtype="float32", rngs=rngs)
+        std = R**-0.5  # the product varies as one matrix with model.init_std would
+        self.beta_up = make_linear(model, R, size, dtype="float32", std=std, rngs=rngs)
+
+    @property
+    def steps_shape(self) -> tuple[int, ...]:
+        """Rotary steps of a token: K, or K, F where every frequency has its own."""
+        K, F = self.num_kv_heads, self.rotary.num_rotated // 2
+        return (K, F) if self.position.rotation == "frequency" else (K,)
+
+    def steps(self, x: Float[Array, "B T E"]) -> Float[Array, "B T K *F"] | None:
+        """beta = 1 + tanh(W x), in float32, the rotary steps of learned_rope, or None."""
+        if self.attention.position != "learned_rope":
+            return None
+        x = x.astype(jnp.float32)
+        logits = self.beta(x) if self.position.rotation == "scalar" else self.beta_up(self.beta_down(x))
+        return 1.0 + jnp.tanh(logits.reshape(*x.shape[:2], *self.steps_shape))
 
     def _make_norms(self, rngs: nnx.Rngs) -> None:
         a, H, K, D = self.attention, self.num_heads, self.num_kv_heads, self.head_dim
@@ -103,8 +126,8 @@ class Projections(nnx.Module):
             factor = self.log_length_scale[...][None, None] * jnp.log(n.astype(jnp.float32))[..., None]
             q = (q.astype(jnp.float32) * factor[..., None]).astype(q.dtype)
         v = self.value(x).reshape(*x.shape[:2], self.num_kv_heads, self.value_head_dim)
-        beta = 1.0 + jnp.tanh(self.beta(x.astype(jnp.float32))) if hasattr(self, "beta") else None
-        return Tokens(q, k, v, beta, self.log_gates(x), self.sinks[...] if hasattr(self, "sinks") else None)
+        sinks = self.sinks[...] if hasattr(self, "sinks") else None
+        return Tokens(q, k, v, self.steps(x), self.log_gates(x), sinks)
 
     def _queries_and_keys(self, x: Float[Array, "B T E"]) -> tuple[Float[Array, "B T H D"], Float[Array, "B T K D"]]:
         B, T, D = *x.shape[:2], self.head_dim

@@ -2,9 +2,9 @@
 
 Everything here runs inside `sharding.over_shards`, on a `seq` axis of more than one device. Linear kernels and
 learned positions first gather one number a head and shard, the total decay (one a dim, of vector gates) and the total
-rotation, and then the states: each shard continues from the weighted sum of those before it, as it would in a stream.
-Keys and values of softmax are gathered where they are few, or go around; inside a window a shard gets the few before
-its first token.
+rotation (one a frequency, where each has its own), and then the states: each shard continues from the weighted sum of
+those before it, as it would in a stream. Keys and values of softmax are gathered where they are few, or go around;
+inside a window a shard gets the few before its first token.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ Past = ops.LinearState | ops.positions.PhaseState
 
 
 def gather_totals(
-    beta: Float[Array, "B T K"] | None,
+    beta: Float[Array, "B T K *F"] | None,
     log_gates: Float[Array, "B T G *D"] | None,
     segment_ids: Int[Array, "B T"] | None,
 ) -> Totals:
@@ -51,11 +51,16 @@ def gather_totals(
     return sharding.gather(totals)
 
 
-def _last_document(x: Float[Array, "B T K"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T K"]:
-    """x [B, T, K] where no later token begins another document, and 0 elsewhere."""
+def _last_document(x: Float[Array, "B T K *F"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T K *F"]:
+    """x where no later token begins another document, and 0 elsewhere."""
     changes = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], [(0, 0), (0, 1)])
     last = jnp.cumsum(changes[:, ::-1], axis=1)[:, ::-1] == 0
-    return jnp.where(last[..., None], x, 0.0)
+    return jnp.where(_over_heads(last, x), x, 0.0)
+
+
+def _over_heads(rows: Array, like: Array) -> Array:
+    """What is known of the rows of an array [..., K *F], with dims of 1 for the others."""
+    return rows.reshape(*rows.shape, *[1] * (like.ndim - rows.ndim))
 
 
 def _ends_before(totals: Totals, past: Past | None) -> Int[Array, "shards B"]:
@@ -72,8 +77,8 @@ def _open(totals: Totals, batch_size: int, past: Past | None) -> Bool[Array, "sh
 
 
 def phase_before(
-    totals: Totals, beta: Float[Array, "B T K"], past: ops.positions.PhaseState | None
-) -> tuple[ops.positions.PhaseState, Float[Array, "B T K"]]:
+    totals: Totals, beta: Float[Array, "B T K *F"], past: ops.positions.PhaseState | None
+) -> tuple[ops.positions.PhaseState, Float[Array, "B T K *F"]]:
     """The learned position that this shard continues, and beta with the gradient of all that is before it.
 
     The position is exact and has no gradient; that of its float twin enters at the first token, where it adds 0.
@@ -90,10 +95,10 @@ def phase_before(
     between = (shard[None, :] > source[:, None]) & (shard < p)[None, :]
     kept = jnp.all(is_open[None] | ~between[..., None], axis=1) & (source < p)[:, None]  # [sources, B]
     integer, fraction = ops.positions.sum_phases(integer, fraction, kept)
-    twin = jnp.sum(jnp.where(kept[-shard.size :, :, None], totals["beta"], 0.0), axis=0)
+    twin = jnp.sum(jnp.where(_over_heads(kept[-shard.size :], totals["beta"]), totals["beta"], 0.0), axis=0)
     if "last" in totals:
         document = _ends_before(totals, past)[p]
-        twin = jnp.where((totals["first"][p] == document)[:, None], twin, 0.0)
+        twin = jnp.where(_over_heads(totals["first"][p] == document, twin), twin, 0.0)
     return (
         ops.positions.PhaseState(integer, fraction, document),
         beta.at[:, 0].add(twin - jax.lax.stop_gradient(twin)),

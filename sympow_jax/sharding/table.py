@@ -20,6 +20,8 @@ _TABLE = (  # the end of a path, the axes of its dims
     (r"output", (_BOTH, None)),  # [E, V]
     (r"(query|key|value|output_gate|beta|gate|up|input|multiplier)/kernel", ("fsdp", "tensor")),  # [E, out]
     (r"(out|down)/kernel", ("tensor", "fsdp")),  # [in, E]
+    (r"beta_down/kernel", ("fsdp", None)),  # [E, R]
+    (r"beta_up/kernel", (None, "tensor")),  # [R, K F]
     (r"(query|key|value|up|gate|input)/bias", ("tensor",)),
     (r"mixer/kernel", (None, "tensor")),  # [W, F], the taps of a convolution
     (r"(table|kernel_out)", (None, "tensor")),  # [..., H], position biases

@@ -12,7 +12,7 @@ from sympow_jax.training.patterns import freezes, rate_factors, trained
 from sympow_jax.typing import PyTree
 
 _TABLES = ("embedding", "output")
-_NARROW = (("mixer", "gate"), ("mixer", "beta"))  # projections to one number a head
+_NARROW = tuple(("mixer", name) for name in ("gate", "beta", "beta_down", "beta_up"))  # to gates and rotary steps
 _MUON_RMS = 0.2  # updates as large as AdamW's, so that its learning rate and weight decay fit Muon too
 
 

@@ -44,7 +44,9 @@ def assert_greedy(logits, row, prompt_length):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["softmax_fire", "fox", "conformal_vector_sympow", "based", "hybrid"])
+@pytest.mark.parametrize(
+    "variant", ["softmax_fire", "fox", "conformal_vector_sympow", "selective_rope", "based", "hybrid"]
+)
 def test_greedy_decoding_is_the_argmax_of_the_parallel_pass(variant):
     """Of the kinds of streams; `check_logits` below compares greedy tokens for every variant."""
     model, params = make_model(variant, *FLAGS)

@@ -52,7 +52,7 @@ def test_every_mesh_has_the_text_of_one_device(variant):
 
 @pytest.mark.slow
 @pytest.mark.quick
-@pytest.mark.parametrize("variant", ["softmax_fire", "conformal_sympow", "based", "hybrid"])
+@pytest.mark.parametrize("variant", ["softmax_fire", "conformal_sympow", "conformal_vector_sympow", "based", "hybrid"])
 def test_all_forms_agree_on_a_mesh(variant):
     model, params = models(variant)({"fsdp": 2, "tensor": 2, "seq": 2})
     results = check_layers(model, params, PROMPT)

@@ -30,6 +30,8 @@ OPTIONS = {
     "power-conformal-grouped": ("conformal_sympow", *GROUPED),
     "softmax-conformal-grouped": ("conformal_softmax", *GROUPED),
     "based-grouped": ("based", *GROUPED),
+    "taylor-frequency-grouped": ("based", "attention.position=learned_rope", "position.rotation=frequency", *GROUPED),
+    "softmax-frequency-partial": ("selective_rope", "position.rotary_fraction=0.5", *GROUPED),
 }
 
 

@@ -19,6 +19,7 @@ OTHERS = {
     "sympow_relative_loss": ("softmax_rope", "sympow,6"),
     "conformal_contextwise": ("sympow_gated",),
     "fox_per_token_loss": ("softmax_rope",),
+    "conformal_family": ("none,none", "learned,rope", "scalar,scalar", "fixed,frequency"),
     "state_passing": ("sympow_gated,noise", "softmax_rope,zero"),
     "state_recall": ("window,window=8", "sympow_p4,head_dim=12", "rebased,feature_dim=4"),
 }

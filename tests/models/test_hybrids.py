@@ -112,6 +112,19 @@ def test_a_hybrid_costs_what_its_layers_do():
     assert describe_layers(tiny_config("fox")) == "kernel softmax, position none, gate data"
 
 
+def test_rows_of_a_pattern_rotate_as_each_of_them_does_unless_the_config_says():
+    pattern = "attention.layer_pattern=conformal_sympow,selective_rope,attention,fox"
+    each = {"variant": "scalar frequency frequency scalar", "scalar": "scalar scalar scalar scalar"}
+    for rotation, want in (each | {"frequency": "frequency frequency frequency scalar"}).items():
+        flags = (pattern, "model.num_layers=4", f"position.rotation={rotation}")
+        config = tiny_config("conformal_vector_sympow", *flags)
+        assert [spec.position.rotation for spec in layer_specs(config)] == want.split()
+    config = tiny_config("conformal_vector_sympow", "attention.position=rope")
+    assert config.position.rotation == "scalar"
+    described = "kernel softmax, position learned_rope (frequency), gate none"
+    assert describe_layers(tiny_config("selective_rope")) == described
+
+
 def test_the_form_of_a_hybrid_is_that_of_its_linear_kernels():
     """Taylor's 15 features pay at 1,000 tokens, the 136 of degree 2 too; one bias keeps all of them quadratic."""
     assert resolve_implementation(tiny_config("hybrid", "data.seq_len=1000")).attention.implementation == "chunked"

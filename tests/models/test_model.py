@@ -34,9 +34,11 @@ def test_parameter_counts_by_hand():
     layer = 4 * 32 * 32 + 2 * 2 * 32 + (32 * 48 + 48 + 48 * 32 + 32)
     base = 61 * 32 + 2 * 64 + 2 * layer
     gate, beta = 2 * (32 * 2 + 2), 2 * 32 * 2
+    gates, betas = 2 * (32 * 2 * 8 + 2 * 8), 2 * (32 * 16 + 16 * 2 * 8)  # of 8 planes a head; betas of rank 16
     extra = {
         "softmax_nope": 0, "softmax_rope": 0, "softmax_alibi": 0, "softmax_sandwich": 0, "sympow": 0,
         "fox": gate, "sympow_gated": gate, "conformal_sympow": gate + beta, "conformal_softmax": gate + beta,
+        "conformal_vector_sympow": gates + betas, "selective_rope": betas,
         "softmax_kerple_log": 2 * 2 * 2, "softmax_kerple_power": 2 * 2 * 2, "softmax_t5": 2 * 32 * 2,
         "softmax_fire": 2 * (2 + 2 * 32 + 32 * 2 + 2), "softmax_fire_shared": 2 + 2 * 32 + 32 * 2 + 2,
         "softmax_absolute": 48 * 32,

@@ -99,7 +99,9 @@ def test_softmax_needs_two_halves_of_each_shard():
         config_mesh(tiny_config("softmax_rope", "mesh.seq=8"))
 
 
-@pytest.mark.parametrize("variant", ["conformal_sympow", "softmax_fire_shared", "softmax_absolute", "based"])
+@pytest.mark.parametrize(
+    "variant", ["conformal_sympow", "selective_rope", "softmax_fire_shared", "softmax_absolute", "based"]
+)
 def test_the_table_places_every_array_of_a_train_state(variant):
     config = tiny_config(variant, "data.batch_size=8", "mesh.fsdp=2", "mesh.tensor=2")
     state = abstract_train_state(Model(config, VOCAB, config_mesh(config)))
@@ -135,6 +137,8 @@ BOTH = ("fsdp", "tensor")
         ("output", "E V", (BOTH, None)),
         ("blocks_0/mixer/query/kernel", "L E HD", (None, "fsdp", "tensor")),
         ("blocks_0/mixer/out/kernel", "L HD E", (None, "tensor", "fsdp")),
+        ("blocks_0/mixer/beta_down/kernel", "L E R", (None, "fsdp", None)),
+        ("blocks_0/mixer/beta_up/kernel", "L R KF", (None, None, "tensor")),
         ("blocks_0/mlp/up/kernel", "L E F", (None, "fsdp", "tensor")),
         ("blocks_0/mlp/up/bias", "L F", (None, "tensor")),
         ("blocks_0/mlp/down/kernel", "L F E", (None, "tensor", "fsdp")),

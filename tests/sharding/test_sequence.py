@@ -56,6 +56,8 @@ def losses_and_gradients(config, mesh, batch):
         ("conformal_sympow", "attention.implementation=chunked", True),
         ("conformal_vector_sympow", "attention.implementation=chunked", False),
         ("conformal_vector_sympow", "attention.implementation=chunked", True),
+        ("conformal_vector_sympow", "attention.implementation=chunked position.rotation=scalar", True),
+        ("selective_rope", "attention.implementation=auto", False),
         ("fox", "attention.implementation=auto", True),
         ("softmax_fire", "attention.implementation=auto", False),
         ("sympow_gated", "attention.position=fire", False),  # no state to pass on: always a ring
@@ -77,9 +79,10 @@ def test_shards_of_a_sequence_give_the_outputs_and_gradients_of_one_device(monke
         assert np.max(np.abs(a - b)) <= 3e-5 * np.max(np.abs(b)) + 1e-8, path
 
 
-def test_a_stream_of_packed_documents_goes_on_between_shards():
+@pytest.mark.parametrize("variant", ["conformal_sympow", "conformal_vector_sympow"])
+def test_a_stream_of_packed_documents_goes_on_between_shards(variant):
     """Three calls of 16 tokens, in which a document of an earlier call ends, goes on, or fills all shards."""
-    config = tiny_config("conformal_sympow", "attention.chunk_size=4", "attention.implementation=chunked")
+    config = tiny_config(variant, "attention.chunk_size=4", "attention.implementation=chunked")
     batch = packed_batch(2, 48)
     batch["segment_ids"][1] = np.where(np.arange(48) < 37, 1, 2)
     params = Model(config, VOCAB).init(jax.random.key(0))

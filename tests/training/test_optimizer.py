@@ -171,6 +171,8 @@ def test_groups_name_every_kind_of_parameter():
     }  # fmt: skip
     assert [name for name, group in conformal.items() if group == "table"] == ["embedding/embedding"]
     assert conformal[f"{mixer}gate/kernel"] == conformal[f"{mixer}beta/kernel"] == "other"
+    each = flat(parameter_groups(shapes("selective_rope")))
+    assert each[f"{mixer}beta_down/kernel"] == each[f"{mixer}beta_up/kernel"] == "other"
     hybrid = flat(parameter_groups(shapes("based")))
     assert hybrid["blocks_0/mixer/kernel"] == "other" and hybrid["blocks_0/mixer/input/kernel"] == "matrix"
     options = ("attention.bias=all", "attention.qk_norm=true", "model.mlp=geglu", "model.mlp_bias=all")

@@ -79,8 +79,9 @@ def phase_state(beta: Float[Array, "B T K *F"], segment_ids: Int[Array, "B T"] |
 
 
 def sum_phases(integer: jax.Array, fraction: jax.Array, kept: Bool[Array, "S B"]) -> tuple[jax.Array, jax.Array]:
-    """The exact sum of the `kept` ones of S < 2^16 learned positions, uint32 [S, B, K]: integer and fraction [B, K]."""
-    integer, fraction = (jnp.where(kept[..., None], x, jnp.uint32(0)) for x in (integer, fraction))
+    """The exact sum of the `kept` ones of S < 2^16 learned positions, uint32 [S, B, K *F]: integer and fraction."""
+    kept = kept.reshape(*kept.shape, *[1] * (integer.ndim - kept.ndim))
+    integer, fraction = (jnp.where(kept, x, jnp.uint32(0)) for x in (integer, fraction))
     low = jnp.sum(fraction & 0x7FFF, axis=0, dtype=jnp.uint32)  # halves of 15 bits, whose sums cannot overflow
     high = jnp.sum(fraction >> 15, axis=0, dtype=jnp.uint32) + (low >> 15)
     whole = jnp.sum(integer, axis=0, dtype=jnp.uint32) + (high >> 15)
