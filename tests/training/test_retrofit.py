@@ -52,7 +52,7 @@ def merge(own, others):
     return {k: merge(v, others.get(k, {})) if isinstance(v, dict) else others.get(k, v) for k, v in own.items()}
 
 
-@pytest.mark.parametrize("variant", ["sympow_gated", "conformal_sympow"])
+@pytest.mark.parametrize("variant", ["sympow_gated", "conformal_sympow", "conformal_vector_sympow"])
 def test_at_share_1_logits_are_the_originals_bit_for_bit_and_at_0_the_models_own(variant):
     old, before, new, params = pair(variant)
     blended = jax.jit(lambda params, share: new.features(params, TOKENS, softmax_share=share).hidden)
