@@ -19,6 +19,8 @@ from sympow_jax.evaluation_request import (
     DEPTHS,
     LENGTH_GENERALISATION,
     NUM_EXAMPLES,
+    OF_TEXT,
+    REMEMBRANCE,
     EvaluationRequest,
     check_task,
     grid_axes,
@@ -30,13 +32,14 @@ from sympow_jax.training.run_files import load_config
 
 _OF_LENGTHS = ("num_documents", "window", "stride")
 _OF_TASKS = ("pairs", "depths", "num_examples")
+_SWITCH = "remembrance"
 _OF_ALL = ("workdir", "lengths", "step", "data", "name", "task", *AT_EVALUATION, *MESH_FLAGS, *PROCESS_FLAGS)
 _KNOWN = (*_OF_ALL, *_OF_LENGTHS, *_OF_TASKS)
 
 
 def run(argv: Sequence[str]) -> int:
     """Evaluates as the flags say; returns the exit code."""
-    flags, _ = split_flags(argv, _KNOWN)
+    flags, _ = split_flags(argv, _KNOWN, switches=(_SWITCH,))
     if "workdir" not in flags:
         raise ConfigError("--workdir is missing: the folder of a trained run")
     use_compilation_cache()
@@ -69,19 +72,21 @@ def _request(flags: dict[str, str], saved: Config) -> EvaluationRequest:
 
 
 def _task(flags: dict[str, str], saved: Config) -> str:
-    """What to evaluate: --task, else the task that the run was trained on, else length generalisation."""
-    task = flags.get("task", saved.data.heldout if saved.data.heldout in TASKS else LENGTH_GENERALISATION)
-    if task != LENGTH_GENERALISATION:
-        check_task(task)
-        unused = {"pairs", "depths"} - {*grid_axes(task)}
-        foreign = (*_OF_LENGTHS, *unused)
-    else:
+    """What to evaluate: --remembrance or --task, else what the run was trained on, a task or text of growing length."""
+    asked = flags.get("task", saved.data.heldout if saved.data.heldout in TASKS else LENGTH_GENERALISATION)
+    task, named = (REMEMBRANCE, f"--{_SWITCH}") if _SWITCH in flags else (asked, f"--task={asked}")
+    if _SWITCH in flags:
+        foreign = ("task", "window", "stride", *_OF_TASKS)
+    elif task == LENGTH_GENERALISATION:
         foreign = _OF_TASKS
-        if flags.get("data", saved.data.heldout) in TASKS:
-            raise ConfigError("--task = length_generalisation: needs text; name a store with --data=STORE")
+    else:
+        check_task(task)
+        foreign = (*_OF_LENGTHS, *({"pairs", "depths"} - {*grid_axes(task)}))
+    if task in OF_TEXT and flags.get("data", saved.data.heldout) in TASKS:
+        raise ConfigError(f"{named}: needs text; name a store with --data=STORE")
     for flag in sorted(foreign):
         if flag in flags:
-            raise ConfigError(f"--{flag}: does not belong to --task={task}")
+            raise ConfigError(f"--{flag}: does not belong to {named}")
     return task
 
 

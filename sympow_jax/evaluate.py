@@ -10,12 +10,12 @@ import jax
 from rich.console import Console
 
 from sympow_jax.config import TASKS, Config, ConfigError, diff
-from sympow_jax.evals import retrieval
+from sympow_jax.evals import remembrance, retrieval
 from sympow_jax.evals.distance_curves import distance_curves
 from sympow_jax.evals.files import inputs_digest, write_csv, write_json, write_result
 from sympow_jax.evals.length_generalisation import length_generalisation, read_documents
 from sympow_jax.evals.length_summary import CSV_HEADER, csv_rows
-from sympow_jax.evaluation_request import LENGTH_GENERALISATION, EvaluationRequest, bias_name, grid_axes, inputs
+from sympow_jax.evaluation_request import OF_TEXT, REMEMBRANCE, EvaluationRequest, bias_name, grid_axes, inputs
 from sympow_jax.files import inside, read_json
 from sympow_jax.input_pipeline.opening import open_data
 from sympow_jax.input_pipeline.store import Store
@@ -28,7 +28,8 @@ from sympow_jax.plots import style
 from sympow_jax.plots.distance_curves import distance_figure
 from sympow_jax.plots.heatmap import accuracy_heatmap
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
-from sympow_jax.plots.tables import accuracy_table, length_table, verdict
+from sympow_jax.plots.remembrance import remembrance_figure
+from sympow_jax.plots.tables import accuracy_table, length_table, remembrance_table, verdict
 from sympow_jax.training import same_run
 from sympow_jax.training.evaluation_mesh import evaluation_mesh, mesh_note
 from sympow_jax.training.run_files import load_config
@@ -88,11 +89,14 @@ def _measure(request: EvaluationRequest, saved: Config, config: Config) -> None:
         "position_overrides": {path: changes[path][1] for path in changes if path.startswith("position.")},
     }
     made_from = {"inputs": inputs(request, config, step, _data_digest(request, store))}
-    if request.task != LENGTH_GENERALISATION:
+    if request.task not in OF_TEXT:
         _tasks(request, model, params, store, run, made_from)
-    else:
-        assert store is not None  # _open gives one to this task
-        _lengths(request, model, params, store, run, made_from)
+        return
+    assert store is not None  # _open gives one to these
+    if model.streams_constant:
+        check_stream(model.config, request.overrides)
+    measure = _remembrance if request.task == REMEMBRANCE else _lengths
+    measure(request, model, params, store, run, made_from)
 
 
 def is_current(request: EvaluationRequest, config: Config) -> bool:
@@ -125,12 +129,12 @@ def _check_scaling_reached(request: EvaluationRequest, config: Config) -> None:
 def _open(request: EvaluationRequest, config: Config) -> Store | None:
     """The held-out rows, as long as the longest context, that are scored or that a needle is hidden in."""
     longest = max(request.lengths)
-    if request.task not in (LENGTH_GENERALISATION, "needle"):
+    if request.task not in (*OF_TEXT, "needle"):
         return None
     if request.data in TASKS:
         raise ConfigError(f"--data = {request.data!r}: {request.task} needs text; give a store, such as python-stdlib")
     store = open_data(request.data, "heldout", seq_len=longest)
-    if store.segmented and request.task == LENGTH_GENERALISATION:
+    if store.segmented and request.task in OF_TEXT:
         raise ValueError(
             f"data {request.data!r}: its rows are packed or padded documents, which hold no long context to score; "
             "name a store of whole rows with --data"
@@ -170,8 +174,6 @@ def _lengths(
     made_from: dict[str, Any],
 ) -> None:
     """Length generalisation, and the learned biases and gates by distance."""
-    if model.streams_constant:
-        check_stream(model.config, request.overrides)
     config, longest = model.config, max(request.lengths)
     result, arrays = length_generalisation(
         model,
@@ -200,6 +202,36 @@ def _lengths(
     Console().print(length_table(result))
     print(f"corpus {result['data']['digest']}")
     print(verdict(result))
+
+
+def _remembrance(
+    request: EvaluationRequest,
+    model: Model,
+    params: PyTree,
+    store: Store,
+    run: dict[str, Any],
+    made_from: dict[str, Any],
+) -> None:
+    """What the end of the longest context owes to the tokens before each position, and the states there."""
+    config = model.config
+    result, arrays = remembrance.remembrance(
+        model,
+        params,
+        store,
+        length=max(request.lengths),
+        train_length=config.data.seq_len,
+        num_documents=request.num_documents,
+        chunk_size=config.evaluation.chunk_size,
+        run=run,
+    )
+    if not _is_first():
+        return
+    folder = pathlib.Path(request.workdir) / "eval"
+    style.save(remembrance_figure(result), folder / f"{request.name}.png")
+    write_csv(folder / f"{request.name}.csv", remembrance.CSV_HEADER, remembrance.csv_rows(result))
+    write_result(folder, request.name, result | made_from, arrays)
+    Console().print(remembrance_table(result))
+    print(f"corpus {result['data']['digest']}")
 
 
 def _tasks(

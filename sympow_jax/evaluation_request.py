@@ -13,7 +13,7 @@ from sympow_jax.files import json_sha256
 from sympow_jax.input_pipeline.tasks.task_store import KINDS
 from sympow_jax.training.manifest import CheckpointError, read_manifest
 
-LENGTH_GENERALISATION = "length_generalisation"
+LENGTH_GENERALISATION, REMEMBRANCE = OF_TEXT = ("length_generalisation", "remembrance")
 RETRIEVAL_TASKS = (*TASKS, "needle")
 NUM_EXAMPLES = {name: kind.num_examples for name, kind in KINDS.items()} | {"needle": 32}
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -32,13 +32,14 @@ class EvaluationRequest:
 
     Attributes:
       workdir: the run; results go to workdir/eval/<name>.{json,npz,png}.
-      task: LENGTH_GENERALISATION or one of RETRIEVAL_TASKS.
-      lengths: contexts in tokens; the columns of a task's grid.
+      task: LENGTH_GENERALISATION, REMEMBRANCE or one of RETRIEVAL_TASKS.
+      lengths: contexts in tokens; the columns of a task's grid. REMEMBRANCE is of the longest.
       data: the store that is scored, or that a needle is hidden in.
       name: of the result files.
       step: "latest", "best" or a number.
       overrides: settings that do not belong to the parameters (loading.AT_EVALUATION), as text.
-      num_documents, window, stride: of length generalisation; window 0 is off.
+      num_documents: of text.
+      window, stride: of length generalisation; window 0 is off.
       num_examples, pairs, depths: of a task's grid, as far as it has these axes.
       mesh: sizes by axis of the devices to measure on (see training.evaluation_mesh); no number depends on it.
 
@@ -67,6 +68,11 @@ class EvaluationRequest:
         if self.task == LENGTH_GENERALISATION:
             check_numbers("--num_documents", (self.num_documents,), least=1)
             self._check_window()
+            return
+        if self.task == REMEMBRANCE:
+            check_numbers("--lengths", (max(self.lengths),), least=2)
+            hint = ", as the tokens of one document are replaced by those of another"
+            check_numbers("--num_documents", (self.num_documents,), least=2, hint=hint)
             return
         check_task(self.task)
         check_numbers("--lengths", self.lengths, least=1, most=MAX_TASK_LENGTH)
@@ -131,13 +137,15 @@ def inputs(request: EvaluationRequest, config: Config, step: int, data_digest: s
       step: of the checkpoint; its parameters enter by their digests.
       data_digest: of the documents that are scored or a needle is hidden in; "" for tasks without any.
     """
-    axes = ("num_documents", "window", "stride")
-    if request.task != LENGTH_GENERALISATION:
+    axes, lengths = ("num_documents", "window", "stride"), sorted(request.lengths)
+    if request.task == REMEMBRANCE:
+        axes, lengths = ("num_documents",), lengths[-1:]
+    elif request.task != LENGTH_GENERALISATION:
         axes = ("num_examples", *grid_axes(request.task))
     found = {
         "measurement": MEASUREMENT,
         "task": request.task,
-        "lengths": sorted(request.lengths),
+        "lengths": lengths,
         **{axis: getattr(request, axis) for axis in axes},
         "step": step,
         "parameters": _parameters_digest(request.workdir, step),

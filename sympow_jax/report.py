@@ -67,7 +67,7 @@ def _of_run(data: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """What `gather` would find of this run alone, and every setting of it."""
     own = {
         name: [entry for entry in data[name] if entry["run"] == run["folder"]]
-        for name in ("evaluations", "retrieval", "biases")
+        for name in ("evaluations", "retrieval", "biases", "remembrance")
     }
     groups = [
         {"label": entry["label"], "members": [place], "result": entry["result"]}
@@ -83,7 +83,7 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
     Raises:
       ConfigError: a folder is no workdir.
     """
-    runs, evaluations, retrieval, biases, configs, arrays, keys = [], [], [], [], [], [], []
+    runs, evaluations, retrieval, biases, remembrance, configs, arrays, keys = [], [], [], [], [], [], [], []
     for folder in folders:
         path = pathlib.Path(folder)
         if not (path / "config.json").is_file():
@@ -97,6 +97,8 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
                 evaluations.append({"run": folder, "result": result})
                 arrays.append((file, result))
                 keys.append((file.stem, _but_seed(config), comparable(result)))
+            elif "remembrance" in result:
+                remembrance.append({"run": folder, "result": result})
             elif "accuracy" in result:
                 retrieval.append({"run": folder, "title": result["task"], "result": result})
             elif "query_position" in result and result.get("inputs", "") not in {"", *made}:
@@ -113,9 +115,10 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
         run["label"] = by_folder[run["folder"]]
     for shown in retrieval + biases:
         shown["label"] = by_folder[shown["run"]]
-    labels = _distinct([shown["result"] for shown in evaluations], [shown["run"] for shown in evaluations])
-    for shown, label in zip(evaluations, labels, strict=True):
-        shown["label"] = label
+    for several in (evaluations, remembrance):
+        labels = _distinct([shown["result"] for shown in several], [shown["run"] for shown in several])
+        for shown, label in zip(several, labels, strict=True):
+            shown["label"] = label
     groups = _groups(evaluations, keys)
     return {
         "runs": runs,
@@ -123,6 +126,7 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
         "groups": groups,
         "paired": _paired(groups, arrays),
         "biases": biases,
+        "remembrance": remembrance,
         "retrieval": retrieval,
         "config_differences": _differences(configs),
     }

@@ -57,6 +57,8 @@ def test_names_of_other_files_are_reserved():
         ({"task": "passkey", "depths": (1.5,)}, "--depths = 1.5: must be from 0 to 1"),
         ({"task": "needle", "depths": (float("nan"),)}, "--depths = nan"),
         ({"task": "mqarr"}, "did you mean 'mqar'"),
+        ({"task": "remembrance", "lengths": (1,)}, "--lengths = 1: must be at least 2"),
+        ({"task": "remembrance", "num_documents": 1}, "--num_documents = 1: must be at least 2, as the tokens of one"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(changes, message):
@@ -70,6 +72,23 @@ def test_flags_are_refused_before_anything_is_read_or_written(tmp_path):
     for flag in ("--num_documents=-1", "--lengths=0", "--name=../../x", "--window=-1", "--num_documents=", "--name="):
         with pytest.raises(ConfigError, match=flag.partition("=")[0]):
             eval_command.run([f"--workdir={tmp_path}", flag])
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_remembrance_is_asked_by_its_own_flag_of_text(tmp_path):
+    run = [f"--workdir={tmp_path}", "--remembrance"]
+
+    def refused(message, *flags, settings=()):
+        config = resolve_implementation(tiny_config("softmax_rope", *settings))
+        (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+        with pytest.raises(ConfigError, match=message):
+            eval_command.run([*run, *flags])
+
+    for flag in ("--task=mqar", "--window=8", "--stride=8", "--pairs=2", "--depths=0.5", "--num_examples=2"):
+        refused(f"{flag.partition('=')[0]}: does not belong to --remembrance", flag)
+    refused("--num_documents = 1: must be at least 2", "--num_documents=1")
+    task = ("data.train=mqar", "data.heldout=mqar", "task.vocab_size=64", "task.num_pairs=2", "data.order=rectangle")
+    refused("--remembrance: needs text; name a store with --data=STORE", settings=task)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -91,6 +110,9 @@ def test_whatever_a_number_depends_on_is_among_its_inputs(tmp_path):
     ]  # fmt: skip
     assert all(other != first for other in others)
     assert made_from({"name": "y", "lengths": (48, 24)}) == first  # neither names nor orders count
+    remembered = made_from({"task": "remembrance"})
+    assert remembered == made_from({"task": "remembrance", "lengths": (48,)}) != made_from({"lengths": (48,)})
+    assert remembered != made_from({"task": "remembrance", "num_documents": 5})
     assert made_from(config=override(config, {"logging.every_steps": 3, "mesh.data": 1})) == first
     write_checkpoint(tmp_path, 7, parameters="b")
     assert made_from() != first

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from sympow_jax import report
-from sympow_jax.evals.files import read_npz
+from sympow_jax.evals.files import read_npz, write_json
 from sympow_jax.files import FileError
 from sympow_jax.plots.report import report_page
+from tests.plots.results import remembrance_result
 from tests.test_report import Page, make_run
 
 MARKUP = "\"><script>alert(1)</script><img src=x onerror=alert(1)><a href='javascript:alert(1)'>&amp;"
@@ -76,6 +77,25 @@ def test_names_and_numbers_are_only_that(folder, place, value):
 def test_tables_have_their_columns(folder, place, value):
     change(folder / RESULT, place, value)
     with pytest.raises(FileError, match=r"length_generalisation\.json: "):
+        report.gather([str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("variant", MARKUP), ("length", "long"), ("length", 256), ("num_targets", -1), ("train_length", 0),
+        ("loss.nll", "low"), ("remembrance.position", []), ("remembrance.position.0", 0),
+        ("remembrance.position.0", 10**9), ("remembrance.difference", [0.0]),
+        ("remembrance.ci95.0", [0.0]), ("remembrance.total_variation.0", MARKUP),
+        ("state_norms", None), ("state_norms.0.layer", "x"), ("state_norms.0.state", [1.0]), ("state_norms.1", 7),
+    ],
+)  # fmt: skip
+def test_remembrance_has_its_columns(folder, place, value):
+    path = folder / "eval" / "remembrance.json"
+    write_json(path, remembrance_result("sympow"))
+    assert len(report.gather([str(folder)])["remembrance"]) == 1
+    change(path, place, value)
+    with pytest.raises(FileError, match=r"remembrance\.json: "):
         report.gather([str(folder)])
 
 

@@ -14,6 +14,7 @@ from sympow_jax.evals.files import inputs_digest, write_json, write_result
 from sympow_jax.evals.length_generalisation import length_generalisation
 from sympow_jax.models.model import resolve_implementation
 from tests.evals.toy import Bigram, make_store
+from tests.plots.results import remembrance_result
 
 LAYER = {"layer": 0, "log_weight": [[0.0, -1.0]]}
 
@@ -77,6 +78,8 @@ def test_page_over_several_runs(tmp_path):
     layers = [{"layer": 0, "log_weight": [[0.0, -0.1, -30.0], [0.0, -0.2, -1.0]]}]
     curves = {"variant": "conformal_sympow", "query_position": 255, "distance": [0, 1, 255], "layers": layers}
     write_json(tmp_path / "a" / "eval" / "position_bias.json", curves)
+    for name, variant, layers in (("a", "conformal_sympow", (0, 1)), ("b", "softmax_rope", ())):
+        write_json(tmp_path / name / "eval" / "remembrance.json", remembrance_result(variant, layers))
     output = tmp_path / "report.html"
     assert report.run([*runs, f"--output={output}"]) == 0
     page = Page(output.read_text())
@@ -87,11 +90,14 @@ def test_page_over_several_runs(tmp_path):
         "Paired differences",
         "minus conformal_sympow",
         "Biases and gates",
+        "Remembrance and states",
+        "conformal_sympow: state (solid), normaliser (dashed)",
+        "softmax_rope: the last 256 of 4,096",
     ):
         assert expected in text
     assert "attention.kernel" in text and "logging.every_steps" not in text  # differing settings only
     assert "Published curves" not in text  # no LongCrawl64 run
-    assert page.tags.count("figure") == 2 + 1 + 1 + 2 + 1 + 1
+    assert page.tags.count("figure") == 2 + 1 + 3 + 1 + 2 + 1 + 1
     assert all(address.startswith(("#", "data:image/png")) for address in page.addresses)
     assert page.tags.count("script") == 1 and "link" not in page.tags and "@import" not in output.read_text()
 

@@ -110,14 +110,14 @@ def length_generalisation(
     for name, count in counts.items():
         arrays[f"{name}_sums"] = np.concatenate([group[name] for group in groups])
         arrays[f"{name}_counts"] = np.tile(np.asarray(count, np.int64)[None], (len(rows), 1))
-    header = _header(run or {}, store, arrays, train_length)
+    header = result_header(run or {}, store, arrays, train_length)
     return header | summarise(arrays, train_length=train_length, window=window, stride=stride, seed=seed), arrays
 
 
-def _header(
+def result_header(
     run: Mapping[str, Any], store: Store, arrays: Mapping[str, np.ndarray], train_length: int
 ) -> dict[str, Any]:
-    """What the file says of the run and of the data, before the curves."""
+    """What a file says of the run and of the documents that were scored, before the curves."""
     return {key: run.get(key) for key in ("step", "variant", "seed", "dtype")} | {
         "train_length": train_length,
         "data": {"store": store.address, "digest": str(store.digest), "bos_rule": BOS_RULE},

@@ -40,7 +40,28 @@ BIASES: dict[str, Any] = {
     "distance": [_COUNT],
     "layers": [{"layer": _COUNT, "log_weight": [[_NUMBER]]}],
 }
-_SHAPES = {"same_target": LENGTH_GENERALISATION, "accuracy": RETRIEVAL, "query_position": BIASES}
+REMEMBRANCE: dict[str, Any] = {
+    "train_length": _COUNT,
+    "num_documents": _COUNT,
+    "num_sources": _COUNT,
+    "num_targets": _COUNT,
+    "length": _COUNT,
+    "loss": _ROW,
+    "remembrance": {
+        "position": [_COUNT],
+        "difference": [_NUMBER],
+        "ci95": [_CI95],
+        "total_variation": [_NUMBER],
+        "total_variation_ci95": [_CI95],
+    },
+}
+_NORMS = {"layer": _COUNT, "state": [_NUMBER], "normalizer": [_NUMBER]}
+_SHAPES = {
+    "same_target": LENGTH_GENERALISATION,
+    "remembrance": REMEMBRANCE,
+    "accuracy": RETRIEVAL,
+    "query_position": BIASES,
+}
 
 
 def read_result(path: str | os.PathLike, shape: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -57,6 +78,8 @@ def read_result(path: str | os.PathLike, shape: Mapping[str, Any] | None = None)
         _check(result["variant"], _NAME, str(path), "variant")
     if "same_target" in shape:
         _check_lengths(result, str(path))
+    if "remembrance" in shape:
+        _check_remembrance(result, str(path))
     return result
 
 
@@ -98,6 +121,28 @@ def _check_lengths(result: Mapping[str, Any], file: str) -> None:
         _check(gains, [_GAINED], file, ".gained_from_context")
     if remembered := result.get("remembered_share"):  # likewise
         _check(remembered, _REMEMBERED, file, ".remembered_share")
+    _check_header(result, file)
+
+
+def _check_remembrance(result: Mapping[str, Any], file: str) -> None:
+    table = result["remembrance"]
+    places, context = len(table["position"]), result["length"] - result["num_targets"]
+    columns = {f".remembrance.{name}": column for name, column in table.items()}
+    norms = result.get("state_norms")
+    if norms != []:  # of a model without a finite state
+        _check(norms, [_NORMS], file, ".state_norms")
+    for number, entry in enumerate(norms or ()):
+        columns |= {f".state_norms[{number}].{name}": entry[name] for name in ("state", "normalizer")}
+    for place, column in columns.items():
+        _require(len(column) == places, file, place, f"of {places} entries")
+    legal = all(0 < position <= context for position in table["position"])
+    _require(legal, file, ".remembrance.position", f"from 1 to length - num_targets = {context}")
+    _require(result["train_length"] > 0, file, ".train_length", "positive")
+    _check_header(result, file)
+
+
+def _check_header(result: Mapping[str, Any], file: str) -> None:
+    """What labels are made of, where it is there."""
     overrides = result.get("position_overrides") or {}
     _check(overrides, {}, file, ".position_overrides")
     for key, value in overrides.items():

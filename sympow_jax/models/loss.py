@@ -73,6 +73,25 @@ def token_divergence(
     return _by_blocks(_kullback_leibler, hidden, kernel, unused, block, scale=scale, softcap=softcap)
 
 
+def token_variation(
+    hidden: tuple[Float[Array, "B T E"], Float[Array, "B T E"]],
+    kernel: tuple[Float[Array, "E V"], Float[Array, "E V"]],
+    *,
+    block: int,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+) -> Float[Array, "B T"]:
+    """Total variation distance 1/2 sum_v |p_v - q_v|, from 0 to 1, of the two softmax distributions."""
+    unused = jnp.zeros(hidden[0].shape[:2], jnp.int32)
+    return _by_blocks(_total_variation, hidden, kernel, unused, block, scale=scale, softcap=softcap)
+
+
+def _total_variation(logits: tuple[Array, Array], targets: AnyArray) -> Array:
+    del targets
+    p, q = (jax.nn.softmax(each, axis=1) for each in logits)
+    return jnp.sum(jnp.abs(p - q), axis=1) / 2
+
+
 def _kullback_leibler(logits: tuple[Array, Array], targets: AnyArray) -> Array:
     del targets
     log_q, log_p = (jax.nn.log_softmax(each, axis=1) for each in logits)

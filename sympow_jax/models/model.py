@@ -14,7 +14,7 @@ from sympow_jax import sharding
 from sympow_jax.config import Config, ConfigError, LayerSpec, absolute_position, layer_specs, linear_specs
 from sympow_jax.layers.state_specs import state_specs
 from sympow_jax.models.flops import expansion
-from sympow_jax.models.loss import token_divergence, token_logits, token_nll, token_scores
+from sympow_jax.models.loss import token_divergence, token_logits, token_nll, token_scores, token_variation
 from sympow_jax.models.transformer import Transformer
 from sympow_jax.ops.linear_attention import accelerators, dispatch
 from sympow_jax.typing import AnyArray, Array, Bool, Float, Int, PyTree
@@ -276,14 +276,15 @@ class Model:
         softmax_share: Float[Array, ""] | None = None,
         with_layers: bool = False,
         state: PyTree | None = None,
+        length: int = 0,
     ) -> "Features":
         """What a model makes of whole sequences before the logits; arguments as in `losses`.
 
         softmax_share is alpha of attention.blend_steps, the weight of the attention that this one grows out of; None,
-        as in all other functions, is the model without it. `state` is that of the tokens before, as in `logits`.
+        as in all other functions, is the model without it. `state` and `length` as in `logits`.
         """
         outputs: list[Array] = []
-        length = max(inputs.shape[1], self.config.position.original_length)
+        length = length or max(inputs.shape[1], self.config.position.original_length)
         options: dict[str, Any] = {"length": length, "softmax_share": softmax_share}
         with sharding.use_mesh(self.mesh):
             model = self.bind(params)
@@ -297,6 +298,12 @@ class Model:
         with sharding.use_mesh(self.mesh):
             pair = (features.hidden, others.hidden), (features.kernel, others.kernel)
             return token_divergence(*pair, **self._loss_options)
+
+    def variation(self, features: "Features", others: "Features") -> Float[Array, "B T"]:
+        """Total variation distance of the two distributions of the next token at each token, from 0 to 1, float32."""
+        with sharding.use_mesh(self.mesh):
+            pair = (features.hidden, others.hidden), (features.kernel, others.kernel)
+            return token_variation(*pair, **self._loss_options)
 
 
 class Features(NamedTuple):

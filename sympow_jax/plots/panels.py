@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from sympow_jax.plots import style
 from sympow_jax.plots.length_generalisation import contextwise_rows, curve, draw_contextwise, draw_same_target
+from sympow_jax.plots.remembrance import Curve, draw_norms, draw_remembrance, draw_variation
 
 MAX_POINTS = 240  # of a training curve
 LOWEST_LOG_WEIGHT = -20.0  # less is as good as nothing
@@ -134,6 +135,21 @@ def biases(curves: Mapping[str, Any], title: str) -> str:
             axes.legend(fontsize=7, loc="lower left")
 
     return panel(draw, title=title)
+
+
+def remembrance(curves: Sequence[Curve]) -> str:
+    """Change of loss of the last targets against how many first tokens are replaced."""
+    return panel(draw_remembrance, curves)
+
+
+def variation(curves: Sequence[Curve]) -> str:
+    """Total variation of what predicts them, likewise."""
+    return panel(draw_variation, curves)
+
+
+def norms(result: Mapping[str, Any], title: str) -> str:
+    """Size of the state and normaliser of each layer by position."""
+    return panel(draw_norms, result, title=title)
 
 
 def published(series: Mapping[str, Mapping[str, Any]], results: Sequence[tuple[int, Mapping[str, Any]]]) -> str:

@@ -23,14 +23,16 @@ def report_page(data: Mapping[str, Any]) -> str:
       data: {"runs": [{"label", "folder", "training": {...}, "cost": {...} or None}], "evaluations": [{"label", "run",
         "result"}], "groups": [{"label", "members": [places in evaluations], "result":
         of seeds.over_seeds}], "paired": [{"label", "index", "result" or "reason"}], "biases": [{"label", "result"}],
-        "retrieval": [{"label", "title", "result"}], "config_differences": {"field": [value for each run]}, "settings":
-        {"field": value} of a page of one run, "pages": {folder: address}}; made by sympow_jax.report.gather.
+        "remembrance": [{"label", "run", "result"}], "retrieval": [{"label", "title", "result"}],
+        "config_differences": {"field": [value for each run]}, "settings": {"field": value} of a page of one run,
+        "pages": {folder: address}}; made by sympow_jax.report.gather.
     """
     evaluations = data["evaluations"]
     labels = [group["label"] for group in data["groups"]]
     results = [group["result"] for group in data["groups"]]
     sections = [_summary(data), _length_section(results, labels)]
-    sections += [_paired_section(data["paired"], labels, results), _bias_section(data["biases"])]
+    sections += [_paired_section(data["paired"], labels, results), _remembrance_section(data)]
+    sections += [_bias_section(data["biases"])]
     sections += [_cost_section(data), _training_section(data)]
     sections += [_retrieval_section(data["retrieval"]), _published_section(results)]
     sections += [_config_section(data), _provenance_section(evaluations), _runs_section(data)]
@@ -198,6 +200,36 @@ def _paired_section(paired: Sequence[Mapping], labels: Sequence[str], results: S
         "Same-target loss minus that of the first run on the same documents, with intervals of the paired difference."
     )
     return _section("Paired differences", text, body)
+
+
+def _remembrance_section(data: Mapping[str, Any]) -> str:
+    """Every run in its colour; a run that was asked several times has as many curves of it."""
+    if not data["remembrance"]:
+        return ""
+    colours = _legend_entries(data)
+    entries = [(colours[entry["run"]][0], entry["label"], entry["result"]) for entry in data["remembrance"]]
+    figures = [
+        (
+            panels.remembrance(entries),
+            "What the first tokens are worth to the last targets, in paired differences.",
+        ),
+        (panels.variation(entries), "How much those tokens count at all: 0 is nothing, 1 another prediction."),
+    ]
+    figures += [
+        (
+            panels.norms(result, f"{label}: state (solid), normaliser (dashed)"),
+            "One line a layer, dark to light by depth.",
+        )
+        for _, label, result in entries
+        if result["state_norms"]
+    ]
+    lengths = "; ".join(f"{label}: the last {r['num_targets']} of {r['length']:,}" for _, label, r in entries)
+    text = (
+        "What the loss of the last targets rises by when earlier tokens are replaced by those of another document: 0 "
+        "is forgotten, below 0 does harm. Far tokens that move the predictions without helping, and states larger than "
+        f"any within the trained length, explain a collapse. Targets: {lengths}."
+    )
+    return _section("Remembrance and states", text, _figures(figures))
 
 
 def _bias_section(biases: Sequence[Mapping]) -> str:

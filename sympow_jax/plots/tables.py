@@ -109,6 +109,30 @@ def _beyond(result: Mapping[str, Any]) -> dict[int, str]:
     return kinds
 
 
+def remembrance_table(result: Mapping[str, Any]) -> Table:
+    """One row for each position: what the loss of the last targets and their distributions owe to the tokens before."""
+    table, context = result["remembrance"], result["length"] - result["num_targets"]
+    title = (
+        f"{run_labels([result])[0]}, trained at {result['train_length']:,} tokens; the last {result['num_targets']} of "
+        f"{result['length']:,} targets, loss {_loss(result['loss']['nll'])} nats per token, 95% intervals over "
+        f"{result['num_documents']} documents from {result['num_sources']} sources"
+    )
+    shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("replaced before", "kept", "change of loss\n(95% interval)", "total variation\n(95% interval)"):
+        shown.add_column(head, justify="right")
+    for position, change, ci95, variation, variation_ci95 in zip(*(table[name] for name in _REMEMBRANCE), strict=True):
+        shown.add_row(
+            f"{position:,}",
+            f"{context - position:,}",
+            f"{_signed(change)} {_interval(ci95, '+.4f')}",
+            f"{_loss(variation)} {_interval(variation_ci95)}",
+        )
+    return shown
+
+
+_REMEMBRANCE = ("position", "difference", "ci95", "total_variation", "total_variation_ci95")
+
+
 def accuracy_table(result: Mapping[str, Any]) -> Table:
     """Percent of answer tokens that are right, with intervals over examples: rows of the grid against its columns."""
     columns, rows = result["columns"], result["rows"]

@@ -37,3 +37,25 @@ def length_result(variant="conformal_sympow", slope=-0.05, seed=0, train_length=
         },
         "contextwise": {"position": positions, "nll": losses, "ci95": [ci(v) for v in losses]},
     }
+
+
+def remembrance_result(variant="conformal_sympow", layers=(0, 2), intervals=True):
+    positions = [32, 64, 1792, 3328, 3584, 3776, 3808, 3840]
+    changes = [0.0, 0.01, 0.02, 0.05, 0.2, 0.4, 0.5, 0.9]
+    pairs = [[value - 0.02, value + 0.02] if intervals else [None, None] for value in changes]
+    header = ("step", "variant", "seed", "train_length", "data", "num_documents", "num_sources", "num_targets")
+    return {name: length_result(variant)[name] for name in header} | {
+        "length": 4096,
+        "loss": {"nll": 2.0, "ci95": [1.9, 2.1]},
+        "remembrance": {
+            "position": positions,
+            "difference": changes,
+            "ci95": pairs,
+            "total_variation": [value / 2 for value in changes],
+            "total_variation_ci95": pairs,
+        },
+        "state_norms": [
+            {"layer": layer, "state": [p**0.5 for p in positions], "normalizer": [float(p) for p in positions]}
+            for layer in layers
+        ],
+    }

@@ -11,6 +11,7 @@ from sympow_jax import train as train_command
 from sympow_jax.command_line import one_line_errors
 from sympow_jax.config import ConfigError
 from sympow_jax.evals.length_generalisation import bin_edges, choose_documents, read_documents
+from sympow_jax.evals.result_shape import read_result
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.training.config_mesh import config_mesh
 from sympow_jax.training.data import open_run_data
@@ -163,9 +164,12 @@ def test_a_task_is_trained_and_evaluated_by_command(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_text_models_are_asked_for_passkeys_and_needles(tmp_path):
+def test_text_models_are_asked_for_passkeys_needles_and_what_they_remember(tmp_path):
     run = tmp_path / "text"
     assert train(flags_of(run)) == 0
+    assert evaluate([f"--workdir={run}", "--remembrance", "--lengths=24,100", "--num_documents=3"]) == 0
+    assert read_result(run / "eval" / "remembrance.json")["length"] == 100
+    assert {path.suffix for path in (run / "eval").glob("remembrance.*")} == {".json", ".npz", ".csv", ".png"}
     for task in ("passkey", "needle"):
         flags = [f"--workdir={run}", f"--task={task}", "--lengths=400", "--depths=0,1", "--num_examples=2"]
         assert evaluate(flags) == 0

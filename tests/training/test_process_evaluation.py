@@ -35,15 +35,13 @@ def test_processes_measure_what_one_device_does(tmp_path):
     together(2, 2, eval_command(run, "two"))
     together(4, 1, eval_command(run, "four", "--mesh.data=2", "--mesh.tensor=2"))
     run_processes([eval_command(run, "one")], [{}])
+    together(2, 2, eval_command(run, "two_remember", "--remembrance"))
+    run_processes([eval_command(run, "one_remembers", "--remembrance")], [{}])
     _check_text(run)
     want = read_npz(run / "eval" / "one.npz")
     for name in ("two", "four"):
-        found = read_npz(run / "eval" / f"{name}.npz")
-        for key, array in want.items():
-            if key.endswith("_sums"):
-                np.testing.assert_allclose(found[key], array, rtol=1e-6, err_msg=f"{name} {key}")
-            else:
-                np.testing.assert_array_equal(found[key], array)
+        _check_sums(run, name, want)
+    _check_sums(run, "two_remember", read_npz(run / "eval" / "one_remembers.npz"))
     row = read_metrics(run / METRICS_NAME)[-1]
     edges, sums = want["bin_edges"], want["bin_sums"].sum(axis=0)
     octaves = [0, *sorted(int(name.partition("/")[2]) for name in row if name.startswith("contextwise/"))]
@@ -51,6 +49,16 @@ def test_processes_measure_what_one_device_does(tmp_path):
     for start, stop in itertools.pairwise(octaves):
         mean = sums[(edges[:-1] >= start) & (edges[1:] <= stop)].sum() / (3 * (stop - start))
         assert row[f"contextwise/{stop}"] == pytest.approx(mean, rel=1e-6)
+
+
+def _check_sums(run, name: str, want: dict[str, np.ndarray]) -> None:
+    found = read_npz(run / "eval" / f"{name}.npz")
+    for key, array in want.items():
+        if key.endswith(("_sums", "_norms")):
+            atol = 1e-4 if key == "variation_sums" else 0  # of differences of probabilities, over 50 targets
+            np.testing.assert_allclose(found[key], array, rtol=1e-6, atol=atol, err_msg=f"{name} {key}")
+        else:
+            np.testing.assert_array_equal(found[key], array)
 
 
 def _check_text(run) -> None:
