@@ -74,7 +74,7 @@ def step_by_step(model, params, rows, arrays):
     state, found = model.initial_state(len(own), CONTEXT), []
     for position in range(CONTEXT):
         state = step(params, inputs[:, position : position + 1], state)
-        layers = [layer["kernel"] for name in sorted(state) if name != "offset" for layer in state[name]]
+        layers = [layer.get("kernel") for name in sorted(state) if name != "offset" for layer in state[name]]
         kernels = [kernel for kernel in layers if hasattr(kernel, "normalizer")]
         found.append([[_size(kernel.state), _size(kernel.normalizer)] for kernel in kernels])
     return np.asarray(found)[arrays["position"] - 1]
