@@ -22,6 +22,7 @@ import numpy as np
 from sympow_jax.evals.length_summary import summarise
 from sympow_jax.evals.streaming import LanguageModel, Scorer
 from sympow_jax.input_pipeline.store import Store
+from sympow_jax.input_pipeline.tokenizers import token_dtype
 
 BOS_RULE = "the input before the first target of every window is BOS"
 BINS_PER_OCTAVE = 4
@@ -43,9 +44,12 @@ def choose_documents(num_available: int, num_documents: int, *, seed: int) -> np
     return np.sort(np.random.default_rng(seed).permutation(num_available)[:count])
 
 
-def read_documents(store: Store, rows: np.ndarray, length: int) -> np.ndarray:
-    """The first `length` tokens of each row, [N, length], in the dtype of the store."""
-    return np.concatenate([store.read(slice(int(row), int(row) + 1), slice(0, length)) for row in rows])
+def read_documents(store: Store, rows: np.ndarray, length: int, held: np.ndarray | None = None) -> np.ndarray:
+    """The first `length` tokens of each row, [N, length], unsigned; zeros in those that are not `held` [N] bool."""
+    documents = np.zeros((len(rows), length), token_dtype(store.vocab_size))
+    for place in range(len(rows)) if held is None else np.flatnonzero(held):
+        documents[place] = store.read(slice(int(rows[place]), int(rows[place]) + 1), slice(0, length))[0]
+    return documents
 
 
 def length_generalisation(
@@ -94,7 +98,8 @@ def length_generalisation(
         counts["sliding"] = [longest]
     groups = []
     for first in range(0, len(rows), scorer.batch_size):
-        targets = read_documents(store, rows[first : first + scorer.batch_size], longest)
+        some = rows[first : first + scorer.batch_size]
+        targets = read_documents(store, some, longest, scorer.held(len(some)))
         sums = _document_sums(scorer, targets, lengths, num_targets, edges)
         if window:
             sums["sliding"] = _sliding_sums(scorer, targets, window, stride)

@@ -57,12 +57,13 @@ class LogitModel(Protocol):
 class Matcher:
     """Counts right answers; documents longer than `chunk_size` are streamed, and logits made only at answers.
 
-    On a mesh rows lie over data and fsdp, padded to what divides, and what is right comes to every device.
+    On a mesh rows lie over data and fsdp, padded to what divides, and what is right comes to every device. A process
+    makes all of a batch but reads only the documents of the rows that it holds (`held`).
     """
 
     def __init__(self, model: LogitModel, params: Any, *, chunk_size: int = 512):
         self.chunk_size, self._model, self._params = chunk_size, model, params
-        self._rows, whole = sharding.shard_counts(model.mesh)[0], sharding.everywhere(model.mesh)
+        self._mesh, whole = model.mesh, sharding.everywhere(model.mesh)
 
         @functools.partial(jax.jit, static_argnames="length")
         def advance(params, inputs, state, length):
@@ -75,23 +76,29 @@ class Matcher:
 
         self._advance, self._compare = advance, compare
 
+    def held(self, num_rows: int) -> np.ndarray:
+        """Which of so many examples of a batch this process must have whole, [num_rows] bool."""
+        return sharding.held_rows(self._mesh, num_rows)
+
     def right(self, inputs: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> np.ndarray:
         """Whether each asked-for target [b, T] is the most likely token; False where nothing is asked."""
         batch, length = inputs.shape
         context = length if self._model.depends_on_length else 0
         streamed = length > self.chunk_size
-        padding = ((0, -batch % self._rows), (0, -length % self.chunk_size if streamed else 0))
+        num_blocks, _ = sharding.shard_counts(self._mesh)
+        padding = ((0, -batch % num_blocks), (0, -length % self.chunk_size if streamed else 0))
         inputs, targets = np.pad(inputs, padding), np.pad(targets, padding)
+        place = functools.partial(sharding.place_rows, self._mesh)
         if not streamed:
-            hits, _ = self._compare(self._params, inputs, targets, None, length=context)
+            hits, _ = self._compare(self._params, place(inputs), place(targets), None, length=context)
             return np.asarray(hits)[:batch] & asked
         state = self._model.initial_state(*inputs.shape)
         right = np.zeros(asked.shape, bool)
         for start in range(0, length, self.chunk_size):
             columns = slice(start, start + self.chunk_size)
-            block, wanted = inputs[:, columns], asked[:, columns]
+            block, wanted = place(inputs[:, columns]), asked[:, columns]
             if wanted.any():
-                hits, state = self._compare(self._params, block, targets[:, columns], state, length=context)
+                hits, state = self._compare(self._params, block, place(targets[:, columns]), state, length=context)
                 right[:, columns] = np.asarray(hits)[:batch, : wanted.shape[1]] & wanted
             else:
                 state = self._advance(self._params, block, state, length=context)
@@ -201,7 +208,7 @@ def task_grid(
     if haystack is not None:
         return accuracy_grid(
             matcher,
-            lambda length, depth: Needle(length, haystack, depth=depth),
+            lambda length, depth: Needle(length, haystack, depth=depth, held=matcher.held),
             lengths=lengths,
             rows=("depth", depths),
             **options,

@@ -5,8 +5,9 @@ each window length under dynamic_ntk), so memory does not grow with its length; 
 state. Other models (softmax) read a whole window in one call: one program for each window length. Either way inputs are
 the targets shifted right by one with the store's BOS in front.
 
-On a mesh rows lie over data and fsdp and the tokens of a call over seq. The losses of a call come to every device, so
-that all processes have the same sums; what does not divide is padded.
+On a mesh rows lie over data and fsdp and the tokens of a call over seq. A process reads the windows of its own devices
+(`Scorer.held`). The losses of a call come to every device, so that all processes have the same sums; what does not
+divide is padded.
 """
 
 import functools
@@ -106,26 +107,40 @@ class Scorer:
     def trace(self, length: int, state: Any) -> jax.stages.Traced:
         """The program of a call, for `params` and a `state`, or None, that may be shapes."""
         batch, chunk = self.call_shape(length)
-        where = sharding.everywhere(self._model.mesh)
+        where = sharding.rows_sharding(self._model.mesh)
         tokens = jax.ShapeDtypeStruct((batch, chunk + 1), np.int32, sharding=where)
         return self._step.trace(self.params, tokens, state, length=length if self._model.depends_on_length else 0)
 
-    def losses(self, targets: np.ndarray) -> Iterator[tuple[slice, int, np.ndarray]]:
-        """Yields (rows, start, nll [rows, c] float32) for windows `targets` [N, L], each read from a fresh state."""
+    def held(self, num_windows: int) -> np.ndarray:
+        """Which of so many windows that are scored together this process must have read, [num_windows] bool."""
+        return sharding.held_rows(self._model.mesh, num_windows)
+
+    def losses(self, targets: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+        """Yields (rows, start, nll [rows, c] float32) for windows `targets` [N, L], each read from a fresh state.
+
+        Those that are not `held` may hold anything.
+        """
         num_windows, length = targets.shape
         context = length if self._model.depends_on_length else 0
         batch, chunk = self.call_shape(length)
         padded = _multiple(length, chunk)
-        for first in range(0, num_windows, batch):
-            rows = slice(first, min(first + batch, num_windows))
+        for windows in self._calls(num_windows, batch):
+            real = windows < num_windows
+            rows = windows[real]
             window = np.zeros((batch, padded + 1), targets.dtype)  # padding is scored and dropped
             window[:, 0] = self._bos_id
-            window[: rows.stop - first, 1 : length + 1] = targets[rows]
+            window[real, 1 : length + 1] = targets[rows]
             state = self._model.initial_state(batch, padded) if self.carries_state(length) else None
             for start in range(0, padded, chunk):
-                tokens = window[:, start : start + chunk + 1].astype(np.int32)
+                tokens = sharding.place_rows(self._model.mesh, window[:, start : start + chunk + 1].astype(np.int32))
                 nll, state = self._step(self.params, tokens, state, length=context)
-                yield rows, start, np.asarray(nll)[: rows.stop - first, : min(chunk, length - start)]
+                yield rows, start, np.asarray(nll)[real, : min(chunk, length - start)]
+
+    def _calls(self, num_windows: int, batch: int) -> np.ndarray:
+        """The windows of each call, [calls, batch], num_windows for none: a shard of rows reads its block of them."""
+        windows = np.arange(_multiple(num_windows, self._rows)).reshape(self._rows, -1)
+        windows = np.pad(windows, ((0, 0), (0, -windows.shape[1] % (batch // self._rows))), constant_values=num_windows)
+        return windows.reshape(self._rows, -1, batch // self._rows).swapaxes(0, 1).reshape(-1, batch)
 
     def cumulative(self, targets: np.ndarray, points: Sequence[int] | np.ndarray) -> np.ndarray:
         """Sum of the losses of the first `points[m]` targets of each window [N, L] -> [N, M] float64."""

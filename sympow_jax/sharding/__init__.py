@@ -15,10 +15,14 @@ from sympow_jax.sharding.mesh import constrain as constrain
 from sympow_jax.sharding.mesh import dividing as dividing
 from sympow_jax.sharding.mesh import everywhere as everywhere
 from sympow_jax.sharding.mesh import fetch as fetch
+from sympow_jax.sharding.mesh import held_rows as held_rows
 from sympow_jax.sharding.mesh import infer_sizes as infer_sizes
 from sympow_jax.sharding.mesh import is_sharded as is_sharded
 from sympow_jax.sharding.mesh import make_mesh as make_mesh
 from sympow_jax.sharding.mesh import over_shards as over_shards
+from sympow_jax.sharding.mesh import place_rows as place_rows
+from sympow_jax.sharding.mesh import row_blocks as row_blocks
+from sympow_jax.sharding.mesh import rows_sharding as rows_sharding
 from sympow_jax.sharding.mesh import shard_counts as shard_counts
 from sympow_jax.sharding.mesh import use_mesh as use_mesh
 from sympow_jax.sharding.peers import HEARTBEAT_SECONDS as HEARTBEAT_SECONDS

@@ -112,6 +112,30 @@ def shard_counts(mesh: Mesh | None) -> tuple[int, int]:
     return (1, 1) if mesh is None else (math.prod(mesh.shape[axis] for axis in BATCH), mesh.shape["seq"])
 
 
+def row_blocks(mesh: Mesh) -> tuple[list[int], int]:
+    """Which of the equal blocks of rows of a batch this process's devices hold, and how many blocks there are."""
+    count = shard_counts(mesh)[0]
+    where = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map((count,))
+    return sorted({index[0].start or 0 for index in where.values() if index}), count
+
+
+def held_rows(mesh: Mesh | None, num_rows: int) -> np.ndarray:
+    """Which of the rows of a batch this process's devices hold, [num_rows] bool; the last block may be short."""
+    blocks, count = ([0], 1) if mesh is None else row_blocks(mesh)
+    return np.isin(np.arange(num_rows) // max(1, -(-num_rows // count)), blocks)
+
+
+def rows_sharding(mesh: Mesh | None) -> NamedSharding | None:
+    """The layout of rows over data and fsdp; None, any layout, without a mesh."""
+    return None if mesh is None else NamedSharding(mesh, P(BATCH))
+
+
+def place_rows(mesh: Mesh | None, rows: np.ndarray) -> Array | np.ndarray:
+    """The array [B, ...] of all processes in `rows_sharding`, of which only `held_rows` are read here."""
+    where = rows_sharding(mesh)
+    return rows if where is None else jax.make_array_from_callback(rows.shape, where, rows.__getitem__)
+
+
 def is_sharded() -> bool:
     """True where the code being traced will run on a mesh of several devices."""
     return jax.sharding.get_abstract_mesh().size > 1

@@ -6,8 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from sympow_jax import sharding
 from sympow_jax.config import TASKS, Config, ConfigError
@@ -87,7 +86,7 @@ class RunData:
         if self.mesh is None:
             return batch
         shape = (self.config.data.batch_size, self.config.data.seq_len)
-        blocks, count = row_blocks(self.mesh)
+        blocks, count = sharding.row_blocks(self.mesh)
         rows = shape[0] // count
 
         def piece(values):
@@ -131,17 +130,10 @@ class HostBatches:
         return self.parts[0].epoch(step)
 
 
-def row_blocks(mesh: Mesh) -> tuple[list[int], int]:
-    """Which of the equal blocks of rows of a batch this process's devices hold, and how many blocks there are."""
-    count = mesh.shape["data"] * mesh.shape["fsdp"]
-    where = NamedSharding(mesh, P(sharding.BATCH)).addressable_devices_indices_map((count,))
-    return sorted({index[0].start or 0 for index in where.values() if index}), count
-
-
 def open_run_data(config: Config, mesh: Mesh | None = None) -> RunData:
     """Opens both stores of a config; a missing default corpus is built first."""
     d = config.data
-    blocks, count = ([0], 1) if mesh is None else row_blocks(mesh)
+    blocks, count = ([0], 1) if mesh is None else sharding.row_blocks(mesh)
     size = len(blocks)
     if count % size or blocks[0] % size or blocks[-1] - blocks[0] != size - 1:
         size = 1  # the blocks of this process lie apart in the batch: each is a part

@@ -65,7 +65,8 @@ class Heldout:
         self._scorer.params, size = params, self._scorer.batch_size
         sums = np.zeros(len(edges) - 1)
         for first in range(0, len(rows), size):
-            targets = read_documents(store, rows[first : first + size], e.contextwise_length)
+            some = rows[first : first + size]
+            targets = read_documents(store, some, e.contextwise_length, self._scorer.held(len(some)))
             sums += np.diff(self._scorer.cumulative(targets, edges), axis=1).sum(axis=0)
             if self._stopped():
                 return None

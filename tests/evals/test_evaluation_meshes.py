@@ -11,10 +11,12 @@ from sympow_jax.evals.files import write_json
 from sympow_jax.evals.length_generalisation import length_generalisation
 from sympow_jax.evals.retrieval import Matcher
 from sympow_jax.evals.streaming import Scorer
+from sympow_jax.input_pipeline.tasks.passkey import Needle
+from sympow_jax.input_pipeline.tokenizers import load_tokenizer
 from sympow_jax.loading import load_step
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.training.checkpoint import Checkpointer
-from tests.evals.toy import make_store
+from tests.evals.toy import Bigram, CountedStore, make_store
 from tests.models.small import VOCAB, moved, tiny_config
 
 MESHES = [{"data": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "seq": 4}]
@@ -47,6 +49,49 @@ def test_a_stream_over_rows_heads_and_time_has_the_losses_of_one_device():
 
     want = sums(None, 16)
     np.testing.assert_allclose(sums({"data": 2, "tensor": 2, "seq": 2}, 8), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("length", [8, 16])  # which every shard of rows reads two of at once, and one
+def test_a_window_is_read_by_the_same_shard_of_rows_whatever_its_length(length):
+    """A process reads its own documents once, and scores windows of several lengths of them."""
+    mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1) | {"data": 2, "fsdp": 2})
+    model = dataclasses.replace(Bigram(streams_constant=False), mesh=mesh)
+    scorer = Scorer(model, np.ones((9, 9), np.float32), bos_id=0, chunk_size=8, batch_size=2, num_windows=7)
+    step, placed = scorer._step, []
+
+    def recorded(params, tokens, state, length):
+        placed.append(tokens)
+        return step(params, tokens, state, length)
+
+    scorer._step = recorded
+    targets = np.repeat(np.arange(1, 8, dtype=np.uint16)[:, None], length, axis=1)
+    np.testing.assert_array_equal(scorer.cumulative(targets, [length]), np.full((7, 1), length))
+    seen = {block: set() for block in range(4)}
+    for tokens in placed:
+        for shard in tokens.addressable_shards:
+            rows = np.asarray(shard.data)
+            seen[shard.index[0].start // len(rows)] |= {*rows[:, 1:].ravel().tolist()}
+    assert len(placed) == length // 8
+    assert [found - {0} for found in seen.values()] == [{1, 2}, {3, 4}, {5, 6}, {7}]
+
+
+def test_a_process_reads_the_documents_of_its_own_rows(monkeypatch):
+    """As one that holds the second of four blocks of rows; the others' loss is not that of their documents."""
+    monkeypatch.setattr(sharding.mesh, "row_blocks", lambda mesh: ([1], 4))
+    mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1))
+    assert sharding.held_rows(mesh, 7).tolist() == [False, False, True, True, False, False, False]
+    store = CountedStore(**vars(make_store(num_documents=7, length=40, vocab=8)))
+    model = dataclasses.replace(Bigram(), mesh=mesh)
+    options = {"lengths": [8, 16], "train_length": 8, "num_targets": 4, "num_documents": 7, "batch_size": 7}
+    length_generalisation(model, np.ones((9, 9), np.float32), store, **options)
+    assert store.rows_read == [2, 3]
+    asked = dataclasses.replace(make_store(num_documents=3, length=400, vocab=256), tokenizer=load_tokenizer("byte"))
+    needle = Needle(300, CountedStore(**vars(asked)), held=lambda count: sharding.held_rows(mesh, count))
+    mine, whole = needle.batch(0, 0, 8), Needle(300, asked).batch(0, 0, 8)
+    assert len(needle.store.rows_read) == 2
+    for name, values in whole.items():
+        np.testing.assert_array_equal(mine[name][2:4], values[2:4])
+    np.testing.assert_array_equal(mine["loss_mask"], whole["loss_mask"])
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from sympow_jax.input_pipeline.store import Store
 
@@ -39,6 +40,17 @@ class ArrayStore(Store):
 
 
 @dataclasses.dataclass(frozen=True)
+class CountedStore(ArrayStore):
+    """One that remembers which rows were read, in order."""
+
+    rows_read: list[int] = dataclasses.field(default_factory=list)
+
+    def _read(self, rows: slice, columns: slice) -> np.ndarray:
+        self.rows_read.extend(range(rows.start, rows.stop))
+        return super()._read(rows, columns)
+
+
+@dataclasses.dataclass(frozen=True)
 class RunningCount:
     """nll of target y = params[y] / (1 + number of inputs so far, BOS included): it depends on the whole context."""
 
@@ -62,7 +74,7 @@ class Bigram:
 
     streams_constant: bool = True
     depends_on_length: bool = False
-    mesh: None = None
+    mesh: Mesh | None = None
 
     def initial_state(self, batch_size: int, max_length: int) -> jax.Array:
         return jnp.zeros((batch_size,), jnp.int32)

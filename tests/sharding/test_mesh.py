@@ -17,7 +17,7 @@ from sympow_jax.sharding import processes
 from sympow_jax.sharding.processes import launcher
 from sympow_jax.sharding.table import spec
 from sympow_jax.training.config_mesh import config_mesh
-from sympow_jax.training.data import RunData, row_blocks
+from sympow_jax.training.data import RunData
 from sympow_jax.training.train_state import abstract_train_state
 from tests.models.small import VOCAB, tiny_config
 
@@ -161,7 +161,7 @@ def test_products_are_cut_along_the_dim_that_the_next_one_sums(name, shape, axes
 def test_a_batch_lies_in_rows_and_stretches_of_time():
     config = tiny_config("sympow", "data.batch_size=8", "mesh.fsdp=2", "mesh.seq=2")
     mesh = config_mesh(config)
-    assert row_blocks(mesh) == ([0, 1, 2, 3], 4)
+    assert sharding.row_blocks(mesh) == ([0, 1, 2, 3], 4)
     tokens = np.arange(8 * 24, dtype=np.int32).reshape(8, 24)
     placed = RunData(config, mesh, None, None).place({"inputs": tokens})["inputs"]  # pyright: ignore
     np.testing.assert_array_equal(placed, tokens)

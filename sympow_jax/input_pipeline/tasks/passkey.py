@@ -84,11 +84,13 @@ class Needle:
       seq_len: length of inputs and targets, in tokens.
       store: its documents, of at least seq_len tokens each, are the haystack.
       depth: as for Passkey.
+      held: of so many rows, which have a document; the others have zeros in its place. None: all.
     """
 
     seq_len: int
     store: Store
     depth: float = RANDOM_DEPTH
+    held: Callable[[int], np.ndarray] | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -102,8 +104,11 @@ class Needle:
                 f"seq_len {self.seq_len}: exceeds the {self.store.document_length} tokens of the haystack's documents"
             )
         rows = (uniform(seed, 2 * step, (batch_size,)) * self.store.num_documents).astype(int).tolist()
+        held = np.ones(batch_size, bool) if self.held is None else self.held(batch_size)
 
         def filler(row: int, length: int) -> np.ndarray:
+            if not held[row]:
+                return np.zeros(length, int)
             return np.asarray(self.store.read(slice(rows[row], rows[row] + 1), slice(0, length)))[0]
 
         return _assemble(self, self.store.tokenizer, ("", NEEDLE, NEEDLE_QUESTION), filler, seed, step, batch_size)
