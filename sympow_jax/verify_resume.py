@@ -1,163 +1,211 @@
-"""Proves on this machine, with this config, that killed and resumed training equals uninterrupted training bit for bit.
+"""Proves on this machine, with this config, that killed and resumed training equals uninterrupted training.
 
     python -m sympow_jax.verify_resume --config=configs/NAME.py[:VARIANT] [--config.a.b=v ...]
-        [--steps=20] [--kills=1] [--every=5] [--seed=0] [--root=DIR]
+        [--steps=20] [--kills=1] [--every=5] [--seed=0] [--root=DIR] [--processes=1] [--heartbeat_seconds=10]
 
-Trains `steps` steps once without a break. Then trains the same again, killed with kill -9 at `kills` random moments
-and started again each time, with a checkpoint every `every` steps. Every array of the two last
-checkpoints and every metric but the timings must be equal. Exits 0 if they are and 1 if not. On GPUs, bitwise equal
-training may need XLA_FLAGS=--xla_gpu_deterministic_ops=true.
+Trains `steps` steps once without a break. Then trains the same again, killed with kill -9 at `kills` random moments,
+every second one inside a save, and started again each time, with a checkpoint every `every` steps. Every array of the
+two last checkpoints and every metric but the timings must be equal, bit for bit. On GPUs, bitwise equal training may
+need XLA_FLAGS=--xla_gpu_deterministic_ops=true.
+
+With --processes=2,1,4 each start takes the next of these numbers of processes on this machine, with mesh.cpu_devices
+each, and one of them is killed. The others must end with exit code 1 and one line that names it, within
+`heartbeat_seconds` and 15 more. Other sums are rounded otherwise, so every loss must be within 1e-6 of the
+uninterrupted one, which one process has.
+
+After each kill the newest checkpoints that were complete before it must be there, and sound. Exits 0 if all of that
+is so and 1 if not.
 """
 
 import dataclasses
 import pathlib
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
-import numpy as np
 
-from sympow_jax.command_line import flag_value, run_program, split_flags, use_compilation_cache
+from sympow_jax.command_line import (
+    PROCESS_FLAGS,
+    flag_value,
+    joined_processes,
+    run_program,
+    split_flags,
+    use_compilation_cache,
+)
 from sympow_jax.config import Config, override, parse_flags, resolve
 from sympow_jax.files import read_json, write_json_atomic
-from sympow_jax.training.checkpoint import Checkpointer
+from sympow_jax.training.cpu_devices import use_cpu_devices
+from sympow_jax.training.local_processes import LocalProcesses
 from sympow_jax.training.loop import train
-from sympow_jax.training.manifest import flatten, unflatten
-from sympow_jax.training.metrics import METRICS_NAME, last_logged_step, read_metrics
+from sympow_jax.training.manifest import CheckpointError
+from sympow_jax.training.metrics import last_logged_step
+from sympow_jax.training.quiet_orbax import TEMPORARY
+from sympow_jax.training.run_differences import differences, largest_difference, read_arrays
+from sympow_jax.training.step_folders import list_steps
 from sympow_jax.training.workdir import WorkdirError
 
-TIMINGS = frozenset(
-    (
-        "tokens_per_sec",
-        "tokens_per_sec_per_device",
-        "mfu",
-        "data_wait_fraction",
-        "checkpoint_fraction",
-        "compute_fraction",
-        "save_stall_seconds",
-        "restore_seconds",
-        "lost_steps",
-    )
-)
-OPTIONS = {"steps": 20, "kills": 1, "every": 5, "seed": 0}
+TOLERANCE = 1e-6  # of losses, relative, where numbers of processes differ
+_AFTER_HEARTBEAT = 15.0  # seconds: what is left of a start that was killed as its processes met waits 10 longer
+_STEP_SECONDS = 600.0  # until a step is reached
 _TRAIN = "--train-from-json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Kill:
-    """One kill -9: the last step that was logged before it, and the step that the next start resumed from."""
+class Trial:
+    """What is tried, and where: the flags of the command."""
 
-    step: int
-    resumed_from: int
+    config: Config
+    root: pathlib.Path
+    steps: int = 20
+    kills: int = 1
+    every: int = 5
+    seed: int = 0
+    processes: tuple[int, ...] = (1,)
+    heartbeat_seconds: float = 10.0
 
+    def start(self, workdir: pathlib.Path, number: int) -> LocalProcesses:
+        """Training in `workdir`, as the start of this number has it."""
+        command = [sys.executable, "-m", "sympow_jax.verify_resume", _TRAIN, str(self._config_file), str(workdir)]
+        count = self.processes[number % len(self.processes)]
+        return LocalProcesses([*command, f"--heartbeat_seconds={self.heartbeat_seconds:g}"], count, workdir)
 
-def read_arrays(workdir: str | pathlib.Path) -> tuple[int, dict[str, np.ndarray]]:
-    """(step, arrays by name) of the newest checkpoint, on the host."""
-    with Checkpointer(pathlib.Path(workdir) / "checkpoints", read_only=True) as checkpointer:
-        step = max(checkpointer.steps(), default=-1)
-        specs, _ = checkpointer.describe(step)
-        tree = checkpointer.restore(step, like=unflatten(specs)).tree
-    return step, {name: np.asarray(array) for name, array in flatten(tree).items()}
+    def write_config(self) -> None:
+        """The config that every start reads."""
+        changes = {"num_train_steps": self.steps, "checkpoint.every_steps": self.every, "logging.every_steps": 1}
+        write_json_atomic(self._config_file, dataclasses.asdict(override(self.config, changes)))
 
-
-def read_untimed_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl without the timings."""
-    rows = read_metrics(pathlib.Path(workdir) / METRICS_NAME)
-    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
-
-
-def differences(first: str | pathlib.Path, second: str | pathlib.Path) -> list[str]:
-    """What differs between two finished runs: step, arrays bit for bit, metrics but timings; one line each."""
-    (step_a, a), (step_b, b) = read_arrays(first), read_arrays(second)
-    found = [] if step_a == step_b else [f"last step: {step_a} and {step_b}"]
-    for name in sorted(a.keys() | b.keys()):
-        if name not in a or name not in b:
-            found.append(f"{name}: only in one of them")
-        elif a[name].dtype != b[name].dtype or a[name].tobytes() != b[name].tobytes():
-            found.append(f"{name}: different bits")
-    rows_a, rows_b = read_untimed_metrics(first), read_untimed_metrics(second)
-    if len(rows_a) != len(rows_b):
-        found.append(f"{METRICS_NAME}: {len(rows_a)} and {len(rows_b)} rows")
-    unequal = [(one, two) for one, two in zip(rows_a, rows_b, strict=False) if one != two]
-    return found + [f"{METRICS_NAME}: {one} and {two}" for one, two in unequal[:3]]
+    @property
+    def _config_file(self) -> pathlib.Path:
+        return self.root / "config.json"
 
 
-def verify(config: Config, root: pathlib.Path, *, steps: int, kills: int, every: int, seed: int) -> list[str]:
-    """Runs the proof in `root`; returns what differs, nothing if all is well. Prints what it does."""
-    changes = {"num_train_steps": steps, "checkpoint.every_steps": every, "logging.every_steps": 1}
-    write_json_atomic(root / "config.json", dataclasses.asdict(override(config, changes)))
-    straight, broken = root / "straight", root / "broken"
+_LEAST = {"steps": 2, "kills": 0, "every": 1, "seed": 0, "processes": 1, "heartbeat_seconds": 5.0}
+
+
+def verify(trial: Trial) -> list[str]:
+    """Runs the proof; returns what is wrong, nothing if all is well. Prints what it does."""
+    trial.write_config()
+    straight, broken = trial.root / "straight", trial.root / "broken"
     started = time.monotonic()
-    with _start(root, straight) as process:
-        _finish(process, straight)
-    print(f"uninterrupted: {steps} steps in {time.monotonic() - started:.1f} s", flush=True)
-    rng = random.Random(seed)
-    for number, target in enumerate(sorted(rng.randrange(1, steps) for _ in range(kills)), 1):
-        kill = _run_and_kill(root, broken, target, rng)
-        print(f"kill {number}: after step {kill.step}; the newest checkpoint is {kill.resumed_from}", flush=True)
-    with _start(root, broken) as process:
-        _finish(process, broken)
-    return differences(straight, broken)
+    _finish(dataclasses.replace(trial, processes=(1,)).start(straight, 0), straight)
+    print(f"uninterrupted: {trial.steps} steps in {time.monotonic() - started:.1f} s", flush=True)
+    rng, faults = random.Random(trial.seed), []
+    targets = sorted(rng.randrange(1, trial.steps) for _ in range(trial.kills))
+    for number, target in enumerate(targets):
+        with trial.start(broken, number) as processes:
+            _wait_for_moment(processes, broken, target, rng.uniform(0.0, 0.3), in_save=number % 2 == 1)
+            story, found = _kill(trial, processes, broken, rng.randrange(len(processes)))
+        print(f"kill {number + 1}: {story}", *found, sep="\n  ", flush=True)
+        faults += [f"kill {number + 1}: {fault}" for fault in found]
+    _finish(trial.start(broken, trial.kills), broken)
+    if trial.processes == (1,):
+        return faults + differences(straight, broken)
+    most = largest_difference(straight, broken)
+    print(f"largest relative difference of a loss: {most:.1e}", flush=True)
+    return faults + ([f"losses differ by {most:.1e}, more than {TOLERANCE:.0e}"] if most > TOLERANCE else [])
 
 
-def _start(root: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "sympow_jax.verify_resume", _TRAIN, str(root / "config.json"), str(workdir)]
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / "output.txt", "ab") as output:
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+def _finish(processes: LocalProcesses, workdir: pathlib.Path) -> None:
+    with processes:
+        for index, code in enumerate(processes.wait(float("inf"))):
+            if code != 0:
+                tail = processes.errors(index)[-2000:]
+                raise WorkdirError(f"training in {workdir}: process {index} exited with {code}:\n{tail}")
 
 
-def _finish(process: subprocess.Popen, workdir: pathlib.Path) -> None:
-    if process.wait() != 0:
-        tail = (workdir / "output.txt").read_text(errors="replace")[-2000:]
-        raise WorkdirError(f"training in {workdir} exited with {process.returncode}:\n{tail}")
+def _wait_for_moment(
+    processes: LocalProcesses, workdir: pathlib.Path, target: int, delay: float, *, in_save: bool
+) -> None:
+    """Returns `delay` seconds after `target` is logged, or just after a save begins from then on, or when one ended."""
+    begun = time.monotonic()
+    while last_logged_step(workdir) < target or (in_save and not _unfinished(workdir)):
+        if any(code is not None for code in processes.codes()):
+            return
+        if time.monotonic() - begun > _STEP_SECONDS:
+            raise WorkdirError(
+                f"training in {workdir} did not reach step {target} in {_STEP_SECONDS:.0f} s; see errors.*.txt there"
+            )
+        time.sleep(0.002)
+    time.sleep(delay / 10 if in_save else delay)
 
 
-def _run_and_kill(root: pathlib.Path, workdir: pathlib.Path, target: int, rng: random.Random) -> Kill:
-    """Starts training, and kills it a random moment after `target` is logged (or after its start, if it was before)."""
-    with _start(root, workdir) as process:
-        begun, delay, seen, reached = time.monotonic(), rng.uniform(0.0, 0.3), last_logged_step(workdir), None
-        while process.poll() is None:
-            seen = last_logged_step(workdir)
-            if seen >= target:
-                reached = reached or time.monotonic()
-                if time.monotonic() - reached > delay:
-                    process.kill()
-            elif time.monotonic() - begun > 600:
-                process.kill()
-                raise WorkdirError(f"training in {workdir} did not reach step {target} in 600 s; see output.txt there")
-            time.sleep(0.005)
-    if process.returncode != -signal.SIGKILL:
-        _finish(process, workdir)  # it was done before the kill
-    checkpoints = Checkpointer(workdir / "checkpoints", read_only=True)
-    return Kill(seen, max(checkpoints.steps(), default=0))
+def _unfinished(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Folders of saves under way."""
+    return [path for path in (workdir / "checkpoints").glob(f"*{TEMPORARY}*") if ".probe." not in path.name]
+
+
+def _kill(trial: Trial, processes: LocalProcesses, workdir: pathlib.Path, victim: int) -> tuple[str, list[str]]:
+    """Kills one process and waits for the others; what happened, and what of it should not have."""
+    step, before = last_logged_step(workdir), list_steps(workdir / "checkpoints")
+    processes.kill(victim)
+    started = time.monotonic()
+    codes = processes.wait(trial.heartbeat_seconds + _AFTER_HEARTBEAT)
+    seconds = time.monotonic() - started
+    after = list_steps(workdir / "checkpoints")
+    story = f"process {victim} of {len(processes)}, after step {step}"
+    story += f", inside a save: {'yes' if _unfinished(workdir) else 'no'}"
+    story += f", the others ended after {seconds:.1f} s" if len(processes) > 1 else ""
+    finished = trial.steps in after and all(code in (0, -signal.SIGKILL) for code in codes)
+    faults = [] if finished else _faults_of_ends(processes, codes, victim)
+    faults += _faults_of_checkpoints(workdir, before[-trial.config.checkpoint.keep_last :], after)
+    return f"{story}; the newest checkpoint is {max(after, default=0)}", faults
+
+
+def _faults_of_ends(processes: LocalProcesses, codes: Sequence[int | None], victim: int) -> list[str]:
+    """What is wrong with how processes ended of which one was killed."""
+    faults = []
+    for index, code in enumerate(codes):
+        lines = processes.errors(index).splitlines()
+        one_line = len(lines) == 1 and lines[0].startswith("error: ") and f"process {victim}" in lines[0]
+        if code != -signal.SIGKILL if index == victim else not (code == 1 and one_line):
+            how = "still runs" if code is None else f"exited with {code}"
+            faults.append(f"process {index} {how}: {lines}")
+    return faults
+
+
+def _faults_of_checkpoints(workdir: pathlib.Path, before: Sequence[int], after: Sequence[int]) -> list[str]:
+    faults = [f"checkpoint {step} is gone" for step in before if step not in after]
+    for step in after:
+        try:
+            read_arrays(workdir, step)
+        except CheckpointError as error:
+            faults.append(str(error))
+    return faults
+
+
+def _train(argv: Sequence[str]) -> int:
+    """One of the processes of a start."""
+    config = resolve(read_json(argv[0]))
+    own, _ = split_flags(argv[2:], PROCESS_FLAGS)
+    use_compilation_cache()
+    with joined_processes(own):
+        use_cpu_devices(config)
+        return train(config, argv[1])
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the proof that the flags name; returns 0 if all is equal and 1 if not."""
+    """Runs the proof that the flags name; returns 0 if all is well and 1 if not."""
     if list(argv[:1]) == [_TRAIN]:
-        use_compilation_cache()
-        return train(resolve(read_json(argv[1])), argv[2])
-    own, rest = split_flags(argv, [*OPTIONS, "root"], prefix="config")
-    least = {"steps": 2, "kills": 0, "every": 1, "seed": 0}
-    options = {name: flag_value(own, name, default, least=least[name]) for name, default in OPTIONS.items()}
+        return _train(argv[1:])
+    own, rest = split_flags(argv, [*_LEAST, "root"], prefix="config")
+    values = {name: flag_value(own, name, getattr(Trial, name), least=least) for name, least in _LEAST.items()}
     config = parse_flags(rest)
+    use_cpu_devices(config)
     with tempfile.TemporaryDirectory(prefix="verify_resume_") as temporary:
         root = pathlib.Path(own.get("root", temporary))
         root.mkdir(parents=True, exist_ok="root" not in own)
-        found = verify(config, root, **options)
+        trial = Trial(config, root, **values)
+        found = verify(trial)
     if found:
         print("NOT EQUAL:\n  " + "\n  ".join(found))
         return 1
-    print(
-        f"equal bit for bit after {options['kills']} kill(s) on {jax.device_count()} x {jax.devices()[0].device_kind}"
-    )
+    counts = " and ".join(map(str, trial.processes))
+    how = "bit for bit" if trial.processes == (1,) else f"within {TOLERANCE:.0e}, in {counts} processes,"
+    print(f"equal {how} after {trial.kills} kill(s) on {jax.device_count()} x {jax.devices()[0].device_kind}")
     return 0
 
 

@@ -21,7 +21,7 @@ from sympow_jax.command_line import one_line_errors
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.manifest import unflatten
 from sympow_jax.training.metrics import METRICS_NAME, read_metrics
-from sympow_jax.verify_resume import differences
+from sympow_jax.training.run_differences import differences
 from tests.input_pipeline.stores import random_tokens, write_store
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sympow_jax.verify_resume import differences
+from sympow_jax.training.run_differences import differences
 from tests.training.test_faults import FLAGS, ROOT, last_step
 from tests.training.test_processes import free_port
 
