@@ -159,8 +159,9 @@ def _faults_of_ends(processes: LocalProcesses, codes: Sequence[int | None], vict
     """What is wrong with how processes ended of which one was killed."""
     faults = []
     for index, code in enumerate(codes):
-        lines = processes.errors(index).splitlines()
-        one_line = len(lines) == 1 and lines[0].startswith("error: ") and f"process {victim}" in lines[0]
+        lines = [line for line in processes.errors(index).splitlines() if not line.startswith("waiting up to ")]
+        blamed = any(who in "".join(lines) for who in (f"process {victim}", "in vain for the other processes"))
+        one_line = len(lines) == 1 and lines[0].startswith("error: ") and blamed
         if code != -signal.SIGKILL if index == victim else not (code == 1 and one_line):
             how = "still runs" if code is None else f"exited with {code}"
             faults.append(f"process {index} {how}: {lines}")

@@ -57,18 +57,19 @@ def join_processes(
             raise ValueError(f"--process_id = {process_id}: must be below --num_processes = {num_processes}")
         roll_call(coordinator_address, num_processes, process_id, heartbeat_seconds)
         flags = f"--coordinator_address = {coordinator_address!r}, --num_processes = {num_processes}"
-        with _waiting(f"{flags}, --process_id = {process_id}", "leave out the three flags"):
+        told = f"{flags}, --process_id = {process_id}"
+        with _waiting(told, "leave out the three flags", min(heartbeat_seconds, _LIMIT)):  # they were there just now
             jax.distributed.initialize(coordinator_address, num_processes, process_id, **limits)
     elif name := launcher():
         variables = [variable for variable in _VARIABLES.get(name, ()) if variable in os.environ]
         told = ", ".join(f"{variable} = {os.environ[variable]}" for variable in variables)
         alone = f"unset {variables[0]}" if variables else "use a machine of its own"
-        with _waiting(f"{name} ({told})" if told else name, alone):
+        with _waiting(f"{name} ({told})" if told else name, alone, _LIMIT):
             jax.distributed.initialize(**limits)
 
 
 @contextlib.contextmanager
-def _waiting(told: str, alone: str) -> Iterator[None]:
+def _waiting(told: str, alone: str, limit: float) -> Iterator[None]:
     """Says after a while who is waited for, why and how not to, and ends the process when nobody came.
 
     JAX itself is silent until it aborts the process, which no handler sees.
@@ -79,9 +80,9 @@ def _waiting(told: str, alone: str) -> Iterator[None]:
         if joined.wait(_QUIET):
             return
         why = f"the other processes of this run, as {told} says; to run in this process alone, {alone}"
-        print(f"waiting up to {_LIMIT:.0f} s for {why}", file=sys.stderr, flush=True)
-        if not joined.wait(_LIMIT - _QUIET):
-            print(f"error: waited {_LIMIT:.0f} s in vain for {why}", file=sys.stderr, flush=True)
+        print(f"waiting up to {limit:g} s for {why}", file=sys.stderr, flush=True)
+        if not joined.wait(limit - _QUIET):
+            print(f"error: waited {limit:g} s in vain for {why}", file=sys.stderr, flush=True)
             os._exit(1)
 
     threading.Thread(target=watch, name="join-processes", daemon=True).start()

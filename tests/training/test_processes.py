@@ -85,6 +85,32 @@ def run(argv):
 run_program(run)
 """
 
+LATE = """
+with watch(5.0):
+    print("ready", flush=True)
+    if index == int(sys.argv[5]):
+        time.sleep(1000)
+"""
+
+BEFORE = """
+import os, sys, time
+import jax
+from sympow_jax.command_line import joined_processes, run_program
+
+def wait(*args, **kwargs):
+    print("ready", flush=True)
+    time.sleep(1000)
+
+def run(argv):
+    port, count, index, _, victim = argv
+    if index == victim:
+        jax.distributed.initialize = wait
+    place = {"coordinator_address": f"127.0.0.1:{port}", "num_processes": count, "process_id": index}
+    with joined_processes(place | {"heartbeat_seconds": "6"}):
+        return 0
+run_program(run)
+"""
+
 RESTORE = """
 like = {"sharded": jax.ShapeDtypeStruct((8, 8), np.float32, sharding=everywhere),
         "replicated": jax.ShapeDtypeStruct((8, 8), np.float32, sharding=rows)}
@@ -103,11 +129,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(body: str, directory, *more: object, count: int = 2) -> list[subprocess.Popen]:
+def start(body: str, directory, *more: object, count: int = 2, head: str = JOIN) -> list[subprocess.Popen]:
     port = free_port()
     arguments = [[str(port), str(count), str(index), str(directory), *map(str, more)] for index in range(count)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen([sys.executable, "-c", JOIN + body, *each], **pipes) for each in arguments]
+    return [subprocess.Popen([sys.executable, "-c", head + body, *each], **pipes) for each in arguments]
 
 
 def finish(processes: list[subprocess.Popen], code: int = 0) -> list[str]:
@@ -187,6 +213,29 @@ def test_a_peer_that_dies_or_hangs_ends_the_others_and_leaves_sound_checkpoints(
     assert newest >= 3 and newest % 3 == 0
     assert np.array_equal(np.asarray(tree["sharded"]), np.arange(64, dtype=np.float32).reshape(8, 8) + newest)
     assert finish(start(TRAIN, tmp_path, 4)) == [f"done {newest}"] * 2
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    ("head", "body", "what"),
+    [(JOIN, LATE, "error: process {victim} "), ("", BEFORE, "error: waited 6 s in vain for the other processes")],
+)
+def test_a_peer_that_dies_as_they_meet_or_part_ends_the_others_in_a_line(tmp_path, head, body, what, victim):
+    """Between the roll call and JAX's own meeting, and when the others have done their work."""
+    processes = start(body, tmp_path, victim, head=head)
+    try:
+        stdout = processes[victim].stdout
+        assert stdout is not None and "ready\n" in iter(stdout.readline, "")
+        time.sleep(1.0)
+        processes[victim].kill()
+        _, errors = processes[1 - victim].communicate(timeout=30)
+        assert processes[1 - victim].returncode == 1
+        assert errors.splitlines()[-1].startswith(what.format(victim=victim)), errors
+        assert sum(not line.startswith("waiting up to") for line in errors.splitlines()) == 1, errors
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def test_a_disk_that_refuses_one_process_ends_all_with_its_reason(tmp_path):
