@@ -51,6 +51,7 @@ from sympow_jax.training.workdir import WorkdirError
 TOLERANCE = 1e-6  # of losses, relative, where numbers of processes differ
 _AFTER_HEARTBEAT = 15.0  # seconds: what is left of a start that was killed as its processes met waits 10 longer
 _STEP_SECONDS = 600.0  # until a step is reached
+_USUAL = ("step ", "waiting up to ")  # begin lines that a run writes to standard error when all is well
 _TRAIN = "--train-from-json"
 
 
@@ -159,7 +160,7 @@ def _faults_of_ends(processes: LocalProcesses, codes: Sequence[int | None], vict
     """What is wrong with how processes ended of which one was killed."""
     faults = []
     for index, code in enumerate(codes):
-        lines = [line for line in processes.errors(index).splitlines() if not line.startswith("waiting up to ")]
+        lines = [line for line in processes.errors(index).splitlines() if not line.startswith(_USUAL)]
         blamed = any(who in "".join(lines) for who in (f"process {victim}", "in vain for the other processes"))
         one_line = len(lines) == 1 and lines[0].startswith("error: ") and blamed
         if code != -signal.SIGKILL if index == victim else not (code == 1 and one_line):

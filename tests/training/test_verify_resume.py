@@ -31,7 +31,7 @@ def ends(folder, line: str, body: str) -> tuple[LocalProcesses, list]:
 @pytest.mark.parametrize(
     ("line", "body", "want"),
     [
-        ("error: process 1 has gone", "place[-1] == '0' and sys.exit(1)", ""),
+        ("step 1/2  loss 3\nerror: process 1 has gone", "place[-1] == '0' and sys.exit(1)", ""),
         ("error: process 1 has gone", "pass", "process 0 exited with 0"),
         ("error: process 1 has gone", "time.sleep(60)", "process 0 still runs"),
         ("error: something else", "place[-1] == '0' and sys.exit(1)", "process 0 exited with 1: ['error: something"),
