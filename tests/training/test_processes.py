@@ -129,11 +129,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(body: str, directory, *more: object, count: int = 2, head: str = JOIN) -> list[subprocess.Popen]:
-    port = free_port()
+def start(
+    body: str, directory, *more: object, count: int = 2, devices: int = 2, head: str = JOIN
+) -> list[subprocess.Popen]:
+    port, code = free_port(), head.replace("device_count=2", f"device_count={devices}") + body
     arguments = [[str(port), str(count), str(index), str(directory), *map(str, more)] for index in range(count)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen([sys.executable, "-c", head + body, *each], **pipes) for each in arguments]
+    return [subprocess.Popen([sys.executable, "-c", code, *each], **pipes) for each in arguments]
 
 
 def finish(processes: list[subprocess.Popen], code: int = 0) -> list[str]:

@@ -68,11 +68,10 @@ def test_the_largest_difference_is_that_of_any_loss(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "said"), [("1", "equal bit for bit"), ("2,1", "equal within 1e-06, in 2 and 1")])
-def test_the_proof_holds_for_a_small_run(capfd, processes, said):
+def test_the_proof_holds_for_two_processes_and_then_one(capfd):
     changes = FLAGS | {"data.batch_size": 4, "evaluation.every_steps": 4}
     flags = [f"--config.{name}={value}" for name, value in changes.items() if name != "num_train_steps"]
-    own = ["--steps=8", "--kills=1", "--every=2", f"--processes={processes}", "--heartbeat_seconds=5"]
+    own = ["--steps=8", "--kills=1", "--every=2", "--processes=2,1", "--heartbeat_seconds=5"]
     code = verify_resume.run(["--config=configs/quickstart.py:conformal_sympow", *flags, *own])
     output = capfd.readouterr().out
-    assert code == 0 and said in output, output
+    assert code == 0 and "equal within 1e-06, in 2 and 1 processes, after 1 kill(s)" in output, output
