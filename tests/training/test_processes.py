@@ -26,7 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.signals import StopRequest
 
-mesh = jax.make_mesh((2 * count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 rows, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
 host = np.arange(64, dtype=np.float32).reshape(8, 8)
 make = lambda sharding, x=host: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
