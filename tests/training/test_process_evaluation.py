@@ -22,7 +22,7 @@ from sympow_jax.training.metrics import METRICS_NAME, read_metrics
 from sympow_jax.typing import PyTree
 from tests.evals.test_evaluation_meshes import LINEAR
 from tests.evals.toy import CountedStore, make_store
-from tests.generation.test_decoding_meshes import greedy
+from tests.generation.test_decoding_meshes import PROMPT, greedy
 from tests.models.small import ROOT, VOCAB, moved, tiny_config
 from tests.training.test_processes import finish, start
 from tests.training.test_sharded_training import command, flags_of, run_processes
@@ -32,7 +32,6 @@ pytestmark = pytest.mark.slow
 
 VARIANTS = ("softmax_rope", "softmax_fire", "fox", "conformal_sympow", "based")
 MESHES = {1: {"fsdp": 4, "tensor": 2}, 2: {"fsdp": 2, "tensor": 2}, 4: {"data": 2, "seq": 2}}  # by processes
-PROMPT = np.random.default_rng(0).integers(0, VOCAB, (1, 64)).astype(np.int32)
 
 MEASURE = """
 from sympow_jax.command_line import use_compilation_cache
@@ -53,7 +52,7 @@ def measure(directory, variant: str, step: int, sizes: dict[str, int]) -> tuple[
     store = CountedStore(**vars(make_store(num_documents=5, length=60, vocab=VOCAB - 1)))
     options = {"lengths": [24, 60], "train_length": 24, "num_targets": 12, "num_documents": 5}
     result, _ = length_generalisation(model, params, store, chunk_size=16, batch_size=2, **options)
-    text = greedy(model, params, PROMPT, 64).tolist()
+    text = greedy(model, params, np.concatenate([PROMPT, PROMPT[:, ::-1]]), 64).tolist()
     return params, {"result": result, "text": text, "rows_read": store.rows_read}
 
 
