@@ -8,9 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sympow_jax.sharding.peers import coordination
-
-_PATIENCE = 7 * 24 * 3600 * 1000  # milliseconds: one may prepare data for hours; the watch ends the wait for the dead
+from sympow_jax.sharding.peers import PATIENCE, coordination
 
 _calls = itertools.count()
 
@@ -39,9 +37,9 @@ def gather(topic: str, mine: Any) -> list[Any]:
     folder = f"sympow_jax/{topic}/{next(_calls)}"
     client.key_value_set(f"{folder}/{index}", json.dumps(mine))
     if index == 0:
-        texts = [client.blocking_key_value_get(f"{folder}/{i}", _PATIENCE) for i in range(count)]
+        texts = [client.blocking_key_value_get(f"{folder}/{i}", PATIENCE) for i in range(count)]
         client.key_value_set(f"{folder}/all", f"[{','.join(texts)}]")
-    values = json.loads(client.blocking_key_value_get(f"{folder}/all", _PATIENCE))
+    values = json.loads(client.blocking_key_value_get(f"{folder}/all", PATIENCE))
     client.key_value_delete(f"{folder}/{index}")
     return values
 

@@ -6,6 +6,7 @@ process 0 and at the last words. A collective that waits for a process that has 
 """
 
 import contextlib
+import itertools
 import os
 import re
 import socket
@@ -25,6 +26,8 @@ HEARTBEAT_SECONDS = 40.0
 _INTERVAL = 1.0  # seconds between beats
 _LINGER = 4.0  # seconds that process 0 stays, so that the others can read why it ends
 _NETWORK = re.compile(r"gloo|nccl|UNAVAILABLE|DEADLINE_EXCEEDED|connection (reset|closed)", re.IGNORECASE)
+PATIENCE = 7 * 24 * 3600 * 1000  # milliseconds: one may prepare data for hours; the watch ends the wait for the dead
+_watches = itertools.count()
 _WHO, _BEAT, _FAILED = "sympow_jax/who/", "sympow_jax/beat/", "sympow_jax/failed/"
 
 
@@ -43,8 +46,8 @@ def coordination() -> tuple[Any, int, int]:
 def watch(seconds: float = HEARTBEAT_SECONDS) -> Iterator[None]:
     """Runs its block while this process and the others watch each other; does nothing in a run of one process.
 
-    An error of the block reaches the other processes as their last line. Where the error is that of a collective, the
-    one to blame is somebody else: it is waited for until the watch knows whom.
+    It ends once all have run their blocks. An error of the block reaches the other processes as their last line. Where
+    the error is that of a collective, the one to blame is somebody else: it is waited for until the watch knows whom.
 
     Args:
       seconds: how long a process may be silent, stopped or cut off, before the others end with exit code 1.
@@ -57,6 +60,7 @@ def watch(seconds: float = HEARTBEAT_SECONDS) -> Iterator[None]:
     watcher.start()
     try:
         yield
+        client.wait_at_barrier(f"sympow_jax/done/{next(_watches)}", PATIENCE)  # JAX's own end aborts where one has gone
     except BaseException as error:
         if _is_collective(error):
             time.sleep(seconds + 2 * _INTERVAL)  # the watch ends the process when it knows who has gone
@@ -96,10 +100,8 @@ class Watcher:
             threading.Thread(target=run, name=f"watch{run.__name__}", daemon=True).start()
 
     def stop(self) -> None:
-        """Ends without a word: the others no longer wait for this process's beat."""
+        """Ends without a word."""
         self._ended.set()
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._client.key_value_set(f"{_BEAT}{self._index}", "done", allow_overwrite=True)
         self._words.close()
 
     def fail(self, error: BaseException) -> None:
@@ -161,7 +163,7 @@ class Watcher:
             self._silent[0] = 0.0  # it answered
         for key, value in beats.items():
             index = int(key.rpartition("/")[2])
-            if index in self._silent and (value == "done" or self._beats.get(index) != value):
+            if index in self._silent and self._beats.get(index) != value:
                 self._silent[index] = 0.0
             self._beats[index] = value
 
