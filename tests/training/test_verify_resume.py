@@ -2,17 +2,17 @@
 
 import json
 import signal
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from sympow_jax import verify_resume
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.local_processes import LocalProcesses
 from sympow_jax.training.run_differences import largest_difference
 from sympow_jax.verify_resume import _faults_of_checkpoints, _faults_of_ends
-from tests.training.test_faults import FLAGS
+from tests.training.test_faults import FLAGS, ROOT, plain_environment
 
 END = "import sys, time; place = sys.argv[-1]; print(sys.argv[1], file=sys.stderr, flush=True); "
 
@@ -68,10 +68,11 @@ def test_the_largest_difference_is_that_of_any_loss(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_proof_holds_for_two_processes_and_then_one(capfd):
+def test_the_proof_holds_for_two_processes_and_then_one():
     changes = FLAGS | {"data.batch_size": 4, "evaluation.every_steps": 4}
     flags = [f"--config.{name}={value}" for name, value in changes.items() if name != "num_train_steps"]
     own = ["--steps=8", "--kills=1", "--every=2", "--processes=2,1", "--heartbeat_seconds=5"]
-    code = verify_resume.run(["--config=configs/quickstart.py:conformal_sympow", *flags, *own])
-    output = capfd.readouterr().out
-    assert code == 0 and "equal within 1e-06, in 2 and 1 processes, after 1 kill(s)" in output, output
+    command = [sys.executable, "-m", "sympow_jax.verify_resume", "--config=configs/quickstart.py:conformal_sympow"]
+    done = subprocess.run([*command, *flags, *own], env=plain_environment(), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert "equal within 1e-06, in 2 and 1 processes, after 1 kill(s)" in done.stdout
