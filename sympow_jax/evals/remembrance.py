@@ -92,8 +92,9 @@ def remembrance(
     groups = []
     for first in range(0, len(rows), reader.batch_size):
         group = slice(first, first + reader.batch_size)
-        own = read_documents(store, rows[group], length)
-        others = read_documents(store, donors[group], length - num_targets)
+        held = sharding.held_rows(model.mesh, reader.batch_size)[: len(rows[group])]
+        own = read_documents(store, rows[group], length, held)
+        others = read_documents(store, donors[group], length - num_targets, held)
         groups.append(_document_sums(reader, own, others, positions, store.bos_id))
     arrays = {
         "document_ids": rows,
@@ -152,7 +153,10 @@ def other_documents(clusters: np.ndarray) -> np.ndarray:
 
 
 class _Reader:
-    """Reads rows of documents of one length, as a `Scorer` does, but makes logits at their last targets alone."""
+    """Reads rows of documents of one length, as a `Scorer` does, but makes logits at their last targets alone.
+
+    Rows that this process does not hold may be anything.
+    """
 
     def __init__(
         self,
@@ -171,7 +175,7 @@ class _Reader:
         self._carries, self._context = scorer.carries_state(length), length - num_targets
         self._model, self._params, self._length = model, params, length
         self._told = length if model.depends_on_length else 0
-        whole = sharding.everywhere(model.mesh)
+        whole, self._place = sharding.everywhere(model.mesh), functools.partial(sharding.place_rows, model.mesh)
 
         @functools.partial(jax.jit, donate_argnames="state", out_shardings=(whole, None))
         def advance(params, inputs, state):
@@ -196,10 +200,10 @@ class _Reader:
         """Loss sums [B] float64 of the last targets of rows [B, 1 + T] that begin with BOS, and what predicts them."""
         if self._carries:
             ((_, _, state),) = collections.deque(self._stream(tokens, self._tokens), maxlen=1)
-            nll, hidden = self._score(self._params, tokens[:, self._context :], state, first=0)
+            nll, hidden = self._score(self._params, self._place(tokens[:, self._context :]), state, first=0)
         else:
             padded = np.pad(tokens, ((0, 0), (0, self._tokens - self._length)))
-            nll, hidden = self._score(self._params, padded, None, first=self._context)
+            nll, hidden = self._score(self._params, self._place(padded), None, first=self._context)
         return np.asarray(nll, np.float64).sum(axis=1), hidden
 
     def variation(self, hidden: Array, others: Array) -> np.ndarray:
@@ -219,7 +223,7 @@ class _Reader:
         state = self._model.initial_state(len(tokens), self._length)
         stops = range(self._context % size or size, self._context + 1, size)
         for start, stop in itertools.pairwise((0, *stops)):
-            norms, state = self._advance(self._params, tokens[:, start:stop], state)
+            norms, state = self._advance(self._params, self._place(tokens[:, start:stop]), state)
             jax.block_until_ready(state)  # a backend holds a bounded number of programs that wait for each other
             yield stop, [np.asarray(norm) for norm in norms], state
 

@@ -9,6 +9,7 @@ import pytest
 from sympow_jax import sharding
 from sympow_jax.evals.files import write_json
 from sympow_jax.evals.length_generalisation import length_generalisation
+from sympow_jax.evals.remembrance import remembrance
 from sympow_jax.evals.retrieval import Matcher
 from sympow_jax.evals.streaming import Scorer
 from sympow_jax.input_pipeline.tasks.passkey import Needle
@@ -85,6 +86,12 @@ def test_a_process_reads_the_documents_of_its_own_rows(monkeypatch):
     options = {"lengths": [8, 16], "train_length": 8, "num_targets": 4, "num_documents": 7, "batch_size": 7}
     length_generalisation(model, np.ones((9, 9), np.float32), store, **options)
     assert store.rows_read == [2, 3]
+    store.rows_read.clear()
+    config = resolve_implementation(tiny_config("softmax_nope", "model.num_layers=1"))
+    plain = Model(config, VOCAB)
+    options = {"length": 16, "train_length": 8, "num_documents": 7, "batch_size": 7, "num_targets": 4}
+    remembrance(Model(config, VOCAB, mesh), plain.init(jax.random.key(0)), store, **options)
+    assert store.rows_read == [2, 3, 3, 4]  # and the documents that take the place of what precedes
     asked = dataclasses.replace(make_store(num_documents=3, length=400, vocab=256), tokenizer=load_tokenizer("byte"))
     needle = Needle(300, CountedStore(**vars(asked)), held=lambda count: sharding.held_rows(mesh, count))
     mine, whole = needle.batch(0, 0, 8), Needle(300, asked).batch(0, 0, 8)
