@@ -12,7 +12,10 @@ import signal
 import sys
 import threading
 
-_FATAL = re.compile(rb"(?m)^[EF]\d{4} .*(coordination_service_agent\.cc|JAX distributed service detected)")
+_FATAL = re.compile(
+    rb"(?m)^[EF]\d{4} .*(coordination_service_agent\.cc|JAX distributed service detected)"
+    rb"|^W\d{4} .*preemption_sync_manager\.cc:\d+\] Failed"
+)
 _SECONDS = 5.0  # that text is held back, less than the abort sleeps
 
 

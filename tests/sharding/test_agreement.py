@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -172,8 +173,8 @@ def test_the_last_words_of_a_process_end_the_other_with_them(watchers):
     assert second._words.said[0].endswith(") ended: no space left")
 
 
-def test_a_process_without_a_beat_is_named_to_all_and_one_that_is_done_is_not(watchers):
-    store, (first, second) = watchers
+def test_a_process_without_a_beat_is_named_to_all(watchers):
+    _, (first, second) = watchers
     first._names[1] = "process 1 (host b, pid 2)"
     with pytest.raises(Left):
         first._look()
@@ -187,11 +188,27 @@ def test_a_process_without_a_beat_is_named_to_all_and_one_that_is_done_is_not(wa
     first._silent[1] = 9.0
     first._heard(beats)
     assert first._silent == {1: 9.0}  # an old beat is none
-    second.stop()
-    for _ in range(2):
-        first._silent[1] = 9.0
-        first._heard(dict(store.key_value_dir_get("sympow_jax/beat/")))
-        assert first._silent[1] == 0.0
+
+
+def test_processes_that_are_done_wait_for_the_others_under_the_watch(watchers, monkeypatch):
+    """JAX would wait for one that has gone for minutes, and then abort."""
+    store, _ = watchers
+    monkeypatch.setattr(peers, "coordination", lambda: (store, 1, 2))
+    met: list[str] = []
+    store.wait_at_barrier = lambda name, milliseconds: met.append(name)
+    for number in range(2):
+        with peers.watch(0.1):
+            assert len(met) == number
+    assert len({*met}) == 2
+
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError("UNAVAILABLE")
+
+    store.wait_at_barrier = broken
+    begun = time.monotonic()
+    with pytest.raises(jax.errors.JaxRuntimeError), peers.watch(0.1):
+        pass
+    assert time.monotonic() - begun > 0.1  # the watch had the time to end this process
 
 
 def test_a_coordinator_that_aborts_or_cannot_be_reached_is_process_0(watchers):
@@ -228,6 +245,7 @@ def test_an_error_of_a_collective_is_another_process_s():
     ("written", "held", "want"),
     [
         (b"E1125 1 coordination_service_agent.cc:289] Polled an error\n", True, b"error: one\n"),
+        (b"W1127 1 preemption_sync_manager.cc:147] Failed to retrieve preemption notice\n", True, b"error: one\n"),
         (
             b"E1125 1 gpu.cc:1] of another part\nno end of line",
             False,
