@@ -1,5 +1,6 @@
 """Looks for settings under which a config fits a target, and ranks them by the least time of a step."""
 
+import dataclasses
 import functools
 import itertools
 import pathlib
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from sympow_jax import config as config_lib
-from sympow_jax.config import Config, ConfigError, linear_specs
+from sympow_jax.config import Config, ConfigError, MeshConfig, linear_specs
 from sympow_jax.models.model import resolve_implementation
 from sympow_jax.planning.compile import PlanError, build
 from sympow_jax.planning.report import Plan, failure, plan
@@ -109,7 +110,10 @@ def _step_seconds(found: tuple[Changes, Plan]) -> float:
 
 
 def with_default_mesh(config: Config, target: Target) -> Config:
-    """The config on the mesh that communicates least, if it has one for the target; else as it is."""
+    """A config that asks for no mesh on the one that communicates least, if it has one for the target; else as it is."""
+    asked = dataclasses.replace(config.mesh, cpu_devices=-1)
+    if asked != MeshConfig(data=-1, fsdp=1, tensor=1, seq=1, cpu_devices=-1):
+        return config
     for ladder in candidates(config, target):
         return config_lib.override(config, {key: ladder[0][key] for key in ladder[0] if key.startswith("mesh.")})
     return config
