@@ -110,7 +110,7 @@ def _step_seconds(found: tuple[Changes, Plan]) -> float:
 
 
 def with_default_mesh(config: Config, target: Target) -> Config:
-    """A config that asks for no mesh on the one that communicates least, if it has one for the target; else as it is."""
+    """A config that asks for no mesh, on the one that communicates least if there is one; else the config as it is."""
     asked = dataclasses.replace(config.mesh, cpu_devices=-1)
     if asked != MeshConfig(data=-1, fsdp=1, tensor=1, seq=1, cpu_devices=-1):
         return config
