@@ -39,7 +39,7 @@ RUNS, EVALUATION, CONTINUED, PLATFORM = (
 )
 STEPS, MORE_STEPS = 6, 3
 LENGTHS = (32, 64, 128)
-FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile")  # what XLA and Eigen choose instructions by
+CPU = ("vendor_id", "cpu family", "model", "flags")  # what XLA, LLVM and the libraries of products choose code by
 FLAGS = {
     "model.embed_dim": 8, "model.num_heads": 2, "model.head_dim": 8, "model.mlp_dim": 16, "model.init_std": 0.2,
     "model.scan_layers": True, "attention.feature_dim": 4, "attention.window": 8, "attention.chunk_size": 16,
@@ -53,10 +53,9 @@ FLAGS = {
 
 def this_platform() -> dict[str, str]:
     """What the last bits of a result depend on."""
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    line = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
-    present = " ".join(feature for feature in FEATURES if feature in line.split())
-    return {"jax": jax.__version__, "cpu": present or "unknown"}
+    lines = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return {"jax": jax.__version__} | {name: found.get(name, "unknown") for name in CPU}
 
 
 @contextlib.contextmanager
