@@ -56,8 +56,9 @@ def jax_steps(variant: str, H: int, B: int, T: int, more: list[str]) -> dict[str
     shape = {"num_layers": LAYERS, "embed_dim": WIDTH, "mlp_dim": MLP, "num_heads": H, "head_dim": WIDTH // H}
     flags = [f"--config.model.{name}={value}" for name, value in shape.items()]
     flags += [f"--config.data.seq_len={T}", f"--config.data.batch_size={B}", *more]
-    config = resolve_implementation(parse_flags([f"--config={ROOT}/configs/quickstart.py:{variant}", *flags]))
-    use_cpu_devices(config)
+    config = parse_flags([f"--config={ROOT}/configs/quickstart.py:{variant}", *flags])
+    use_cpu_devices(config)  # before resolve_implementation, which may ask JAX for its platform
+    config = resolve_implementation(config)
     mesh = config_mesh(config)
     model = Model(config, VOCAB, mesh)
     step, state = make_train_step(model), create_train_state(model, 0)

@@ -21,5 +21,4 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     c.model.num_heads = 4
     c.model.head_dim = 32
     c.model.mlp_dim = 512
-    c.model.scan_layers = False  # four small layers: unrolled, a step is a quarter faster on a CPU
     return c
