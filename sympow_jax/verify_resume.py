@@ -98,8 +98,8 @@ def verify(trial: Trial) -> list[str]:
     targets = sorted(rng.randrange(1, trial.steps) for _ in range(trial.kills))
     for number, target in enumerate(targets):
         with trial.start(broken, number) as processes:
-            _wait_for_moment(processes, broken, target, rng.uniform(0.0, 0.3), in_save=number % 2 == 1)
-            story, found = _kill(trial, processes, broken, rng.randrange(len(processes)))
+            stale = _wait_for_moment(processes, broken, target, rng.uniform(0.0, 0.3), in_save=number % 2 == 1)
+            story, found = _kill(trial, processes, broken, rng.randrange(len(processes)), stale)
         print(f"kill {number + 1}: {story}", *found, sep="\n  ", flush=True)
         faults += [f"kill {number + 1}: {fault}" for fault in found]
     _finish(trial.start(broken, trial.kills), broken)
@@ -120,26 +120,33 @@ def _finish(processes: LocalProcesses, workdir: pathlib.Path) -> None:
 
 def _wait_for_moment(
     processes: LocalProcesses, workdir: pathlib.Path, target: int, delay: float, *, in_save: bool
-) -> None:
-    """Returns `delay` seconds after `target` is logged, or just after a save begins from then on, or when one ended."""
-    begun = time.monotonic()
-    while last_logged_step(workdir) < target or (in_save and not _unfinished(workdir)):
+) -> set[str]:
+    """Returns `delay` seconds after `target` is logged, or just after a save begins from then on, or when one ended.
+
+    What it returns are the unfinished saves of earlier starts that this one has not removed.
+    """
+    begun, stale = time.monotonic(), _unfinished(workdir)
+    while last_logged_step(workdir) < target or (in_save and not _unfinished(workdir) - stale):
+        stale &= _unfinished(workdir)
         if any(code is not None for code in processes.codes()):
-            return
+            break
         if time.monotonic() - begun > _STEP_SECONDS:
             raise WorkdirError(
                 f"training in {workdir} did not reach step {target} in {_STEP_SECONDS:.0f} s; see errors.*.txt there"
             )
         time.sleep(0.002)
     time.sleep(delay / 10 if in_save else delay)
+    return stale & _unfinished(workdir)
 
 
-def _unfinished(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Folders of saves under way."""
-    return [path for path in (workdir / "checkpoints").glob(f"*{TEMPORARY}*") if ".probe." not in path.name]
+def _unfinished(workdir: pathlib.Path) -> set[str]:
+    """Names of the folders of saves under way."""
+    return {path.name for path in (workdir / "checkpoints").glob(f"*{TEMPORARY}*") if ".probe." not in path.name}
 
 
-def _kill(trial: Trial, processes: LocalProcesses, workdir: pathlib.Path, victim: int) -> tuple[str, list[str]]:
+def _kill(
+    trial: Trial, processes: LocalProcesses, workdir: pathlib.Path, victim: int, stale: set[str]
+) -> tuple[str, list[str]]:
     """Kills one process and waits for the others; what happened, and what of it should not have."""
     step, before = last_logged_step(workdir), list_steps(workdir / "checkpoints")
     processes.kill(victim)
@@ -148,7 +155,7 @@ def _kill(trial: Trial, processes: LocalProcesses, workdir: pathlib.Path, victim
     seconds = time.monotonic() - started
     after = list_steps(workdir / "checkpoints")
     story = f"process {victim} of {len(processes)}, after step {step}"
-    story += f", inside a save: {'yes' if _unfinished(workdir) else 'no'}"
+    story += f", inside a save: {'yes' if _unfinished(workdir) - stale else 'no'}"
     story += f", the others ended after {seconds:.1f} s" if len(processes) > 1 else ""
     finished = trial.steps in after and all(code in (0, -signal.SIGKILL) for code in codes)
     faults = [] if finished else _faults_of_ends(processes, codes, victim)
