@@ -29,11 +29,12 @@ AXES = ("data", "fsdp", "tensor", "seq")
 STEPS, RESUMED = 10, 12
 SECONDS = 300.0  # of one start at most
 FLAGS = {
-    "model.num_layers": 2, "model.scan_layers": "false", "model.embed_dim": 32, "model.num_heads": 8, "model.head_dim": 4, "model.mlp_dim": 32,
+    "model.num_layers": 2, "model.embed_dim": 32, "model.num_heads": 8, "model.head_dim": 4, "model.mlp_dim": 32,
     "data.seq_len": 64, "data.batch_size": 8, "attention.implementation": "chunked", "attention.chunk_size": 8,
     "evaluation.every_steps": 4, "evaluation.num_batches": 3, "evaluation.lengths": 64, "checkpoint.every_steps": 2,
     "checkpoint.keep_last": 9, "logging.every_steps": 1, "logging.peak_flops": 1e12, "logging.tensorboard": "false",
     "optimizer.schedule": "constant", "optimizer.warmup_steps": 2, "mesh.data": 1,
+    "model.scan_layers": "false",
 }  # fmt: skip
 
 
