@@ -124,14 +124,14 @@ class Transformer(nnx.Module):
             )
 
     def _embed(self, tokens: AnyArray, context: Context) -> Array:
-        x, scale = _look_up(self.embedding, tokens), self.config.model.embedding_scale
+        x, scale = _rows(self.embedding, tokens), self.config.model.embedding_scale
         x = x if scale == 1 else x * jnp.asarray(scale, x.dtype)
         encoding = absolute_position(self.config)
         if encoding != "none":
             where = context.token_positions(tokens.shape[1])
             if encoding == "learned_absolute":
                 self._check_length(tokens.shape[1])
-                x = x + _look_up(self.position_embedding, where)
+                x = x + _rows(self.position_embedding, where)
             else:
                 table = ops.positions.sinusoidal(where, self.config.model.embed_dim)
                 x = x + (self.config.model.init_std * table).astype(x.dtype)
@@ -184,6 +184,5 @@ def _pick(stacked: PyTree, n: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[n], stacked)
 
 
-def _look_up(embed: nnx.Embed, index: AnyArray) -> Array:
-    """Rows of a table that is gathered first where it is sharded."""
-    return jnp.take(sharding.constrain(embed.embedding[...]).astype(embed.dtype), index, axis=0)
+def _rows(embed: nnx.Embed, index: AnyArray) -> Array:
+    return sharding.look_up(embed.embedding[...], index, embed.dtype)

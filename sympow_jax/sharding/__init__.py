@@ -1,5 +1,6 @@
 """The device mesh, the one table from parameter paths to mesh axes, and what shards of a sequence exchange."""
 
+from sympow_jax.sharding.embedding import look_up as look_up
 from sympow_jax.sharding.exchange import from_last as from_last
 from sympow_jax.sharding.exchange import from_zigzag as from_zigzag
 from sympow_jax.sharding.exchange import gather as gather

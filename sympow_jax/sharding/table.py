@@ -16,7 +16,7 @@ from sympow_jax.typing import PyTree
 
 _BOTH = ("fsdp", "tensor")
 _TABLE = (  # the end of a path, the axes of its dims
-    (r"(position_)?embedding/embedding", (None, _BOTH)),  # [V, E]: any vocabulary size; gathered where it is used
+    (r"(position_)?embedding/embedding", (None, _BOTH)),  # [V, E]: any vocabulary size; see `look_up`
     (r"output", (_BOTH, None)),  # [E, V]
     (r"(query|key|value|output_gate|beta|gate|up|input|multiplier)/kernel", ("fsdp", "tensor")),  # [E, out]
     (r"(out|down)/kernel", ("tensor", "fsdp")),  # [in, E]
