@@ -6,6 +6,9 @@
 
 docs/benchmarks/NAME.json has the command, the commits and loads of the machine of each call, and the results; the table
 stands in RESULTS.md between `<!-- benchmarks.study: NAME -->` and `<!-- end -->`, the figure is docs/NAME.png.
+docs/benchmarks/NAME.tar.xz has the runs but for the arrays of their checkpoints: configs, losses, evaluations, digests.
+A ROOT that is not there is made from it, so a study goes on on another machine too; what was evaluated on other data
+(another Python has other sources) is run again.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 
 from benchmarks.all import FOLDER, RESULTS, ROOT, commit
 
@@ -27,6 +31,8 @@ SWEEPS = {
     "conformal_family": "--points=all --seeds=0,1,2",
     "state_passing": "--points=all --seeds=0,1,2",
 }
+
+_LARGE = (".npz", ".png")
 
 
 def sweep_command(name: str, root: str) -> str:
@@ -47,6 +53,26 @@ def _calls(root: pathlib.Path) -> list[dict]:
     return json.loads(notes.read_text()) if notes.exists() else []
 
 
+def pack(root: pathlib.Path, archive: pathlib.Path) -> None:
+    """The folder's own files, and of each run that is evaluated all but arrays and figures, always in one order."""
+    runs = [run for run in root.iterdir() if any(run.glob("eval/*.json"))]
+    files = [path for path in root.glob("*") if path.is_file()] + [path for run in runs for path in run.rglob("*")]
+    with tarfile.open(archive, "w:xz", preset=9) as tar:
+        for path in sorted(files):
+            name = path.relative_to(root)
+            if path.is_file() and not {"state", "tensorboard"} & set(name.parts) and path.suffix not in _LARGE:
+                entry = tarfile.TarInfo(str(name))
+                entry.size = path.stat().st_size
+                with path.open("rb") as file:
+                    tar.addfile(entry, file)
+
+
+def unpack(archive: pathlib.Path, root: pathlib.Path) -> None:
+    """The folder of a study from its archive."""
+    with tarfile.open(archive) as tar:
+        tar.extractall(root, filter="data")
+
+
 def keep(name: str, root: pathlib.Path) -> None:
     """Copies what the sweep has written so far to docs/."""
     rows = json.loads((root / "sweep.json").read_text())
@@ -60,6 +86,7 @@ def keep(name: str, root: pathlib.Path) -> None:
         "table": (root / "sweep.md").read_text(),
     }
     (FOLDER / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    pack(root, FOLDER / f"{name}.tar.xz")
     shutil.copyfile(root / "sweep.png", FOLDER.parent / f"{name}.png")
 
 
@@ -86,6 +113,9 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="run nothing")
     arguments = parser.parse_args()
     root = (arguments.root or ROOT / "runs" / arguments.name).resolve()
+    archive = FOLDER / f"{arguments.name}.tar.xz"
+    if archive.exists() and not root.exists():
+        unpack(archive, root)
     code = 0 if arguments.tables else measure(arguments.name, root)
     if (root / "sweep.json").exists():
         keep(arguments.name, root)

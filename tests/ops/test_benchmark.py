@@ -46,3 +46,17 @@ def test_the_studies_of_results_are_written_where_their_marks_are():
         filled = study.with_section(text, name, kept)
         assert "7 runs, 2 cores, commit c0ffee1, c0ffee2, held-out digest `sha256:1`:\n\n| a |\n" in filled
         assert f"![{name}](docs/{name}.png)" in filled and study.with_section(filled, name, kept) == filled
+
+
+def test_the_runs_of_a_study_move_to_another_machine_without_their_arrays(tmp_path):
+    root, again = tmp_path / "root", tmp_path / "again"
+    kept = ["learning_rates.json", "a-seed0/config.json", "a-seed0/.lock", "a-seed0/eval/mqar.json"]
+    kept += [f"a-seed0/checkpoints/800/{name}" for name in ("commit_success.txt", "manifest/metadata")]
+    others = ["sweep.png", "a-seed0/eval/mqar.npz", "a-seed0/checkpoints/800/state/d/x", "a-seed0/tensorboard/x"]
+    for name in [*kept, *others, "b-seed0/config.json", "b-seed0/checkpoints/200/manifest/metadata"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    study.pack(root, tmp_path / "runs.tar.xz")
+    study.unpack(tmp_path / "runs.tar.xz", again)
+    found = {str(path.relative_to(again)): path.read_text() for path in again.rglob("*") if path.is_file()}
+    assert found == {name: name for name in kept}, "a run that is not evaluated would go on from nothing"
