@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from sympow_jax.sharding.mesh import BATCH, dividing, is_sharded, over_shards
+from sympow_jax.sharding.mesh import BATCH, axis_size, dividing, over_shards
 from sympow_jax.typing import AnyArray, Array, Float, Int
 
 
@@ -17,7 +17,7 @@ def look_up(table: Float[Array, "V E"], index: Int[AnyArray, "B T"], dtype: DTyp
     A device looks up its columns for the tokens of all devices along fsdp, and they exchange columns for rows: it
     receives B T E numbers of its own tokens, where a gathered table is V E.
     """
-    if not is_sharded():
+    if axis_size("fsdp") * axis_size("tensor") == 1:
         return jnp.take(table.astype(dtype), index, axis=0)
     rows = dividing(index.shape[0], BATCH)
     tokens = P(rows, dividing(index.shape[1], "seq"))
