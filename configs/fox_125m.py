@@ -4,8 +4,9 @@
 
 12 layers of 768, 12 heads of 64, context 16,384, 524,288 tokens a step, AdamW (0.9, 0.95), weight decay 0.1, clip 1,
 warm-up over 256 Mi tokens, cosine to 0 over 2.68 billion tokens, learning rate 2e-3, bfloat16; RMSNorm and SwiGLU as
-in LLaMA. FoX-Pro adds QK-norm and an output gate: --config.attention.qk_norm=true --config.attention.output_gate=true
-(its token shift and per-head output norm are not implemented; its MLP has ratio 3.5). RoPE baselines use base 500,000.
+in LLaMA. FoX-Pro adds QK-norm, a norm of each head's output and an output gate: --config.attention.qk_norm=true
+--config.attention.output_norm=true --config.attention.output_gate=true (its token shift is not implemented; its MLP has
+ratio 3.5). RoPE baselines use base 500,000.
 """
 
 from ml_collections import ConfigDict
