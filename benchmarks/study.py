@@ -7,8 +7,9 @@
 docs/benchmarks/NAME.json has the command, the commits and loads of the machine of each call, and the results; the table
 stands in RESULTS.md between `<!-- benchmarks.study: NAME -->` and `<!-- end -->`, the figure is docs/NAME.png.
 docs/benchmarks/NAME.tar.xz has the runs but for the arrays of their checkpoints: configs, losses, evaluations, digests.
-A ROOT that is not there is made from it, so a study goes on on another machine too; what was evaluated on other data
-(another Python has other sources) is run again.
+A ROOT that is not there is made from it, so a study goes on on another machine too. What was evaluated on other data
+(another Python has other sources) ends it with a line: without arrays it cannot be run again, and an empty ROOT starts
+anew.
 """
 
 import argparse

@@ -159,7 +159,8 @@ def _kill(
     story += f", the others ended after {seconds:.1f} s" if len(processes) > 1 else ""
     finished = trial.steps in after and all(code in (0, -signal.SIGKILL) for code in codes)
     faults = [] if finished else _faults_of_ends(processes, codes, victim)
-    faults += _faults_of_checkpoints(workdir, before[-trial.config.checkpoint.keep_last :], after)
+    newest = sorted({*before, *after})[-trial.config.checkpoint.keep_last :]  # the others may finish a save
+    faults += _faults_of_checkpoints(workdir, newest, after)
     return f"{story}; the newest checkpoint is {max(after, default=0)}", faults
 
 

@@ -330,6 +330,14 @@ def test_vector_gates_saved_without_a_rotation_have_one_step_a_head(pattern):
     assert rotations == ["frequency", "scalar"]
 
 
+@pytest.mark.parametrize("pattern", ["softmax_nope,fox", "conformal_sympow,softmax_nope"])
+def test_rows_of_a_pattern_saved_without_a_rotation_go_on(pattern):
+    now = resolve(f"attention.layer_pattern={pattern}", variant="selective_rope")
+    saved = dataclasses.asdict(now)
+    del saved["position"]["rotation"], saved["position"]["rotation_rank"]
+    assert config_lib.diff(config_lib.resolve_saved(saved), now) == {}
+
+
 def test_every_key_is_as_old_as_the_first_config_or_has_a_row_for_those_without_it():
     first = config_lib.flatten(json.loads((ROOT / "tests" / "saved_configs" / "098c34f.json").read_text()))
     assert {*config_lib.flatten(resolve())} == {*first} | {key for key, _ in ABSENT}

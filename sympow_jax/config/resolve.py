@@ -10,7 +10,7 @@ from sympow_jax import variants
 from sympow_jax.config.architecture import longest
 from sympow_jax.config.checks import check_combinations, check_values
 from sympow_jax.config.errors import require_known
-from sympow_jax.config.layer_specs import absolute_position
+from sympow_jax.config.layer_specs import absolute_position, attention_specs
 from sympow_jax.config.schema import Config
 from sympow_jax.config.values import build, flatten, parse_value
 
@@ -37,10 +37,11 @@ def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
         layer_pattern=row.layer_pattern if a.layer_pattern == ("variant",) else a.layer_pattern,
     )
     mlp_bias = ("all" if m.mlp in ("gelu", "gelu_exact") else "none") if m.mlp_bias == "auto" else m.mlp_bias
-    rotation = p.rotation
-    if rotation == "variant" and not {*attention.layer_pattern} & {*variants.VARIANTS}:  # rows of a pattern keep theirs
-        rotation = row.rotation if attention.position == "learned_rope" else "scalar"
     config = dataclasses.replace(config, attention=attention)
+    rotation = p.rotation
+    learned = {spec.position.rotation for spec in attention_specs(config) if spec.attention.position == "learned_rope"}
+    if rotation == "variant" and len(learned) < 2:  # rows of a pattern that differ keep theirs
+        rotation = next(iter(learned), "scalar")
     uses_max_length = absolute_position(config) == "learned_absolute" or p.convention == "manifest"
     config = dataclasses.replace(
         config,

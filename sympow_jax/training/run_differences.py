@@ -61,9 +61,12 @@ def differences(first: str | pathlib.Path, second: str | pathlib.Path) -> list[s
 
 
 def largest_difference(first: str | pathlib.Path, second: str | pathlib.Path) -> float:
-    """Of the losses of two finished runs, held-out ones too, relative; infinite where one has a loss more."""
-    a, b = (
-        {(name, row["step"]): row[name] for row in read_untimed_metrics(run) for name in _LOSSES if name in row}
-        for run in (first, second)
-    )
+    """Of the finite losses of two finished runs, held-out ones too, relative; infinite where one has more of them."""
+    a, b = _finite_losses(first), _finite_losses(second)
     return max(abs(b[key] / a[key] - 1) for key in a) if a.keys() == b.keys() else float("inf")
+
+
+def _finite_losses(workdir: str | pathlib.Path) -> dict[tuple[str, int], float]:
+    """By name and step; metrics have None for the others."""
+    rows = read_untimed_metrics(workdir)
+    return {(name, row["step"]): row[name] for row in rows for name in _LOSSES if row.get(name) is not None}

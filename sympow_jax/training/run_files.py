@@ -15,7 +15,7 @@ from sympow_jax.training.data import RunData
 from sympow_jax.training.workdir import refuse_links
 
 MAY_CHANGE = (
-    "num_train_steps", "logging.*", "evaluation.*", "checkpoint.*", "mesh.*", "model.remat",
+    "num_train_steps", "logging.*", "evaluation.*", "checkpoint.*", "mesh.*", "model.remat", "model.scan_layers",
     "optimizer.accumulation_steps", "optimizer.max_skipped_steps", "data.prefetch_batches", "data.num_threads",
 )  # fmt: skip
 LEARNING_RATE = (
@@ -69,9 +69,8 @@ def check_resume(config: Config, workdir: str, *, allow_learning_rate_change: bo
         return
     changes = diff(load_config(workdir), config)
     for path, (old, new) in changes.items():
-        note = (
-            "; sums are split otherwise, and losses may differ in their last bits" if path.startswith("mesh.") else ""
-        )
+        regroups = path.startswith("mesh.") or path == "model.scan_layers"
+        note = "; sums are split otherwise, and losses may differ in their last bits" if regroups else ""
         print(f"config change: {path}: {old!r} -> {new!r}{note}")
     refused = [path for path in changes if not any(fnmatch.fnmatch(path, pattern) for pattern in MAY_CHANGE)]
     if (pathlib.Path(workdir) / "data.json").exists():

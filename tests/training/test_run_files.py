@@ -55,6 +55,13 @@ def test_a_mixture_mixed_otherwise_a_task_and_a_run_without_digests_are_refused(
         check_resume(moved, str(workdir))
 
 
+def test_layers_in_a_loop_and_one_after_another_continue_each_other(tmp_path, workdir, capsys):
+    config = config_of(f"{tmp_path}/elsewhere@3,{tmp_path}/B", tmp_path / "B")
+    model = dataclasses.replace(config.model, scan_layers=not config.model.scan_layers)
+    check_resume(dataclasses.replace(config, model=model), str(workdir))
+    assert "model.scan_layers: True -> False; sums are split otherwise" in capsys.readouterr().out
+
+
 def test_other_changes_are_refused_as_before(tmp_path, workdir):
     config = config_of(f"{tmp_path}/elsewhere@3,{tmp_path}/B", tmp_path / "B")
     write_json_atomic(workdir / "config.json", dataclasses.asdict(dataclasses.replace(config, seed=7)))

@@ -63,6 +63,9 @@ def test_the_largest_difference_is_that_of_any_loss(tmp_path):
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
     assert largest_difference(tmp_path / "a", tmp_path / "a") == 0.0
     assert largest_difference(tmp_path / "a", tmp_path / "b") == 0.5
+    not_finite = [rows[0], rows[1] | {"loss": None}, rows[2]]
+    (tmp_path / "b" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in not_finite))
+    assert largest_difference(tmp_path / "a", tmp_path / "b") == float("inf")
     (tmp_path / "b" / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
     assert largest_difference(tmp_path / "a", tmp_path / "b") == float("inf")
 
