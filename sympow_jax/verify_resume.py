@@ -140,8 +140,9 @@ def _wait_for_moment(
 
 
 def _unfinished(workdir: pathlib.Path) -> set[str]:
-    """Names of the folders of saves under way."""
-    return {path.name for path in (workdir / "checkpoints").glob(f"*{TEMPORARY}*") if ".probe." not in path.name}
+    """Names of the folders of saves under way; those of deletions and probes have more than a step before the mark."""
+    names = {path.name for path in (workdir / "checkpoints").glob(f"*{TEMPORARY}*")}
+    return {name for name in names if name.partition(TEMPORARY)[0].isdigit()}
 
 
 def _kill(

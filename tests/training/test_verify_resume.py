@@ -10,8 +10,9 @@ import pytest
 
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.local_processes import LocalProcesses
+from sympow_jax.training.quiet_orbax import TEMPORARY
 from sympow_jax.training.run_differences import largest_difference
-from sympow_jax.verify_resume import _faults_of_checkpoints, _faults_of_ends
+from sympow_jax.verify_resume import _faults_of_checkpoints, _faults_of_ends, _unfinished
 from tests.training.test_faults import FLAGS, ROOT, plain_environment
 
 END = "import sys, time; place = sys.argv[-1]; print(sys.argv[1], file=sys.stderr, flush=True); "
@@ -53,6 +54,12 @@ def test_checkpoints_that_are_gone_or_damaged_are_named(tmp_path):
     (tmp_path / "checkpoints" / "2" / "manifest" / "metadata").write_text("{")
     gone, damaged = _faults_of_checkpoints(tmp_path, [1, 2, 3], [1, 2])
     assert gone == "checkpoint 3 is gone" and "step 2" in damaged
+
+
+def test_a_save_under_way_is_neither_a_deletion_nor_a_probe(tmp_path):
+    for name in ("2", "4.deleted", "6", "8.probe.1"):
+        (tmp_path / "checkpoints" / f"{name}{TEMPORARY if name != '2' else ''}").mkdir(parents=True)
+    assert _unfinished(tmp_path) == {f"6{TEMPORARY}"}
 
 
 def test_the_largest_difference_is_that_of_any_loss(tmp_path):
