@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 from rich.console import Console
 
 from sympow_jax.config import TASKS, Config, ConfigError, diff
+from sympow_jax.config.absent import ABSENT
 from sympow_jax.evals import remembrance, retrieval
 from sympow_jax.evals.distance_curves import distance_curves
 from sympow_jax.evals.files import inputs_digest, write_csv, write_json, write_result
@@ -114,7 +116,14 @@ def is_current(request: EvaluationRequest, config: Config) -> bool:
     store = _open(request, config)
     result = read_json(path)
     made_from = inputs(request, config, request.step, _data_digest(request, store))
-    return result.get("inputs") == made_from
+    return _with_absent(result.get("inputs")) == _with_absent(made_from)
+
+
+def _with_absent(made_from: Any) -> Any:
+    """Inputs with the settings that did not exist when they were written."""
+    if not isinstance(made_from, dict) or not isinstance(made_from.get("settings"), dict):
+        return made_from
+    return made_from | {"settings": json.loads(json.dumps(dict(ABSENT))) | made_from["settings"]}
 
 
 def _check_scaling_reached(request: EvaluationRequest, config: Config) -> None:

@@ -210,6 +210,10 @@ def test_a_result_is_used_again_only_for_what_it_was_made_from(command, tmp_path
     write_checkpoint(run, 800, parameters="b")  # trained anew: the same step, other parameters
     assert evaluated_again() and not evaluated_again()
     result = json.loads((run / "eval" / "length_generalisation.json").read_text())
+    del result["inputs"]["settings"]["position.rotation"]  # a file of before the key, which means what it did then
+    write_json_atomic(run / "eval" / "length_generalisation.json", result)
+    assert not evaluated_again()
+    result = json.loads((run / "eval" / "length_generalisation.json").read_text())
     del result["inputs"]  # a file that says nothing of its inputs
     write_json_atomic(run / "eval" / "length_generalisation.json", result)
     assert evaluated_again()
