@@ -9,6 +9,7 @@ a mean over targets. While attention.blend_steps last, the model is the blend.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +43,8 @@ def training_sums(
     With `state`, of the tokens before the batch, one of the parts is `stream`, the state after it.
     """
     o, targets = model.config.optimizer, batch["targets"]
-    known = {"segment_ids": batch.get("segment_ids"), "positions": batch.get("positions")}
-    mine = known if softmax_share is None else known | {"softmax_share": softmax_share}
+    known: dict[str, Any] = {"segment_ids": batch.get("segment_ids"), "positions": batch.get("positions")}
+    mine: dict[str, Any] = known if softmax_share is None else known | {"softmax_share": softmax_share}
     distances, left = {}, {}
     if teacher is None and state is None:
         nll, log_z = model.losses(params, batch["inputs"], targets, **mine)
