@@ -11,9 +11,9 @@
 
 Grouped queries, SwiGLU, RMSNorm, norms of queries and keys; 4,194,304 tokens a step at every context. The mesh has one
 sequence along fsdp for each of the batch and cuts it over the devices that are left: 65,536 tokens on 256 devices are
-fsdp 64 x seq 4; at 1,048,576 fsdp is 4 and tensor 4, for parameters are not cut along seq. Nothing of these sizes was
-trained here: shapes are those of open models (Llama 3, arXiv 2407.21783; Qwen 3, arXiv 2505.09388), the rest is
-unverified. Before renting anything: docs/planning.md.
+fsdp 64 x seq 4, 1,048,576 are fsdp 4 x seq 64. Nothing of these sizes was trained here: shapes are those of open models
+(Llama 3, arXiv 2407.21783; Qwen 3, arXiv 2505.09388), the rest is unverified. What compilers say of them, and for which
+of them that is known: docs/plans. Before renting anything: docs/planning.md.
 """
 
 from ml_collections import ConfigDict
@@ -52,7 +52,6 @@ def get_config(arg: str = "1.3b,65536") -> ConfigDict:
     c.data.batch_size = max(TOKENS_PER_STEP // c.data.seq_len, 1)
     c.mesh.data = 1
     c.mesh.fsdp = c.data.batch_size
-    c.mesh.tensor = 4 if c.data.batch_size < 16 else 1
     c.mesh.seq = -1
     c.num_train_steps = 25_000
     c.optimizer.learning_rate = 3e-4
