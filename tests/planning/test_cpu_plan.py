@@ -27,6 +27,7 @@ from tests.models.small import VOCAB, tiny_config
 SMALL = [
     "--config=configs/quickstart.py", "--config.model.num_layers=2", "--config.model.embed_dim=128",
     "--config.model.num_heads=2", "--config.model.head_dim=64", "--config.model.mlp_dim=512",
+    "--config.model.scan_layers=false",
 ]  # fmt: skip
 
 
