@@ -22,3 +22,14 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     c.model.head_dim = 32
     c.model.mlp_dim = 512
     return c
+
+
+def of_a_study(variant: str) -> ConfigDict:
+    """The same for one of many runs that are compared: evaluated once trained, to 16 times the trained context."""
+    c = get_config(variant)
+    c.evaluation.every_steps = 0
+    c.evaluation.lengths = (64, 512, 2_048, 8_192)
+    c.evaluation.num_documents = 24
+    c.checkpoint.every_steps = 400
+    c.logging.tensorboard = False
+    return c

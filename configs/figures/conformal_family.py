@@ -38,12 +38,7 @@ def get_config(point: str = "vector,frequency") -> ConfigDict:
     if point not in POINTS:
         raise ValueError(f"{point!r}: a point is one of {', '.join(map(repr, POINTS))}")
     gate, _, rotation = point.partition(",")
-    c = quickstart.get_config("sympow")
+    c = quickstart.of_a_study("sympow")
     c.attention.gate = GATES[gate]
     c.attention.position, c.position.rotation = ROTATIONS[rotation]
-    c.evaluation.every_steps = 0
-    c.evaluation.lengths = (64, 512, 2_048, 8_192)
-    c.evaluation.num_documents = 24
-    c.checkpoint.every_steps = 400
-    c.logging.tensorboard = False
     return c

@@ -30,12 +30,7 @@ def get_config(point: str = "sympow,carried") -> ConfigDict:
     if point not in POINTS:
         raise ValueError(f"{point!r}: a point is one of {', '.join(map(repr, POINTS))}")
     variant, _, state = point.partition(",")
-    c = quickstart.get_config(variant)
+    c = quickstart.of_a_study(variant)
     c.training.initial_state = state
     c.data.order = "stream"
-    c.evaluation.every_steps = 0
-    c.evaluation.lengths = (64, 512, 2_048, 8_192)
-    c.evaluation.num_documents = 24
-    c.checkpoint.every_steps = 400
-    c.logging.tensorboard = False
     return c
