@@ -60,7 +60,8 @@ def token_scores(
     return _by_blocks(_nll_and_rank, hidden, kernel, targets, block, scale=scale, softcap=softcap)
 
 
-def token_divergence(
+def token_distance(
+    name: str,
     hidden: tuple[Float[Array, "B T E"], Float[Array, "B T E"]],
     kernel: tuple[Float[Array, "E V"], Float[Array, "E V"]],
     *,
@@ -68,22 +69,12 @@ def token_divergence(
     scale: float = 1.0,
     softcap: float = 0.0,
 ) -> Float[Array, "B T"]:
-    """KL(p || q) = sum_v p_v (log p_v - log q_v) in nats, q and p the softmax of the first and of the second logits."""
-    unused = jnp.zeros(hidden[0].shape[:2], jnp.int32)
-    return _by_blocks(_kullback_leibler, hidden, kernel, unused, block, scale=scale, softcap=softcap)
+    """How far q and p are apart, the softmax of the first and of the second logits.
 
-
-def token_variation(
-    hidden: tuple[Float[Array, "B T E"], Float[Array, "B T E"]],
-    kernel: tuple[Float[Array, "E V"], Float[Array, "E V"]],
-    *,
-    block: int,
-    scale: float = 1.0,
-    softcap: float = 0.0,
-) -> Float[Array, "B T"]:
-    """Total variation distance 1/2 sum_v |p_v - q_v|, from 0 to 1, of the two softmax distributions."""
+    divergence is KL(p || q) = sum_v p_v (log p_v - log q_v) in nats, variation 1/2 sum_v |p_v - q_v|, from 0 to 1.
+    """
     unused = jnp.zeros(hidden[0].shape[:2], jnp.int32)
-    return _by_blocks(_total_variation, hidden, kernel, unused, block, scale=scale, softcap=softcap)
+    return _by_blocks(_DISTANCES[name], hidden, kernel, unused, block, scale=scale, softcap=softcap)
 
 
 def _total_variation(logits: tuple[Array, Array], targets: AnyArray) -> Array:
@@ -96,6 +87,9 @@ def _kullback_leibler(logits: tuple[Array, Array], targets: AnyArray) -> Array:
     del targets
     log_q, log_p = (jax.nn.log_softmax(each, axis=1) for each in logits)
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=1)
+
+
+_DISTANCES = {"divergence": _kullback_leibler, "variation": _total_variation}
 
 
 @jax.custom_vjp

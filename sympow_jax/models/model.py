@@ -14,7 +14,7 @@ from sympow_jax import sharding
 from sympow_jax.config import Config, ConfigError, LayerSpec, absolute_position, layer_specs, linear_specs
 from sympow_jax.layers.state_specs import state_specs
 from sympow_jax.models.flops import expansion
-from sympow_jax.models.loss import token_divergence, token_logits, token_nll, token_scores, token_variation
+from sympow_jax.models.loss import token_distance, token_logits, token_nll, token_scores
 from sympow_jax.models.transformer import Transformer
 from sympow_jax.ops.linear_attention import accelerators, dispatch
 from sympow_jax.typing import AnyArray, Array, Bool, Float, Int, PyTree
@@ -295,15 +295,16 @@ class Model:
 
     def divergence(self, features: "Features", others: "Features") -> Float[Array, "B T"]:
         """KL(others' distribution of the next token || this one's) at each token, nats, float32."""
-        with sharding.use_mesh(self.mesh):
-            pair = (features.hidden, others.hidden), (features.kernel, others.kernel)
-            return token_divergence(*pair, **self._loss_options)
+        return self._distance("divergence", features, others)
 
     def variation(self, features: "Features", others: "Features") -> Float[Array, "B T"]:
         """Total variation distance of the two distributions of the next token at each token, from 0 to 1, float32."""
+        return self._distance("variation", features, others)
+
+    def _distance(self, name: str, features: "Features", others: "Features") -> Float[Array, "B T"]:
         with sharding.use_mesh(self.mesh):
             pair = (features.hidden, others.hidden), (features.kernel, others.kernel)
-            return token_variation(*pair, **self._loss_options)
+            return token_distance(name, *pair, **self._loss_options)
 
 
 class Features(NamedTuple):
