@@ -144,8 +144,7 @@ class Attention(Projections):
         totals = sequence_parallel.gather_totals(tokens.beta, decays, context.segment_ids)
         phase = None
         if tokens.beta is not None:
-            phase, beta = sequence_parallel.phase_before(totals, tokens.beta, past.get("phase"))
-            tokens = dataclasses.replace(tokens, beta=beta)
+            phase = sequence_parallel.phase_before(totals, past.get("phase"))
         keep_keys = state is not None and self.rotary.changes_with_length
         tokens, scale, phase = self.rotary(tokens, context, phase, keep_keys=keep_keys)
         options: dict[str, Any] = {"scale": scale, "implementation": self._implementation()}
@@ -173,7 +172,10 @@ class Attention(Projections):
             return sequence_parallel.attend(tokens, bias, context, window=self.window, **options), None
         if state is None:
             return out, None
-        return out, sharding.from_last({"kernel": after} | ({} if phase is None else {"phase": phase}))
+        if phase is None:
+            return out, sharding.from_last({"kernel": after})
+        phase = phase if past["phase"].twin is not None else dataclasses.replace(phase, twin=None)
+        return out, sharding.from_last({"kernel": after, "phase": phase})
 
     def kernel_inputs(self, x: Float[Array, "B T E"], context: Context) -> tuple[Array, Array, Array | None, float]:
         """(q, k, log_gates, scale) as the kernel gets them from whole sequences, rotary positions applied."""

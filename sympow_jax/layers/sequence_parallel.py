@@ -35,8 +35,8 @@ def gather_totals(
 ) -> Totals:
     """What each shard does to what passes through it, of every shard, [shards, B, ...]; {} if nothing.
 
-    "log_decay", the sum of its log gates; "integer", "fraction" and "beta", the sum of beta over its last document,
-    exactly and as a float with a gradient; "first", "last" and "uniform", the ends of its segment ids.
+    "log_decay", the sum of its log gates; "integer", "fraction" and "twin", the sum of beta over its last document,
+    exactly, and 0 with its gradient; "first", "last" and "uniform", the ends of its segment ids.
     """
     totals = {}
     if log_gates is not None:
@@ -46,21 +46,8 @@ def gather_totals(
         totals |= {"first": segment_ids[:, 0], "last": segment_ids[:, -1], "uniform": uniform.astype(jnp.int32)}
     if beta is not None:
         phase = ops.positions.phase_state(beta, segment_ids)
-        totals |= {"integer": phase.integer, "fraction": phase.fraction}
-        totals["beta"] = jnp.sum(beta if segment_ids is None else _last_document(beta, segment_ids), axis=1)
+        totals |= {"integer": phase.integer, "fraction": phase.fraction, "twin": phase.twin}
     return sharding.gather(totals)
-
-
-def _last_document(x: Float[Array, "B T K *F"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T K *F"]:
-    """x where no later token begins another document, and 0 elsewhere."""
-    changes = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], [(0, 0), (0, 1)])
-    last = jnp.cumsum(changes[:, ::-1], axis=1)[:, ::-1] == 0
-    return jnp.where(_over_heads(last, x), x, 0.0)
-
-
-def _over_heads(rows: Array, like: Array) -> Array:
-    """What is known of the rows of an array [..., K *F], with dims of 1 for the others."""
-    return rows.reshape(*rows.shape, *[1] * (like.ndim - rows.ndim))
 
 
 def _ends_before(totals: Totals, past: Past | None) -> Int[Array, "shards B"]:
@@ -76,33 +63,29 @@ def _open(totals: Totals, batch_size: int, past: Past | None) -> Bool[Array, "sh
     return (totals["uniform"] == 1) & (totals["first"] == _ends_before(totals, past))
 
 
-def phase_before(
-    totals: Totals, beta: Float[Array, "B T K *F"], past: ops.positions.PhaseState | None
-) -> tuple[ops.positions.PhaseState, Float[Array, "B T K *F"]]:
-    """The learned position that this shard continues, and beta with the gradient of all that is before it.
+def phase_before(totals: Totals, past: ops.positions.PhaseState | None) -> ops.positions.PhaseState:
+    """The learned position that this shard continues, exactly, and a twin with the gradient of all that is before it.
 
-    The position is exact and has no gradient; that of its float twin enters at the first token, where it adds 0.
     `past` is what the first shard continues; it counts as a shard before that.
     """
-    p, B, shard = jax.lax.axis_index("seq"), beta.shape[0], jnp.arange(sharding.axis_size("seq"))
-    integer, fraction, source, is_open = totals["integer"], totals["fraction"], shard, _open(totals, B, past)
-    document = jnp.zeros(B, jnp.int32)
+    p, shard = jax.lax.axis_index("seq"), jnp.arange(sharding.axis_size("seq"))
+    integer, fraction, twin = totals["integer"], totals["fraction"], totals["twin"]
+    B = integer.shape[1]
+    source, is_open, document = shard, _open(totals, B, past), jnp.zeros(B, jnp.int32)
     if past is not None:
-        integer, fraction = (
-            jnp.concatenate([a[None], b]) for a, b in ((past.integer, integer), (past.fraction, fraction))
+        before = jnp.zeros_like(twin[0]) if past.twin is None else past.twin
+        integer, fraction, twin = (
+            jnp.concatenate([a[None], b])
+            for a, b in ((past.integer, integer), (past.fraction, fraction), (before, twin))
         )
         source, document = jnp.concatenate([shard[:1] - 1, shard]), past.segment_id
     between = (shard[None, :] > source[:, None]) & (shard < p)[None, :]
     kept = jnp.all(is_open[None] | ~between[..., None], axis=1) & (source < p)[:, None]  # [sources, B]
     integer, fraction = ops.positions.sum_phases(integer, fraction, kept)
-    twin = jnp.sum(jnp.where(_over_heads(kept[-shard.size :], totals["beta"]), totals["beta"], 0.0), axis=0)
+    twin = jnp.sum(jnp.where(kept.reshape(*kept.shape, *[1] * (twin.ndim - 2)), twin, 0.0), axis=0)
     if "last" in totals:
         document = _ends_before(totals, past)[p]
-        twin = jnp.where(_over_heads(totals["first"][p] == document, twin), twin, 0.0)
-    return (
-        ops.positions.PhaseState(integer, fraction, document),
-        beta.at[:, 0].add(twin - jax.lax.stop_gradient(twin)),
-    )
+    return ops.positions.PhaseState(integer, fraction, document, twin)
 
 
 def _extended(state: ops.LinearState) -> Float[Array, "B K P Dv1"]:

@@ -36,7 +36,8 @@ def _specs(part: PyTree) -> PyTree:
     if isinstance(part, ops.LinearState):
         return ops.LinearState(state=heads, normalizer=heads, segment_id=alone)
     if isinstance(part, ops.positions.PhaseState):
-        return ops.positions.PhaseState(integer=heads, fraction=heads, segment_id=alone)
+        twin = None if part.twin is None else heads
+        return ops.positions.PhaseState(integer=heads, fraction=heads, segment_id=alone, twin=twin)
     if isinstance(part, ops.cache.KVCache):
         return ops.cache.KVCache(
             keys=heads, values=heads, positions=alone, gates=None if part.gates is None else (late, late)

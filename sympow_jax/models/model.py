@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from sympow_jax import sharding
+from sympow_jax import ops, sharding
 from sympow_jax.config import Config, ConfigError, LayerSpec, absolute_position, layer_specs, linear_specs
 from sympow_jax.layers.state_specs import state_specs
 from sympow_jax.models.flops import expansion
@@ -129,13 +129,14 @@ class Model:
         """True when the longest context of the stream changes the result (dynamic NTK scaling)."""
         return self.config.position.scaling == "dynamic_ntk"
 
-    def initial_state(self, batch_size: int, max_length: int) -> PyTree:
+    def initial_state(self, batch_size: int, max_length: int, *, differentiable: bool = False) -> PyTree:
         """The empty state of `batch_size` streams of at most max_length tokens.
 
         Of constant size for linear kernels, windows and convolutions; a cache of max_length keys and values for
-        softmax attention. No two of its arrays share a buffer.
+        softmax attention. No two of its arrays share a buffer. Gradients flow through all of it but the exact
+        positions of learned_rope, unless it is `differentiable`: then they have float twins, zeros.
         """
-        return self._create_state(batch_size, max_length)
+        return self._create_state(batch_size, max_length, differentiable)
 
     def abstract_state(self, batch_size: int, max_length: int) -> PyTree:
         """Shapes, dtypes and, on the mesh, shardings of `initial_state`."""
@@ -146,13 +147,14 @@ class Model:
             return sharding.with_shardings(state, sharding.named_shardings(state_specs(state), self.mesh))
 
     @functools.cached_property
-    def _create_state(self) -> Callable[[int, int], PyTree]:
-        def create(batch_size: int, max_length: int) -> PyTree:
+    def _create_state(self) -> Callable[[int, int, bool], PyTree]:
+        def create(batch_size: int, max_length: int, differentiable: bool) -> PyTree:
             model = nnx.eval_shape(lambda: Transformer(self.config, self.vocab_size, rngs=nnx.Rngs(0)))
             with sharding.use_mesh(self.mesh):
-                return self._lay_out(model.initial_state(batch_size, max_length))
+                state = model.initial_state(batch_size, max_length)
+                return self._lay_out(ops.positions.differentiable(state) if differentiable else state)
 
-        return jax.jit(create, static_argnums=(0, 1))
+        return jax.jit(create, static_argnums=(0, 1, 2))
 
     def _lay_out(self, state: PyTree) -> PyTree:
         """The state where it lives on the mesh; runs inside `use_mesh`."""

@@ -221,6 +221,32 @@ def test_gradient_of_learned_phases_is_that_of_the_sum():
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("frequencies", [(), (8,)])
+def test_gradient_of_learned_phases_goes_through_a_differentiable_state(frequencies):
+    """Chunks of 20 tokens, one of documents' ends within and one with an end between two; without twins it stops."""
+    beta, draw = make_beta(60), np.random.default_rng(1)
+    beta = jnp.broadcast_to(beta.reshape(*beta.shape, *[1] * len(frequencies)), (*beta.shape, *frequencies))
+    cotangent = jnp.asarray(draw.normal(size=(2, 60, 3, 8)), jnp.float32)
+    ids = jnp.asarray([np.repeat([1, 2], [25, 35]), np.repeat([1, 2, 3, 4], [20, 22, 8, 10])], jnp.int32)
+
+    def loss(beta, state, size, segmented):
+        total = 0.0
+        for low in range(0, 60, size):
+            of = slice(low, low + size)
+            options = {"segment_ids": ids[:, of]} if segmented else {}
+            phases, state = learned(beta[:, of], initial=state, **options)
+            total += (phases * cotangent[:, of]).sum()
+        return total
+
+    start = positions.initial_phase_state(2, 3, *frequencies)
+    gradient = jax.jit(jax.grad(loss), static_argnums=(2, 3))
+    for segmented in (False, True):
+        expected = gradient(beta, start, 60, segmented)
+        actual = gradient(beta, positions.differentiable({"phase": start})["phase"], 20, segmented)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+        assert np.abs(gradient(beta, start, 20, segmented) - expected)[:, :20].max() > 1e-2
+
+
 def test_rotation_depends_on_differences_and_keeps_half_split_pairs():
     rng = np.random.default_rng(0)
     q, k = (jnp.asarray(rng.normal(size=(1, 1, 4, 16)), jnp.float32) for _ in range(2))

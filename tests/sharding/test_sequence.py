@@ -81,20 +81,30 @@ def test_shards_of_a_sequence_give_the_outputs_and_gradients_of_one_device(monke
 
 @pytest.mark.parametrize("variant", ["conformal_sympow", "conformal_vector_sympow"])
 def test_a_stream_of_packed_documents_goes_on_between_shards(variant):
-    """Three calls of 16 tokens, in which a document of an earlier call ends, goes on, or fills all shards."""
+    """Losses and gradients of three calls of 16 tokens; a document of an earlier one ends, goes on, or fills them."""
     config = tiny_config(variant, "attention.chunk_size=4", "attention.implementation=chunked")
     batch = packed_batch(2, 48)
     batch["segment_ids"][1] = np.where(np.arange(48) < 37, 1, 2)
+    batch = jax.tree.map(jnp.asarray, batch)
     params = Model(config, VOCAB).init(jax.random.key(0))
 
     def streamed(mesh):
         model = Model(config, VOCAB, mesh)
-        state, found = model.initial_state(2, 48), []
-        for start in range(0, 48, 16):
-            part = {name: x[:, start : start + 16] for name, x in batch.items() if name != "positions"}
-            nll, state = jax.jit(model.nll)(params, **part, state=state)
-            found.append(np.asarray(nll))
-        return np.concatenate(found, axis=1)
+
+        def loss(params):
+            state, found = model.initial_state(2, 48, differentiable=True), []
+            for start in range(0, 48, 16):
+                part = {name: x[:, start : start + 16] for name, x in batch.items() if name != "positions"}
+                nll, state = model.nll(params, **part, state=state)
+                found.append(nll)
+            return jnp.mean(jnp.concatenate(found, axis=1)), (found, state)
+
+        (_, (found, state)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return np.concatenate(found, axis=1), gradients, state
 
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 2, "seq": 4})
-    np.testing.assert_allclose(streamed(mesh), streamed(None), rtol=2e-5, atol=2e-6)
+    (nll, gradients, state), (want, want_gradients, want_state) = streamed(mesh), streamed(None)
+    np.testing.assert_allclose(nll, want, rtol=2e-5, atol=2e-6)
+    assert jax.tree.structure(state) == jax.tree.structure(want_state)
+    for (path, a), b in zip(jax.tree.leaves_with_path(gradients), jax.tree.leaves(want_gradients), strict=True):
+        assert np.max(np.abs(a - b)) <= 3e-5 * np.max(np.abs(b)) + 1e-8, path

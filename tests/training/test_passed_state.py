@@ -35,9 +35,15 @@ def test_rows_go_on_until_their_documents_end():
     assert found == [(row, block) for pair in documents for block in range(3) for row in pair]
 
 
-@pytest.mark.parametrize("variant", ["sympow_gated", pytest.param("based", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "conformal_sympow",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sympow_gated", "based", "conformal_vector_sympow")),
+    ],
+)
 def test_two_chunks_with_a_carried_state_are_the_whole_sequence(variant):
-    """Losses, and gradients where the state keeps its own; the exact phases of learned_rope have none."""
+    """Losses and gradients, where the state keeps its own."""
     model = make_model(variant, "carried")
     params = moved(model.init(jax.random.key(0)), 0.05)
     tokens = np.random.default_rng(0).integers(0, VOCAB, (B, 2 * T + 1)).astype(np.int32)
@@ -45,7 +51,7 @@ def test_two_chunks_with_a_carried_state_are_the_whole_sequence(variant):
     @functools.partial(jax.jit, static_argnums=1)
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(params, pieces):
-        state, found = empty_stream(model), []
+        state, found = model.initial_state(B, T, differentiable=True), []
         for piece in np.split(np.arange(2 * T), pieces):
             features = model.features(params, tokens[:, piece], state=state)
             state = features.state

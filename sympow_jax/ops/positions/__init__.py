@@ -14,6 +14,7 @@ from sympow_jax.ops.positions.frequencies import ScalingConstants, manifest_freq
 from sympow_jax.ops.positions.rotary import (
     PhaseState,
     cos_sin,
+    differentiable,
     initial_phase_state,
     learned_phases,
     phase_state,
@@ -29,6 +30,7 @@ __all__ = [
     "alibi_bias",
     "alibi_slopes",
     "cos_sin",
+    "differentiable",
     "fire_input",
     "init_bias",
     "initial_phase_state",

@@ -57,11 +57,13 @@ class PhaseState:
       integer: [B, K] uint32, or [B, K, F] where every frequency has steps of its own.
       fraction: as integer, below 2^30.
       segment_id: [B] int32, the document the sum belongs to.
+      twin: zeros as integer, float32, whose gradient is that of the sum; None where no gradient is passed on.
     """
 
     integer: PyTree
     fraction: PyTree
     segment_id: PyTree
+    twin: PyTree = None
 
 
 def initial_phase_state(batch_size: int, *steps: int) -> PhaseState:
@@ -70,18 +72,28 @@ def initial_phase_state(batch_size: int, *steps: int) -> PhaseState:
     return PhaseState(zeros, zeros, jnp.zeros((batch_size,), jnp.int32))
 
 
+def differentiable(state: PyTree) -> PyTree:
+    """The state with a twin in each `PhaseState` of it: gradients of later calls reach the steps of earlier ones."""
+    return jax.tree.map(_with_twin, state, is_leaf=lambda part: isinstance(part, PhaseState))
+
+
+def _with_twin(part: PyTree) -> PyTree:
+    if not isinstance(part, PhaseState):
+        return part
+    return dataclasses.replace(part, twin=jnp.zeros(part.integer.shape, jnp.float32))
+
+
 def phase_state(beta: Float[Array, "B T K *F"], segment_ids: Int[Array, "B T"] | None = None) -> PhaseState:
-    """The state that `learned_phases` returns for these tokens, starting from 0, without the phases."""
-    start = initial_phase_state(beta.shape[0], *beta.shape[2:])
+    """The state that `learned_phases` returns for these tokens, starting from 0, with a twin, without the phases."""
+    start: PhaseState = differentiable(initial_phase_state(beta.shape[0], *beta.shape[2:]))
     starts, final_segment = _document_starts(segment_ids, start)
     integer, fraction = _accumulate(beta, start.integer, start.fraction, starts)
-    return PhaseState(integer[:, -1], fraction[:, -1], final_segment)
+    return PhaseState(integer[:, -1], fraction[:, -1], final_segment, _final_twin(beta, starts))
 
 
 def sum_phases(integer: jax.Array, fraction: jax.Array, kept: Bool[Array, "S B"]) -> tuple[jax.Array, jax.Array]:
     """The exact sum of the `kept` ones of S < 2^16 learned positions, uint32 [S, B, K *F]: integer and fraction."""
-    kept = kept.reshape(*kept.shape, *[1] * (integer.ndim - kept.ndim))
-    integer, fraction = (jnp.where(kept, x, jnp.uint32(0)) for x in (integer, fraction))
+    integer, fraction = (jnp.where(_over(kept, integer), x, jnp.uint32(0)) for x in (integer, fraction))
     low = jnp.sum(fraction & 0x7FFF, axis=0, dtype=jnp.uint32)  # halves of 15 bits, whose sums cannot overflow
     high = jnp.sum(fraction >> 15, axis=0, dtype=jnp.uint32) + (low >> 15)
     whole = jnp.sum(integer, axis=0, dtype=jnp.uint32) + (high >> 15)
@@ -98,12 +110,12 @@ def learned_phases(
     """Phases of data-dependent positions mu_i = mu_(i-1) + beta_i, times inv_freq / 2 pi, modulo 1 (arXiv 2503.03269).
 
     beta, in (0, 2), is rounded to multiples of 2^-30 and summed in integers: exactly, so that chunking, streaming
-    and sharding give bit-equal phases. The gradient is that of the unrounded sum and does not flow into `initial`.
+    and sharding give bit-equal phases. The gradient is that of the unrounded sum; it flows into the twin of `initial`.
 
     Args:
       beta: steps, 1 + tanh(logits), one a head, or one a head and frequency.
       inv_freq: radians per unit step, from `rope_frequencies`.
-      initial: the state to continue from; None starts at 0.
+      initial: the state to continue from, `differentiable` or not, as the one returned is; None starts at 0.
       segment_ids: documents; the sum restarts at each change.
 
     Returns:
@@ -112,8 +124,13 @@ def learned_phases(
     initial = initial_phase_state(beta.shape[0], *beta.shape[2:]) if initial is None else initial
     starts, final_segment = _document_starts(segment_ids, initial)
     integer, fraction = _accumulate(beta, initial.integer, initial.fraction, starts)
+    twin = None
+    if initial.twin is not None:
+        continued = initial.twin if starts is None else jnp.where(_over(starts[:, 0], initial.twin), 0.0, initial.twin)
+        beta = beta.at[:, 0].add(continued)  # 0
+        twin = _final_twin(beta, starts)
     phases: Any = _learned_turns(beta, integer, fraction, starts, _Frequencies(tuple(map(float, inv_freq))))
-    return phases, PhaseState(integer[:, -1], fraction[:, -1], final_segment)
+    return phases, PhaseState(integer[:, -1], fraction[:, -1], final_segment, twin)
 
 
 def _document_starts(segment_ids, initial: PhaseState):
@@ -122,6 +139,20 @@ def _document_starts(segment_ids, initial: PhaseState):
         return None, initial.segment_id
     previous = jnp.concatenate([initial.segment_id[:, None], segment_ids[:, :-1]], 1)
     return segment_ids != previous, segment_ids[:, -1]
+
+
+def _final_twin(beta, starts):
+    """0, [B, K *F] float32, with the gradient of the sum of beta over the last document."""
+    if starts is not None:
+        later = jnp.cumsum(starts[:, :0:-1], axis=1)[:, ::-1]
+        beta = jnp.where(_over(jnp.pad(later, [(0, 0), (0, 1)]) == 0, beta), beta, 0.0)
+    total = jnp.sum(beta.astype(jnp.float32), axis=1)
+    return total - jax.lax.stop_gradient(total)
+
+
+def _over(rows, like):
+    """What is known of the first dims of an array, with dims of 1 for its others."""
+    return rows.reshape(*rows.shape, *[1] * (like.ndim - rows.ndim))
 
 
 def _accumulate(beta, integer, fraction, starts):
@@ -142,7 +173,7 @@ def _restart(low, high, starts):
     """Subtracts from each total [B, 1 + T, K] the one before its document's first token: [B, T, K *F]."""
     index = jnp.arange(starts.shape[1], dtype=jnp.int32)
     start = jax.lax.cummax(jnp.where(starts, index[None, :], -1), axis=1)
-    start = start.reshape(*start.shape, *[1] * (low.ndim - 2))
+    start = _over(start, low)
     low_before, high_before = (
         jnp.where(start < 0, jnp.uint32(0), jnp.take_along_axis(a, jnp.maximum(start, 0), 1)) for a in (low, high)
     )
@@ -182,7 +213,7 @@ def _learned_turns_backward(frequencies, residuals, d_phases):
         d_beta = jax.lax.cumsum(d_positions, axis=1, reverse=True)
     else:
         ends = jnp.concatenate([starts[:, 1:], jnp.ones_like(starts[:, :1])], 1)
-        ends = jnp.broadcast_to(ends.reshape(*ends.shape, *[1] * (d_positions.ndim - 2)), d_positions.shape)
+        ends = jnp.broadcast_to(_over(ends, d_positions), d_positions.shape)
         d_beta, _ = jax.lax.associative_scan(_add_within_segment, (d_positions, ends), axis=1, reverse=True)
     return d_beta.astype(empty_beta.dtype), None, None, None
 
