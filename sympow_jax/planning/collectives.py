@@ -35,12 +35,13 @@ class Collective:
 
 
 def collectives(program: Program, mesh_shape: dict[str, int]) -> list[Collective]:
-    """Every collective of the program that exchanges something, in the order of its text."""
-    found = []
+    """Every collective of the program that exchanges something, in the order of its text; one in pieces once."""
+    found, begun = [], set()
     for computation, instruction, times, _ in program.executed():
-        kind = instruction.opcode.removesuffix("-start")
-        if kind not in KINDS or instruction.opcode.endswith("-done"):
+        kind, channel = instruction.opcode.removesuffix("-start"), instruction.channel_of_pieces
+        if kind not in KINDS or channel in begun:
             continue
+        begun |= {channel} - {""}
         group = _group(instruction, math.prod(mesh_shape.values()))
         if len(group) < 2:
             continue

@@ -63,6 +63,19 @@ class Instruction:
         return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", self.attributes)
 
     @property
+    def aliases(self) -> dict[int, int]:
+        """Results of a fusion, by number, that are one of its operands, written in place or passed on."""
+        found = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", self.attributes)
+        pairs = re.findall(r"\{(\d*)\}: \((\d+), \{\}\)", found.group(1)) if found else []
+        return {int(result or 0): int(operand) for result, operand in pairs}
+
+    @property
+    def channel_of_pieces(self) -> str:
+        """The channel of a TPU's collective that several fusions run a piece of, each beside a product; else ""."""
+        channel = re.search(r"channel_id=(\d+)", self.attributes)
+        return channel.group(1) if channel and '"async_collective_fusion_config"' in self.attributes else ""
+
+    @property
     def body(self) -> str:
         """Name of the computation that a while repeats."""
         return self._attribute(r"body=%?([\w.\-]+)")

@@ -9,7 +9,7 @@ followed for two turns, of which the second stands for all others.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sympow_jax.planning.hlo import Computation, Instruction, Program
 from sympow_jax.planning.kernels import Kernel, find
@@ -224,13 +224,26 @@ def _last_uses(computation: Computation) -> dict[str, int]:
 
 
 def _fusion_uses(program: Program, computation: Computation, fusion: Instruction) -> Uses:
-    """Operands and results, but only the parts of large arrays that the fusion slices or updates in place."""
-    inner = program.computations[fusion.called()[0]]
-    read = [Use(n, _read_inside(program, inner, n)) for n, name in enumerate(fusion.operands) if name in computation]
+    """Operands and results, but only the parts of large arrays that the fusion slices or updates in place.
+
+    Nothing of operands that it passes on, and of those that a later piece of a collective writes to: the first counts.
+    """
+    inner, aliases = program.computations[fusion.called()[0]], fusion.aliases
     root = next(i for i in inner.values() if i.is_root)
     results = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    passed = {
+        made.name
+        for number, made in enumerate(results)
+        if number in aliases and (made.opcode == "parameter" or made.channel_of_pieces)
+    }
+    read = [
+        Use(n, _read_inside(program, inner, n, passed)) for n, name in enumerate(fusion.operands) if name in computation
+    ]
     written, updated = [], []
     for number, (made, shape) in enumerate(zip(results, fusion.shapes, strict=False)):
+        if made.name in passed:
+            updated.append((number, aliases[number]))
+            continue
         partial = made.opcode == "dynamic-update-slice"
         written.append(Use(number, inner[made.operands[1]].shapes[0].bytes if partial else shape.bytes))
         source = _parameter(inner, made.operands[0]) if partial else None
@@ -245,13 +258,16 @@ def _parameter(inner: Computation, name: str) -> int | None:
     return int(inner[name].value) if inner[name].opcode == "parameter" else None
 
 
-def _read_inside(program: Program, inner: Computation, number: int) -> float:
-    """Bytes that a fused computation reads of its parameter `number`: slices, also in fusions inside; else inf."""
+def _read_inside(program: Program, inner: Computation, number: int, passed: Collection[str] = ()) -> float:
+    """Bytes that a fused computation reads of its parameter `number`: slices, also in fusions inside; else inf.
+
+    `passed` are the instructions that read nothing.
+    """
     parameter = next(i for i in inner.values() if i.opcode == "parameter" and int(i.value) == number)
     names, total = {parameter.name}, 0.0
     for instruction in inner.values():
         for position, name in enumerate(instruction.operands):
-            if name not in names:
+            if name not in names or instruction.name in passed or (instruction.opcode == "tuple" and name in passed):
                 continue
             if instruction.opcode == "bitcast" and not instruction.is_root:
                 names.add(instruction.name)

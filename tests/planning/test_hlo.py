@@ -216,3 +216,51 @@ def test_programs_on_a_mesh_of_this_machine_agree_with_arithmetic():
     found = hlo.parse(jax.jit(layers).lower(x, w).compile().as_text())
     assert sum(work.flops(found).values()) == 3 * 2 * 256 * 128 * 128
     assert summed(collectives(found, {"data": 1})) == []
+
+
+# A gather of TPUs in three pieces: one begins it, one goes on with it beside a product, one ends it.
+PIECES = """HloModule step
+%begin (a: f32[4,8]) -> (f32[4,8], f32[16,8], u32[]) {
+  %a = f32[4,8]{1,0} parameter(0)
+  %g = f32[16,8]{1,0} all-gather(%a), channel_id=7, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, FIRST
+  %f = u32[]{:S(2)} constant(0)
+  ROOT %t = (f32[4,8]{1,0}, f32[16,8]{1,0}, u32[]{:S(2)}) tuple(%a, %g, %f)
+}
+%middle (b: f32[4,8], whole: f32[16,8], x: f32[4,8], w: f32[8,8]) -> (f32[4,8], f32[4,8], f32[16,8]) {
+  %x = f32[4,8]{1,0} parameter(2)
+  %w = f32[8,8]{1,0} parameter(3)
+  %d = f32[4,8]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %b = f32[4,8]{1,0} parameter(0)
+  %whole = f32[16,8]{1,0} parameter(1)
+  %h = f32[16,8]{1,0} all-gather(%b), channel_id=7, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, LATER
+  ROOT %u = (f32[4,8]{1,0}, f32[4,8]{1,0}, f32[16,8]{1,0}) tuple(%d, %b, %h)
+}
+%end (c: f32[4,8], full: f32[16,8]) -> f32[16,8] {
+  %c = f32[4,8]{1,0} parameter(0)
+  %full = f32[16,8]{1,0} parameter(1)
+  ROOT %i = f32[16,8]{1,0} all-gather(%c), channel_id=7, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, LATER
+}
+ENTRY %main (p: f32[4,8], q: f32[4,8], r: f32[8,8]) -> (f32[16,8], f32[4,8]) {
+  %p = f32[4,8]{1,0} parameter(0)
+  %q = f32[4,8]{1,0} parameter(1)
+  %r = f32[8,8]{1,0} parameter(2)
+  %one = (f32[4,8]{1,0}, f32[16,8]{1,0}, u32[]{:S(2)}) fusion(%p), kind=kCustom, output_to_operand_aliasing={{0}: (0, {})}, calls=%begin
+  %own = f32[4,8]{1,0} get-tuple-element(%one), index=0
+  %all = f32[16,8]{1,0} get-tuple-element(%one), index=1
+  %two = (f32[4,8]{1,0}, f32[4,8]{1,0}, f32[16,8]{1,0}) fusion(%own, %all, %q, %r), kind=kOutput, output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {})}, calls=%middle
+  %product = f32[4,8]{1,0} get-tuple-element(%two), index=0
+  %own.1 = f32[4,8]{1,0} get-tuple-element(%two), index=1
+  %all.1 = f32[16,8]{1,0} get-tuple-element(%two), index=2
+  %three = f32[16,8]{1,0} fusion(%own.1, %all.1), kind=kCustom, output_to_operand_aliasing={{}: (1, {})}, calls=%end
+  ROOT %out = (f32[16,8]{1,0}, f32[4,8]{1,0}) tuple(%three, %product)
+}"""  # noqa: E501
+
+
+def test_a_collective_in_pieces_is_sent_and_written_once():
+    """And the product beside one of them reads and writes its own arrays alone."""
+    config = 'backend_config={"async_collective_fusion_config":{"flag_start":"%d"}}'
+    found = hlo.parse(PIECES.replace("FIRST", config % -1).replace("LATER", config % 2))
+    (gather,) = collectives(found, MESH)
+    assert (gather.count, gather.bytes) == (1, 3 * 4 * 8 * 4)
+    gathered, product = (4 + 16) * 8 * 4, (4 + 8 + 4) * 8 * 4
+    assert memory_bytes(found) == gathered + product
