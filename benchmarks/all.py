@@ -5,8 +5,9 @@
     python -m benchmarks.all --tables                  # the tables of RESULTS.md from docs/benchmarks
 
 PYTHON is an interpreter with PyTorch, in an environment of its own (requirements-oracle.txt); without one, PyTorch's
-columns are empty. docs/benchmarks/NAME.json has the command, the commit, the load of the machine before and after,
-and all rows; a table stands in RESULTS.md between `<!-- benchmarks.all: NAME -->` and `<!-- end -->`.
+columns are empty. docs/benchmarks/NAME.json has for each kind of machine the command, the commit, the load of the
+machine before and after, and all rows, of its last call; the tables stand in RESULTS.md between
+`<!-- benchmarks.all: NAME -->` and `<!-- end -->`.
 """
 
 import argparse
@@ -68,10 +69,32 @@ def measure(name: str, torch: str) -> dict:
     return {
         "command": f"python -m {PARTS[name].command}",
         "commit": commit(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "machine": machine(),
         "load": [before, os.getloadavg()[0]],
         "rows": rows,
     }
+
+
+def machine() -> str:
+    """Cores and processor: vendor, family and model where Linux tells, since names of virtual machines may not."""
+    info = pathlib.Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    found = [re.search(rf"^{field}\s*: (.*)$", text, flags=re.M) for field in ("vendor_id", "cpu family", "model")]
+    if not all(found):
+        return f"{os.cpu_count()} cores, {platform.machine()}"
+    vendor, family, model = (match[1] for match in found if match)
+    return f"{os.cpu_count()} cores, {vendor} family {family} model {model}"
+
+
+def keep(name: str, kept: dict) -> None:
+    """Writes a measurement in the place of the last one of such a machine."""
+    path = FOLDER / f"{name}.json"
+    others = [old for old in _kept(path) if old["machine"] != kept["machine"]]
+    path.write_text(json.dumps([*others, kept], indent=1) + "\n")
+
+
+def _kept(path: pathlib.Path) -> list[dict]:
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def commit() -> str:
@@ -92,9 +115,9 @@ def section(name: str, kept: dict) -> str:
 def with_tables(text: str) -> str:
     """`text` with the sections of all parts that docs/benchmarks holds, where their marks are."""
     for name in PARTS:
-        path = FOLDER / f"{name}.json"
-        if path.exists():
-            body = f"<!-- benchmarks.all: {name} -->\n\n{section(name, json.loads(path.read_text()))}\n\n<!-- end -->"
+        sections = [section(name, kept) for kept in _kept(FOLDER / f"{name}.json")]
+        if sections:
+            body = "\n\n".join([f"<!-- benchmarks.all: {name} -->", *sections, "<!-- end -->"])
             text = re.sub(rf"<!-- benchmarks\.all: {name} -->.*?<!-- end -->", lambda _, b=body: b, text, flags=re.S)
     return text
 
@@ -107,8 +130,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.only.split(",") * (not arguments.tables):
         print(f"\n{name}", flush=True)
-        kept = measure(name, arguments.torch)
-        (FOLDER / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+        keep(name, measure(name, arguments.torch))
     RESULTS.write_text(with_tables(RESULTS.read_text()))
 
 

@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import re
 import shlex
 import shutil
@@ -24,7 +23,7 @@ import subprocess
 import sys
 import tarfile
 
-from benchmarks.all import FOLDER, RESULTS, ROOT, commit
+from benchmarks.all import FOLDER, RESULTS, ROOT, commit, machine
 
 SWEEPS = {
     "length_study": "--variants=all --seeds=0,1,2 --learning_rates=1e-3,3e-3,1e-2",
@@ -80,7 +79,7 @@ def keep(name: str, root: pathlib.Path) -> None:
     kept = {
         "command": f"python -m benchmarks.study {name}",
         "sweep": f"python {sweep_command(name, f'runs/{name}')}",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "machine": machine(),
         "calls": _calls(root),
         "runs": len(rows),
         "digests": sorted({row["data"]["digest"] for row in rows if "data" in row}),

@@ -1,7 +1,5 @@
 """The counts of the benchmark of operations."""
 
-import json
-
 from benchmarks import all as every
 from benchmarks import ops as benchmark
 from benchmarks import probe, study
@@ -30,10 +28,12 @@ def test_the_tables_of_results_are_those_that_benchmarks_all_wrote(tmp_path, mon
     text = every.RESULTS.read_text()
     assert all(f"<!-- benchmarks.all: {name} -->\n" in text for name in every.PARTS)
     assert every.with_tables(text) == text
-    kept = {"command": "python -m X", "commit": "c0ffee1", "machine": "2 cores", "load": [0.1, 2.0]}
-    (tmp_path / "start.json").write_text(json.dumps(kept | {"rows": [{"start": "cold", "median": 7.891}]}))
     monkeypatch.setattr(every, "FOLDER", tmp_path)
+    kept = {"command": "python -m X", "commit": "c0ffee1", "machine": "2 cores", "load": [0.1, 2.0]}
+    for machine, seconds in (("2 cores", 1.5), ("4 cores", 6.0), ("2 cores", 7.891)):
+        every.keep("start", kept | {"machine": machine, "rows": [{"start": "cold", "median": seconds}]})
     filled = every.with_tables(text)
+    assert "\n4 cores, load" in filled and "| first step, cold | 6.00 |" in filled and "1.50 |" not in filled
     assert "    python -m X\n\n2 cores, load 0.1 before and 2.0 after, commit c0ffee1:\n" in filled
     assert "| first step, cold | 7.89 |" in filled and every.with_tables(filled) == filled
 
