@@ -7,6 +7,7 @@ tests (an import error, a hang), or when the tests are not green without it.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -16,12 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+
+from tests.mutants.server import OUTPUT
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TABLE = pathlib.Path(__file__).with_name("table.txt")
 WORKERS = 2
 SECONDS, SECONDS_OF_ALL = 180, 900  # of the tests of a row, and of all of them without a change
-GREEN, RED = 0, 1  # exit codes of pytest; others are errors of collection or usage
+GREEN, RED = "0", "1"  # exit codes of pytest; others are errors of collection or usage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,30 +74,42 @@ def copy_tree(source: pathlib.Path, target: pathlib.Path) -> None:
     (target / ".cache").symlink_to(cache)
 
 
-def run_tests(tree: pathlib.Path, tests: tuple[str, ...], seconds: float = SECONDS) -> tuple[int, str]:
-    """pytest's exit code, and what it printed last."""
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", "not slow", *tests]
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=seconds)
-    return done.returncode, done.stdout[-2000:] + done.stderr[-1000:]
+class Worker:
+    """A copy of the tree, and a process that runs tests in it (server.py)."""
 
+    def __init__(self, tree: pathlib.Path):
+        copy_tree(ROOT, tree)
+        self.tree = tree
+        environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", "tests.mutants.server"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.server = subprocess.Popen(command, cwd=tree, env=environment, text=True, bufsize=1, **pipes)
 
-def judge(mutant: Mutant, tree: pathlib.Path) -> str:
-    """ "killed", or what is wrong."""
-    path = tree / mutant.file
-    before = path.stat()
-    try:
-        text = mutant.apply(tree)
-    except ValueError as error:
-        return str(error)
-    try:
-        code, output = run_tests(tree, mutant.tests)
-    except subprocess.TimeoutExpired:
-        return f"took more than {SECONDS} s"
-    finally:
+    def run(self, tests: Sequence[str], seconds: float = SECONDS) -> tuple[str, str]:
+        """pytest's exit code or "timeout", and what it printed last."""
+        assert self.server.stdin and self.server.stdout
+        self.server.stdin.write(f"{seconds} {' '.join(tests)}\n")
+        code = self.server.stdout.readline().strip()
+        return code, (self.tree / OUTPUT).read_text(errors="replace")[-3000:] if code else "the server of tests ended"
+
+    def judge(self, mutant: Mutant) -> str:
+        """ "killed", or what is wrong."""
+        path = self.tree / mutant.file
+        before = path.stat()
+        try:
+            text = mutant.apply(self.tree)
+        except ValueError as error:
+            return str(error)
+        code, output = self.run(mutant.tests)
         path.write_text(text)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # its bytecode is valid again
-    return {GREEN: "SURVIVED", RED: "killed"}.get(code, f"pytest exit code {code}:\n{output}")
+        return {GREEN: "SURVIVED", RED: "killed"}.get(code, f"pytest: {code}\n{output}")
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self.server.stdin
+        self.server.stdin.close()
+        self.server.wait()
 
 
 def main(words: list[str]) -> int:
@@ -101,31 +117,33 @@ def main(words: list[str]) -> int:
     started = time.perf_counter()
     chosen = [m for m in read_table(TABLE.read_text()) if not words or any(w in repr(m) for w in words)]
     tests = tuple(dict.fromkeys(test for mutant in chosen for test in mutant.tests))
-    with tempfile.TemporaryDirectory() as folder:
-        trees: queue.Queue[pathlib.Path] = queue.Queue()
-        for number in range(WORKERS):
-            trees.put(pathlib.Path(folder, str(number)))
-            copy_tree(ROOT, pathlib.Path(folder, str(number)))
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        workers = [Worker(pathlib.Path(folder, str(number))) for number in range(WORKERS)]
+        for worker in workers:
+            stack.callback(worker.close)
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(WORKERS))
         parts = [part for number in range(WORKERS) if (part := tests[number::WORKERS])]
-        with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-            for code, output in pool.map(run_tests, [*trees.queue], parts, [SECONDS_OF_ALL] * WORKERS):
-                if code != GREEN:
-                    print(f"the tests are not green without a change:\n{output}")
-                    return 1
+        for code, output in pool.map(Worker.run, workers, parts, [SECONDS_OF_ALL] * WORKERS):
+            if code != GREEN:
+                print(f"the tests are not green without a change:\n{output}")
+                return 1
         print(f"{len(tests)} tests or files of tests are green, {time.perf_counter() - started:.0f} s", flush=True)
+        idle = queue.SimpleQueue[Worker]()
+        for worker in workers:
+            idle.put(worker)
 
         def work(mutant: Mutant) -> tuple[str, float]:
-            tree, begin = trees.get(), time.perf_counter()
+            worker, begin = idle.get(), time.perf_counter()
             try:
-                return judge(mutant, tree), time.perf_counter() - begin
+                return worker.judge(mutant), time.perf_counter() - begin
             finally:
-                trees.put(tree)
+                idle.put(worker)
 
         alive = 0
-        with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-            for mutant, (verdict, seconds) in zip(chosen, pool.map(work, chosen), strict=True):
-                alive += verdict != "killed"
-                print(f"{verdict:9} {seconds:4.0f} s  {mutant.file}: {mutant.old} -> {mutant.new}", flush=True)
+        for mutant, (verdict, seconds) in zip(chosen, pool.map(work, chosen), strict=True):
+            alive += verdict != "killed"
+            print(f"{verdict:9} {seconds:4.0f} s  {mutant.file}: {mutant.old} -> {mutant.new}", flush=True)
     files = len({mutant.file for mutant in chosen})
     print(f"{len(chosen) - alive} of {len(chosen)} killed, in {files} files, {time.perf_counter() - started:.0f} s")
     return int(alive > 0)
