@@ -82,8 +82,9 @@ class Worker:
         self.tree = tree
         environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-m", "tests.mutants.server"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.server = subprocess.Popen(command, cwd=tree, env=environment, text=True, bufsize=1, **pipes)
+        self.server = subprocess.Popen(
+            command, cwd=tree, env=environment, text=True, bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
 
     def run(self, tests: Sequence[str], seconds: float = SECONDS) -> tuple[str, str]:
         """pytest's exit code or "timeout", and what it printed last."""
