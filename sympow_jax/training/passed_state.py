@@ -22,22 +22,27 @@ def empty_stream(model: Model) -> PyTree:
 def state_before(model: Model, left: PyTree, batch: PyTree, step: Array) -> PyTree:
     """The state before the first token of a batch, None for an empty one.
 
-    carried: `left`, what the batch before left behind, and empty where documents begin. other_document: that of the
-    row before, as if it were seq_len tokens long. noise: a normal distribution of the root mean square of `left` in
-    each layer and head for the state of linear kernels, with the mean of the normalisers, which stay positive; all else
-    is empty. It is drawn from the seed and the step.
+    carried: `left`, what the batch before left behind, and empty where documents begin.
+    noise and other_document: every second batch, from the first on, begins with nothing, so that what it leaves behind
+    is of its own tokens alone (noise that is fitted to states which began with noise grows without bound where nothing
+    decays). Those between begin with `left` of the row before, as if it were seq_len tokens long; or with noise of
+    `left`'s root mean square in each layer and head, from the seed and the step, for the state of linear kernels, with
+    the mean of the normalisers, which stay positive, and all else empty.
     """
     how, d = model.config.training.initial_state, model.config.data
     if how == "zero":
         return None
-    left = jax.lax.stop_gradient(left)
-    if how == "other_document":
-        return jax.tree.map(lambda x: jnp.roll(x, 1, axis=0) if x.ndim else jnp.minimum(x, d.seq_len), left)
-    empty = empty_stream(model)
-    if how == "carried":
-        begins = jnp.all(batch["tokens_before"] == 0)
-        return jax.tree.map(lambda new, old: jnp.where(begins, new, old), empty, left)
-    keys = iter(jax.random.split(jax.random.fold_in(jax.random.key(model.config.seed), step), _num_kernels(left)))
+    empty, left = empty_stream(model), jax.lax.stop_gradient(left)
+    begins = jnp.all(batch["tokens_before"] == 0) if how == "carried" else step % 2 == 0
+    if how == "noise":
+        left = _with_noise(empty, left, jax.random.fold_in(jax.random.key(model.config.seed), step))
+    elif how == "other_document":
+        left = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0) if x.ndim else jnp.minimum(x, d.seq_len), left)
+    return jax.tree.map(lambda new, old: jnp.where(begins, new, old), empty, left)
+
+
+def _with_noise(empty: PyTree, left: PyTree, key: Array) -> PyTree:
+    keys = iter(jax.random.split(key, _num_kernels(left)))
     return jax.tree.map(
         lambda new, old: _noise(next(keys), new, old) if _is_kernel(old) else new, empty, left, is_leaf=_is_kernel
     )

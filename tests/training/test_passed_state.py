@@ -103,9 +103,10 @@ def test_noise_has_the_size_of_states_and_other_documents_are_those_of_other_row
         model = make_model("sympow", how)
         stream = empty_stream(model)
         stream = jax.tree.map(lambda x: left if is_kernel(x) else x + 5 * T, stream, is_leaf=is_kernel)
-        before = [state_before(model, stream, {}, jnp.int32(n)) for n in (1, 1, 2)]
+        before = [state_before(model, stream, {}, jnp.int32(n)) for n in (1, 1, 3, 2)]
         kernel = first_kernel(before[0])
         assert jax.tree.all(jax.tree.map(np.array_equal, before[0], before[1]))
+        assert jax.tree.all(jax.tree.map(np.array_equal, before[3], empty_stream(model)))
         if how == "noise":
             assert 2.7 < float(jnp.std(kernel.state)) < 3.3 and not np.allclose(kernel.state, left.state)
             assert not np.allclose(kernel.state, first_kernel(before[2]).state)
@@ -114,6 +115,20 @@ def test_noise_has_the_size_of_states_and_other_documents_are_those_of_other_row
         else:
             np.testing.assert_array_equal(kernel.state, left.state[::-1])
             assert int(before[0]["offset"]) == T
+
+
+@pytest.mark.parametrize("how", ["noise", "other_document"])
+def test_what_a_batch_begins_with_does_not_grow_from_step_to_step(how):
+    """Where nothing decays: every normaliser is that of one batch, at step 7 as at step 1."""
+    model = make_model("sympow", how)
+    params, stream, found = model.init(jax.random.key(0)), empty_stream(model), []
+    follow = jax.jit(lambda params, inputs, state: model.features(params, inputs, state=state).state)
+    for number in range(8):
+        before = state_before(model, stream, {}, jnp.int32(number))
+        stream = follow(params, batch_of(number)["inputs"], before)
+        found.append(float(jnp.mean(first_kernel(before).normalizer)))
+    assert found[::2] == [0, 0, 0, 0]
+    assert found[1] > 0 and 0.5 < found[7] / found[1] < 2
 
 
 def is_kernel(node):
