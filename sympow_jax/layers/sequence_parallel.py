@@ -172,7 +172,7 @@ def attend_window(
     known = {name: jnp.concatenate([sharding.halo(x, window - 1), x], axis=1) for name, x in known.items()}
     k, v = jnp.split(known.pop("kv"), [tokens.k.shape[-1]], axis=-1)
     index = jnp.arange(k.shape[1], dtype=jnp.int32)
-    if bias is not None and context.positions is None:
+    if bias is not None and not bias.of_distance and context.positions is None:
         known["positions"] = jnp.broadcast_to(context.offset - (window - 1) + index[None], (B, index.size))
     if context.segment_ids is None:  # before the first shard there is nothing
         exists = (context.offset > 0) | (index >= window - 1)
@@ -180,6 +180,7 @@ def attend_window(
     return ops.softmax_attention_at(
         *(q, k, v),
         query_index=index[window - 1 :],
+        run=q.shape[1],
         bias=bias,
         window=window,
         sinks=tokens.sinks,

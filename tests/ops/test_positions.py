@@ -376,10 +376,11 @@ def test_kerple_parameters_are_projected_and_can_come_back():
     assert all((np.asarray(g) != 0).all() for g in gradient.values())
 
 
-def test_biases_of_the_distance_are_the_same_along_diagonals(rng):
-    """Values and gradients over consecutive positions, from one row, against those pair by pair: the 8th block of 7."""
+@pytest.mark.parametrize(("first_query", "first_key"), [(49, 14), (49, 0), (8, 14)])
+def test_biases_of_the_distance_are_the_same_along_diagonals(rng, first_query, first_key):
+    """Values and gradients over consecutive positions, from one row, against those pair by pair: blocks of 7 of 56."""
     biases = {kind: make_bias(kind, 3) for kind in ("alibi", "kerple_log", "kerple_power", "t5", "sandwich")}
-    places = 49 + jnp.arange(7, dtype=jnp.int32), 14 + jnp.arange(7, dtype=jnp.int32)
+    places = first_query + jnp.arange(7, dtype=jnp.int32), first_key + jnp.arange(7, dtype=jnp.int32)
     cotangent = jnp.asarray(rng.normal(size=(3, 7, 7)), jnp.float32)
 
     @jax.jit
@@ -394,7 +395,7 @@ def test_biases_of_the_distance_are_the_same_along_diagonals(rng):
     for kind, (pairs, row) in zip(biases, both(biases), strict=True):
         for expected, found in zip(jax.tree.leaves(pairs), jax.tree.leaves(row), strict=True):
             np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5, err_msg=kind)
-    assert biases["t5"].on_consecutive(8, 4).params.shape == (3, 12)
+    assert biases["t5"].on_consecutive(8, 4).params.shape == (3, 16)
     fire = make_bias("fire", 3)
     assert fire.on_consecutive(8, 4) is fire  # it depends on the query's position too
 

@@ -1,5 +1,6 @@
 """Keys that travel around a ring of devices: outputs and all gradients are those of one device."""
 
+import dataclasses
 import functools
 import re
 
@@ -29,6 +30,8 @@ CASES = {
     "power_fire_packed": ArgSpec("power_fire_packed", T=T, gates="kv", packed=True, bias=("fire",)),
     "power_t5": ArgSpec("power_t5", T=T, bias=("t5",)),
     "t5_gates": ArgSpec("t5_gates", T=T, gates="query", bias=("t5",)),
+    "t5_window": ArgSpec("t5_window", T=T, gates="query", bias=("t5",), window=9),
+    "fire_narrow_window": ArgSpec("fire_narrow_window", T=T, packed=True, window=7, bias=("fire",), sinks=True),
     "fire_packed_window": ArgSpec("fire_packed_window", T=T, packed=True, window=31, bias=("fire",)),
 }
 
@@ -38,7 +41,7 @@ def mesh_of(seq):
 
 
 def on_shards(seq, arrays, options, kernel, window):
-    """`attend_ring` on a mesh."""
+    """`attend_ring` on a mesh, or `attend_window` where the window is within a shard, as in a layer."""
     ring, more = ops.softmax_attention_ring, {"window": window}
     if kernel:
         ring, more = functools.partial(ops.linear_attention_ring, kernel), {}
@@ -46,6 +49,11 @@ def on_shards(seq, arrays, options, kernel, window):
     def attend(tokens, bias, segment_ids, positions, sinks):
         context = Context(jnp.int32(0), positions, segment_ids, None, 0)
         own = {} if kernel else {"sinks": sinks}
+        if window is not None and window <= tokens.q.shape[1]:
+            tokens = dataclasses.replace(tokens, sinks=sinks)
+            context = dataclasses.replace(context, offset=jax.lax.axis_index("seq") * tokens.q.shape[1])
+            blocks = {"implementation": "blockwise", "block_size": 4}
+            return sequence_parallel.attend_window(tokens, bias, context, window=window, scale=SCALE, **blocks)
         return sequence_parallel.attend_ring(ring, tokens, bias, context, scale=SCALE, block_size=4, **more, **own)
 
     tokens = Tokens(arrays["q"], arrays["k"], arrays["v"], None, arrays.get("log_gates"))
@@ -84,6 +92,8 @@ def value_and_gradients(seq, arrays, options, kernel, window, cotangent):
                 ("strong_gates_window", 4),
                 ("t5_kerple_gates", 2),
                 ("fire_packed_window", 4),
+                ("t5_window", 4),
+                ("fire_narrow_window", 2),
                 ("power_fire_packed", 4),
                 ("power_t5", 2),
                 ("t5_gates", 4),
@@ -106,17 +116,20 @@ def test_a_ring_gives_the_outputs_and_gradients_of_one_device(case, seq):
         assert_close(np.asarray(a), np.asarray(b), "float32", kind, name=jax.tree_util.keystr(path), scale=scale)
 
 
-@pytest.mark.parametrize("ways", ["ring", "gathered"])
+@pytest.mark.parametrize("ways", ["ring", "gathered", "window"])
 def test_a_bias_of_distance_is_looked_up_once_for_each(ways):
     """Not for each pair: on 65,536 tokens of a TPU that is a thousand times the memory traffic."""
     arrays, _ = make_args(CASES["power_t5"])
     tokens = Tokens(arrays["q"], arrays["k"], arrays["v"], None, None)
+    blocks, columns = {"implementation": "blockwise", "block_size": 6}, (T // 2 + 6 if ways == "window" else T) + 12
 
     def attend(tokens, bias):
         context = Context(jnp.int32(0), None, None, None, 0)
         if ways == "ring":
             return sequence_parallel.attend_ring(ops.softmax_attention_ring, tokens, bias, context, block_size=6)
-        return sequence_parallel.attend_gathered(tokens, bias, context, implementation="blockwise", block_size=6)
+        if ways == "window":
+            return sequence_parallel.attend_window(tokens, bias, context, window=6, **blocks)
+        return sequence_parallel.attend_gathered(tokens, bias, context, **blocks)
 
     with sharding.use_mesh(mesh_of(2)):
         cut = P(None, "seq")
@@ -124,4 +137,4 @@ def test_a_bias_of_distance_is_looked_up_once_for_each(ways):
             jax.make_jaxpr(lambda *x: sharding.over_shards(attend, x, (cut, P()), cut))(tokens, arrays["bias"])
         )
     shapes = {found.strip("[]") for found in re.findall(r"f32(\[[0-9,]*\]) = gather", program)}
-    assert shapes == {f"{arrays['q'].shape[2]},{T + 6}"}, shapes
+    assert shapes == {f"{arrays['q'].shape[2]},{columns}"}, shapes

@@ -31,9 +31,9 @@ class OfDistance:
 
 
 def _along_diagonals(row: Float[Array, "H M"], q_positions: Int[Array, "C"], k_positions: Int[Array, "C"]) -> jax.Array:
-    """A block [H, C, C] of consecutive positions from the bias of every distance from M - C - 1 down to -C."""
+    """A block [H, C, C] of consecutive positions from the bias of every distance from M - 2 C - 1 down to -2 C."""
     (H, M), C = row.shape, q_positions.size
-    start = (M - C - 1) - (q_positions[0] - k_positions[0] + C - 1)
+    start = (M - 2 * C - 1) - (q_positions[0] - k_positions[0] + C - 1)
     part = jax.lax.dynamic_slice_in_dim(row, start, 2 * C, axis=1)
     # Query i of the block starts C - 1 - i further on: rows of 2 C numbers, read as rows of one less.
     rows = jnp.broadcast_to(part[:, None], (H, C, 2 * C)).reshape(H, -1)
@@ -62,12 +62,17 @@ class PositionBias:
             return jax.vmap(lambda q, k: function(self.params, q, k))(q_positions, k_positions)
         return function(self.params, q_positions, k_positions)
 
+    @property
+    def of_distance(self) -> bool:
+        """Whether it sees the distance of a pair alone."""
+        return isinstance(self.function, OfDistance)
+
     def on_consecutive(self, num_positions: int, block_size: int) -> "PositionBias":
         """The same for blocks of positions 0..num_positions - 1; of an `OfDistance`, each distance is evaluated once.
 
-        It is for pairs of blocks whose first query is not before the first key.
+        It is for pairs of blocks whose last query is not before the first key.
         """
         if not isinstance(self.function, OfDistance):
             return self
-        falling = num_positions - 1 - jnp.arange(num_positions + block_size, dtype=jnp.int32)
+        falling = num_positions - 1 - jnp.arange(num_positions + 2 * block_size, dtype=jnp.int32)
         return PositionBias(self.function.function(self.params, falling), _along_diagonals)

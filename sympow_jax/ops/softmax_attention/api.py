@@ -94,7 +94,7 @@ def softmax_attention_at(
 
     log_gates, segment_ids and positions are those of all S tokens; key j is visible to query i when
     j <= query_index_i. It is what a device computes that holds the keys of other devices too. `run`: the index is made
-    of runs of so many consecutive numbers, each from a multiple of it on; 0 is unknown.
+    of runs of so many consecutive numbers, each from a multiple of it on; T if all are consecutive, 0 is unknown.
     """
     _check(q, k, log_gates, window)
     index = jnp.arange(k.shape[1], dtype=jnp.int32)

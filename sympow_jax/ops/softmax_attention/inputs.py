@@ -27,7 +27,7 @@ class Inputs:
       segments: None or ids at queries and keys, [B, T], [B, S]; 0 is padding.
       sinks: None or [H], the logit of a key without a value that every query of a head sees.
       run: length of the runs of consecutive positions, of queries and of keys, each from a multiple of it on, that
-        the positions are known to be made of; T if they are 0..T-1, and 0 if nothing is known.
+        the positions are known to be made of; T if all of them are consecutive, and 0 if nothing is known.
     """
 
     q: jax.Array
