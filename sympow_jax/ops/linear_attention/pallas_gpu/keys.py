@@ -24,54 +24,63 @@ from sympow_jax.ops.linear_attention.pallas_shared import dot
 from sympow_jax.typing import Array
 
 
-def _of_state(k, v, decays, ds, dz):
-    """Of a tile, from the cotangent of the state after its chunk: dk, dv and what their decay multiplies."""
-    (rows, D), dtype = k.shape, k.dtype
+def _of_state(k, v, decays, ds, dz, tiles):
+    """Of a tile, from the cotangent of the state after its chunk: dk in parts, dv and what their decay multiplies."""
+    (rows, D), dtype, parts = k.shape, k.dtype, tiles.parts(k.shape[1])
     values = v[...]
 
-    def of_keys(r, dk):
-        return dk + state_gradient(k, values, ds, r) + normaliser_gradient(k, 1.0, dz, r)
+    def of_keys(part):
+        def add(r, dk):
+            return dk + state_gradient(k, values, ds, part, r) + normaliser_gradient(k, 1.0, dz, part, r)
 
-    def of_values(r, dv):
-        phi = k[...].astype(F32) * rotated(k, 0, rows, r)
-        return dv + dot(phi.astype(dtype), ds[r], 1, 0)
+        return over_offsets(D, add, jnp.zeros((rows, part.stop - part.start), F32))
 
-    dk = over_offsets(D, of_keys, jnp.zeros((rows, D), F32))
-    dv = over_offsets(D, of_values, jnp.zeros(v.shape, F32))
-    to_state = decay(decays, "to_state", pl.program_id(0) * rows, rows)
-    value = 0.5 * jnp.sum(k[...].astype(F32) * dk, axis=1)
-    return dk * to_state[:, None], dv * to_state[:, None], value * to_state
+    def of_values(part, r, dv):
+        phi = k[:, part].astype(F32) * rotated(k, pl.ds(0, rows), part, r)
+        return dv + dot(phi.astype(dtype), ds[r, part], 1, 0)
+
+    dk, dv = [of_keys(part) for part in parts], jnp.zeros(v.shape, F32)
+    for part in parts:
+        dv = over_offsets(D, functools.partial(of_values, part), dv)
+    to_state = decay(decays, "to_state", pl.ds(pl.program_id(0) * rows, rows))
+    value = sum(0.5 * jnp.sum(k[:, part].astype(F32) * dx, axis=1) for part, dx in zip(parts, dk, strict=True))
+    return [dx * to_state[:, None] for dx in dk], dv * to_state[:, None], value * to_state
+
+
+def _store(sums, parts, dk, dv, dgate):
+    dx, dvalues, dlog = sums
+    for part, x in zip(parts, dx, strict=True):
+        dk[:, part] = x.astype(dk.dtype)
+    dv[...], dgate[...] = dvalues.astype(dv.dtype), -dlog
 
 
 def _kernel(q, k, v, decays, dnum, dden, ds, dz, dk, dv, dgate, *, kernel, tiles):
-    (rows, _), dtype, G = k.shape, k.dtype, q.shape[1]
-    m = pl.program_id(0)
-    sums = _of_state(k, v, decays, ds, dz)
-    keys, values = k[...], v[...]
+    (rows, D), dtype, G, step = k.shape, k.dtype, q.shape[1], tiles.step
+    m, parts = pl.program_id(0), tiles.parts(D)
+    sums = _of_state(k, v, decays, ds, dz, tiles)
+    keys, values, tokens = k[...], v[...], pl.ds(m * rows, rows)
 
     def attend(i, g, sums):
         dx, dvalues, dlog = sums
-        at = pl.ds(i * rows, rows)
+        at = pl.ds(i * step, step)
         queries, dout = q[at, g, :], dnum[at, g, :]
         scores = dot(keys, queries, 1, 1)
-        decays_of_pairs = pairs(decays, i * rows, m * rows, rows, query_axis=1)
+        decays_of_pairs = pairs(decays, at, tokens, query_axis=1)
         dweights = dot(values, dout, 1, 1) + dden[g, at][None, :]
         weights = kernel.weight(scores) * decays_of_pairs
-        dscores = dweights * decays_of_pairs * kernel.derivative(scores)
-        dx += dot(dscores.astype(dtype), queries, 1, 0)
+        dscores = (dweights * decays_of_pairs * kernel.derivative(scores)).astype(dtype)
+        dx = [x + dot(dscores, q[at, g, part], 1, 0) for part, x in zip(parts, dx, strict=True)]
         dvalues += dot(weights.astype(dtype), dout, 1, 0)
         return dx, dvalues, dlog + jnp.sum(weights * dweights, axis=1)
 
     def tile(i, sums):
         return jax.lax.fori_loop(0, G, lambda g, sums: attend(i, g, sums), sums)
 
-    dx, dvalues, dlog = jax.lax.fori_loop(m, tiles.chunk // rows, tile, sums)
-    dk[...], dv[...], dgate[...] = dx.astype(dtype), dvalues.astype(dtype), -dlog
+    _store(jax.lax.fori_loop(m * (rows // step), tiles.chunk // step, tile, sums), parts, dk, dv, dgate)
 
 
-def _kernel_of_state(k, v, decays, ds, dz, dk, dv, dgate):
-    dx, dvalues, dlog = _of_state(k, v, decays, ds, dz)
-    dk[...], dv[...], dgate[...] = dx.astype(k.dtype), dvalues.astype(k.dtype), -dlog
+def _kernel_of_state(k, v, decays, ds, dz, dk, dv, dgate, *, tiles):
+    _store(_of_state(k, v, decays, ds, dz, tiles), tiles.parts(k.shape[1]), dk, dv, dgate)
 
 
 def backward(
@@ -95,7 +104,6 @@ def backward(
     return call(
         "backward_keys",
         functools.partial(_kernel, kernel=kernel, tiles=tiles),
-        tiles,
         grid.sizes,
         (*tokens, decays, dnum, dden, *dafter),
         blocks=[
@@ -115,8 +123,7 @@ def backward_of_state(tiles: Tiles, tokens: tuple[Array, Array], decays: Array, 
     grid = Grid(tiles, T, 1, K, B)
     return call(
         "state_backward",
-        _kernel_of_state,
-        tiles,
+        functools.partial(_kernel_of_state, tiles=tiles),
         grid.sizes,
         (*tokens, decays, *dafter),
         blocks=[grid.tile(D), grid.tile(Dv), grid.rows_chunk(), grid.state(O, D, Dv), grid.state(O, D)],

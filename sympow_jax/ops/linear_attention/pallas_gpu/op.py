@@ -39,7 +39,7 @@ def fused(
 ) -> tuple[Float[Array, "B T K G Dv"], Float[Array, "B K P Dv1"]]:
     """`chunked` on the kernels: num / den of every row, in the dtype of v, and the final state."""
     T, D, Dv = inputs.q.shape[1], inputs.q.shape[-1], inputs.v.shape[-1]
-    call = Call(kernel, Tiles.of(chunk_size, D, Dv, inputs.k.dtype))
+    call = Call(kernel, Tiles.of(chunk_size, inputs.k.dtype))
     inputs = pad_time(inputs, call.tiles.chunk)
     tokens = tuple(padded_last(x) for x in (inputs.q, inputs.k, inputs.v))
     attend: Any = _fused
@@ -50,7 +50,7 @@ def fused(
 def fused_state(kernel: Kernel, inputs: LinearInputs) -> Float[Array, "B K P Dv1"]:
     """`write_state` on the kernels: the state that the tokens leave behind, from nothing, as one chunk."""
     T, D, Dv = inputs.k.shape[1], inputs.k.shape[-1], inputs.v.shape[-1]
-    call = Call(kernel, Tiles.of(T, D, Dv, inputs.k.dtype))
+    call = Call(kernel, Tiles.of(T, inputs.k.dtype))
     inputs = pad_time(inputs, call.tiles.chunk)
     leave: Any = _state
     after = leave(call, (padded_last(inputs.k), padded_last(inputs.v)), rows_of_decays(inputs))

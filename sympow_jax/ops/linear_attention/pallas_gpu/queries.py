@@ -32,72 +32,85 @@ from sympow_jax.typing import Array
 
 def _forward_kernel(q, k, v, decays, s, z, out, den, *, kernel, tiles):
     (rows, D), Dv, dtype = q.shape, v.shape[1], q.dtype
-    m = pl.program_id(0)
-    low = q[...]
+    m, parts = pl.program_id(0), tiles.parts(D)
 
-    def read(r, sums):
+    def read(part, r, sums):
         num, total = sums
-        phi = low.astype(F32) * rotated(q, 0, rows, r)
-        return num + dot(phi.astype(dtype), s[r], 1, 0), total + phi * z[r][None, :]
+        phi = q[:, part].astype(F32) * rotated(q, pl.ds(0, rows), part, r)
+        return num + dot(phi.astype(dtype), s[r, part], 1, 0), total + phi * z[r, part][None, :]
 
-    num, total = over_offsets(D, read, (jnp.zeros((rows, Dv), F32), jnp.zeros((rows, D), F32)))
-    from_state = decay(decays, "from_state", m * rows, rows)
+    sums = jnp.zeros((rows, Dv), F32), jnp.zeros((rows, D // len(parts)), F32)
+    for part in parts:
+        sums = over_offsets(D, functools.partial(read, part), sums)
+    low, tokens = q[...], pl.ds(m * rows, rows)
+    from_state = decay(decays, "from_state", tokens)
 
     def attend(j, sums):
         num, total = sums
-        keys = pl.ds(j * rows, rows)
+        keys = pl.ds(j * tiles.step, tiles.step)
         scores = dot(low, k[keys, :], 1, 1)
-        weights = kernel.weight(scores) * pairs(decays, m * rows, j * rows, rows, query_axis=0)
+        weights = kernel.weight(scores) * pairs(decays, tokens, keys, query_axis=0)
         return num + dot(weights.astype(dtype), v[keys, :], 1, 0), total + jnp.sum(weights, axis=1)
 
+    num, total = sums
     sums = num * from_state[:, None], jnp.sum(total, axis=1) * from_state
-    num, total = jax.lax.fori_loop(0, m + 1, attend, sums)
+    num, total = jax.lax.fori_loop(0, (m + 1) * (rows // tiles.step), attend, sums)
     out[...] = (num * inverse(total)[:, None]).astype(out.dtype)
     den[...] = total
 
 
-def state_gradient(x: Ref, y: Array, s: Ref, r: Array) -> Array:
-    """The gradient of (x rot_r(x)) S_r . y in x for a tile of tokens x and their y, [rows, D]."""
-    rows, D = x.shape
-    return rotated(x, 0, rows, r) * dot(y, s[r], 1, 1) + rotated(x, 0, rows, -r) * dot(y, s[r, turned(D, -r)], 1, 1)
+def state_gradient(x: Ref, y: Array, s: Ref, part: slice, r: Array) -> Array:
+    """The gradient of (x rot_r(x)) S_r . y in a part of x for a tile of tokens x and their y, [rows, entries]."""
+    tokens, turned_back = pl.ds(0, x.shape[0]), s[r, turned(part, -r, x.shape[1])]
+    there = rotated(x, tokens, part, r) * dot(y, s[r, part], 1, 1)
+    return there + rotated(x, tokens, part, -r) * dot(y, turned_back, 1, 1)
 
 
-def normaliser_gradient(x: Ref, y: Array | float, z: Ref, r: Array) -> Array:
+def normaliser_gradient(x: Ref, y: Array | float, z: Ref, part: slice, r: Array) -> Array:
     """The same of (x rot_r(x)) z_r y, for numbers y [rows, 1]."""
-    rows, D = x.shape
-    total = rotated(x, 0, rows, r) * z[r][None, :] + rotated(x, 0, rows, -r) * z[r, turned(D, -r)][None, :]
-    return y * total
+    tokens, turned_back = pl.ds(0, x.shape[0]), z[r, turned(part, -r, x.shape[1])]
+    there = rotated(x, tokens, part, r) * z[r, part][None, :]
+    return y * (there + rotated(x, tokens, part, -r) * turned_back[None, :])
 
 
 def _backward_kernel(q, k, v, decays, den, dnum, s, z, dq, dden, *, kernel, tiles):
     (rows, D), dtype = q.shape, q.dtype
-    m = pl.program_id(0)
-    dout = dnum[...]
-    of_state = over_offsets(D, lambda r, dx: dx + state_gradient(q, dout, s, r), jnp.zeros((rows, D), F32))
-    low = q[...]
-    from_state = decay(decays, "from_state", m * rows, rows)
+    m, parts = pl.program_id(0), tiles.parts(D)
+    dout, tokens = dnum[...], pl.ds(m * rows, rows)
+    from_state = decay(decays, "from_state", tokens)
+
+    def of_state(part):
+        start = jnp.zeros((rows, part.stop - part.start), F32)
+        return over_offsets(D, lambda r, dx: dx + state_gradient(q, dout, s, part, r), start)
+
+    dx = [of_state(part) * from_state[:, None] for part in parts]
+    low, steps = q[...], (m + 1) * (rows // tiles.step)
 
     def tile(j):
-        """Scores, their decays and the cotangents of the weights, but for that of the normaliser."""
-        keys = pl.ds(j * rows, rows)
-        decays_of_pairs = pairs(decays, m * rows, j * rows, rows, query_axis=0)
-        return dot(low, k[keys, :], 1, 1), decays_of_pairs, dot(dout, v[keys, :], 1, 1)
+        """Keys, scores, their decays and the cotangents of the weights, but for that of the normaliser."""
+        keys = pl.ds(j * tiles.step, tiles.step)
+        decays_of_pairs = pairs(decays, tokens, keys, query_axis=0)
+        return keys, dot(low, k[keys, :], 1, 1), decays_of_pairs, dot(dout, v[keys, :], 1, 1)
 
     def add(j, total):
-        scores, decays_of_pairs, dweights = tile(j)
+        _, scores, decays_of_pairs, dweights = tile(j)
         return total + jnp.sum(kernel.weight(scores) * decays_of_pairs * dweights, axis=1)
 
-    total = 0.5 * jnp.sum(low.astype(F32) * of_state, axis=1) * from_state
-    offset = -jax.lax.fori_loop(0, m + 1, add, total) * inverse(den[...])
+    total = sum(0.5 * jnp.sum(q[:, part].astype(F32) * x, axis=1) for part, x in zip(parts, dx, strict=True))
+    offset = -jax.lax.fori_loop(0, steps, add, total) * inverse(den[...])
+    share = (offset * from_state)[:, None]
+
+    def of_normaliser(part, dx):
+        return over_offsets(D, lambda r, dx: dx + normaliser_gradient(q, share, z, part, r), dx)
 
     def attend(j, dx):
-        scores, decays_of_pairs, dweights = tile(j)
-        dscores = (dweights + offset[:, None]) * decays_of_pairs * kernel.derivative(scores)
-        return dx + dot(dscores.astype(dtype), k[pl.ds(j * rows, rows), :], 1, 0)
+        keys, scores, decays_of_pairs, dweights = tile(j)
+        dscores = ((dweights + offset[:, None]) * decays_of_pairs * kernel.derivative(scores)).astype(dtype)
+        return [x + dot(dscores, k[keys, part], 1, 0) for part, x in zip(parts, dx, strict=True)]
 
-    share = (offset * from_state)[:, None]
-    dx = over_offsets(D, lambda r, dx: dx + normaliser_gradient(q, share, z, r), of_state * from_state[:, None])
-    dq[...] = jax.lax.fori_loop(0, m + 1, attend, dx).astype(dtype)
+    dx = [of_normaliser(part, x) for part, x in zip(parts, dx, strict=True)]
+    for part, x in zip(parts, jax.lax.fori_loop(0, steps, attend, dx), strict=True):
+        dq[:, part] = x.astype(dtype)
     dden[...] = offset
 
 
@@ -118,7 +131,6 @@ def forward(kernel: Kernel, tiles: Tiles, tokens: tuple[Array, ...], decays: Arr
     return call(
         "forward",
         functools.partial(_forward_kernel, kernel=kernel, tiles=tiles),
-        tiles,
         grid.sizes,
         (*tokens, decays, *before),
         blocks=[
@@ -144,7 +156,6 @@ def backward(
     return call(
         "backward_queries",
         functools.partial(_backward_kernel, kernel=kernel, tiles=tiles),
-        tiles,
         grid.sizes,
         (*tokens, decays, den, dnum, *before),
         blocks=[

@@ -41,8 +41,8 @@ def _kernel(x, y, last, decays, s0, z0, before, z_before, s, z, *, tiles, weight
     def add(start, g, sums):
         state, normaliser = sums
         tokens = pl.ds(start, rows)
-        phi = pair * x[tokens, g, :].astype(F32) * rotated(x, start, rows, r, g)
-        phi *= decay(decays, weight, start, rows)[:, None]
+        phi = pair * x[tokens, g, :].astype(F32) * rotated(x, tokens, slice(0, D), r, g)
+        phi *= decay(decays, weight, tokens)[:, None]
         state += dot(phi.astype(y.dtype), y[tokens, g, :], 0, 0)
         return state, normaliser + phi * last[g, tokens][:, None]
 
@@ -98,7 +98,6 @@ def states(
     return call(
         "states_backward" if backwards else "states",
         functools.partial(_kernel, tiles=tiles, weight="from_state" if backwards else "to_state", backwards=backwards),
-        tiles,
         (offsets, K, B),
         (x, y, last, decays, *start),
         blocks=[tokens(D), tokens(Dv), rows(G), rows(DECAYS), one(D, Dv), one(D)],

@@ -18,33 +18,34 @@ from sympow_jax.typing import Array
 
 Ref = Any
 F32 = jnp.float32
-WARPS = 8
+WARPS, STAGES = 8, 2  # of a program, and of the pipelines of its loads
 SMALLEST = 16  # of the sides of a product; all are powers of two
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """Sizes that leave every kernel its registers, for H100 and, but for a few bytes, for A100.
+    """Sizes that leave every kernel its registers, for H100 and A100.
 
     Attributes:
       chunk: tokens between two states in memory.
-      rows: tokens of the tile that a program of queries or keys has.
-      step: tokens that a program which walks over a row takes at a time.
-      stages: of the pipelines of loads, which have to fit the shared memory.
+      rows: tokens of the tile that a program of queries or keys has; 64 is the least that an H100's wgmma takes.
+      step: tokens that such a tile attends to, or that a walk over a row takes, at a time, and entries of x in a part
+        of its features: an A100, whose operands are in registers, spills with more.
     """
 
     chunk: int
     rows: int
     step: int
-    stages: int
 
     @classmethod
-    def of(cls, chunk_size: int, head_dim: int, value_dim: int, dtype: Any) -> "Tiles":
+    def of(cls, chunk_size: int, dtype: Any) -> "Tiles":
         """Chunks of `chunk_size` tokens, rounded up to whole tiles."""
-        wide = max(head_dim, value_dim) > 64
         rows = SMALLEST if interpretation() else 128 // jnp.dtype(dtype).itemsize
-        step = rows // 2 if wide and not interpretation() else rows
-        return cls(-(-chunk_size // rows) * rows, rows, step, 1 if wide else 2)
+        return cls(-(-chunk_size // rows) * rows, rows, rows // 2)
+
+    def parts(self, head_dim: int) -> list[slice]:
+        """The entries of x, some at a time."""
+        return [slice(i, min(i + self.step, head_dim)) for i in range(0, head_dim, self.step)]
 
 
 def padded(size: int) -> int:
@@ -57,15 +58,19 @@ def num_offsets(head_dim: int) -> int:
     return head_dim // 2 + 1
 
 
-def turned(size: int, r: Array | int) -> Array:
-    """The indices (i + r) mod size, for a power of two."""
-    return (jax.lax.iota(jnp.int32, size) + r) & (size - 1)
+def turned(part: slice, r: Array | int, head_dim: int) -> Array:
+    """The indices (i + r) mod D of a part of the entries."""
+    return (jax.lax.iota(jnp.int32, part.stop - part.start) + (part.start + r)) & (head_dim - 1)
 
 
-def rotated(x: Ref, start: Array | int, rows: int, r: Array | int, *query: Array) -> Array:
-    """x_((i + r) mod D) of the tokens from `start` on, [rows, D], float32: the cache is read again, not memory."""
-    tokens = start + jax.lax.iota(jnp.int32, rows)
-    return x[(tokens[:, None], *query, turned(x.shape[-1], r)[None, :])].astype(F32)
+def positions(tokens: pl.Slice) -> Array:
+    """The indices of some tokens."""
+    return tokens.start + jax.lax.iota(jnp.int32, tokens.size)
+
+
+def rotated(x: Ref, tokens: pl.Slice, part: slice, r: Array | int, *query: Array) -> Array:
+    """x_((i + r) mod D) of some tokens, [tokens, part], float32: the cache is read again, not memory."""
+    return x[(positions(tokens)[:, None], *query, turned(part, r, x.shape[-1])[None, :])].astype(F32)
 
 
 def over_offsets(head_dim: int, body: Callable[..., Any], init: Any) -> Any:
@@ -73,21 +78,20 @@ def over_offsets(head_dim: int, body: Callable[..., Any], init: Any) -> Any:
     return jax.lax.fori_loop(0, num_offsets(head_dim), body, init)
 
 
-def decay(decays: Ref, name: str, start: Array | int, rows: int) -> Array:
-    """One of ROWS for the tokens from `start` on."""
-    return decays[ROWS.index(name), pl.ds(start, rows)]
+def decay(decays: Ref, name: str, tokens: pl.Slice) -> Array:
+    """One of ROWS for some tokens."""
+    return decays[ROWS.index(name), tokens]
 
 
-def pairs(decays: Ref, queries: Array | int, keys: Array | int, rows: int, *, query_axis: int) -> Array:
-    """exp(G_i - G_j) between two tiles of a chunk, given where they start; 0 where i does not see j."""
+def pairs(decays: Ref, queries: pl.Slice, keys: pl.Slice, *, query_axis: int) -> Array:
+    """exp(G_i - G_j) between some queries and keys of a chunk; 0 where i does not see j."""
     key_axis = 1 - query_axis
 
     def difference(name: str) -> Array:
-        i, j = decay(decays, name, queries, rows), decay(decays, name, keys, rows)
+        i, j = decay(decays, name, queries), decay(decays, name, keys)
         return jnp.expand_dims(i, key_axis) - jnp.expand_dims(j, query_axis)
 
-    at = jax.lax.iota(jnp.int32, rows)
-    causal = jnp.expand_dims(queries + at, key_axis) >= jnp.expand_dims(keys + at, query_axis)
+    causal = jnp.expand_dims(positions(queries), key_axis) >= jnp.expand_dims(positions(keys), query_axis)
     visible = causal & (difference("runs") == 0.0)
     return jnp.exp(jnp.where(visible, difference("whole") + difference("rest"), -jnp.inf))
 
@@ -150,7 +154,6 @@ class Grid:
 def call(
     name: str,
     body: Callable[..., None],
-    tiles: Tiles,
     grid: tuple[int, ...],
     arrays: Any,
     *,
@@ -163,7 +166,6 @@ def call(
     Args:
       name: of the kernel, in profiles and compiled programs.
       body: the kernel.
-      tiles: how deep its pipelines are.
       grid: its programs, the fastest first.
       arrays, blocks: the arguments and their BlockSpecs.
       out: (shape, dtype, BlockSpec) of each result.
@@ -176,7 +178,7 @@ def call(
         in_specs=blocks,
         out_specs=[spec for _, _, spec in out],
         out_shape=shapes,
-        compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=tiles.stages),
+        compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
         cost_estimate=cost(macs, (*arrays, *shapes)),
         interpret=bool(interpretation()),
         name=f"linear_attention_{name}",
