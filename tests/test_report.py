@@ -13,6 +13,7 @@ from sympow_jax.command_line import one_line_errors
 from sympow_jax.evals.files import inputs_digest, write_json, write_result
 from sympow_jax.evals.length_generalisation import length_generalisation
 from sympow_jax.models.model import resolve_implementation
+from sympow_jax.plots.report import report_page
 from tests.evals.toy import Bigram, make_store
 from tests.plots.results import remembrance_result
 
@@ -100,6 +101,13 @@ def test_page_over_several_runs(tmp_path):
     assert page.tags.count("figure") == 2 + 1 + 3 + 1 + 2 + 1 + 1
     assert all(address.startswith(("#", "data:image/png")) for address in page.addresses)
     assert page.tags.count("script") == 1 and "link" not in page.tags and "@import" not in output.read_text()
+
+
+def test_a_run_with_another_evaluation_alone_is_not_called_unevaluated(tmp_path):
+    runs = [make_run(tmp_path / name, variant, evaluated=False) for name, variant in (("a", "sympow"), ("b", "based"))]
+    write_json(tmp_path / "a" / "eval" / "remembrance.json", remembrance_result("sympow", (0,)))
+    text = " ".join(Page(report_page(report.gather(runs))).text)
+    assert "based (not evaluated)" in text and "sympow (not evaluated)" not in text
 
 
 def test_seeds_are_one_row_and_every_run_has_a_page(tmp_path):

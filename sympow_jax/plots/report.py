@@ -72,8 +72,9 @@ def _legend_entries(data: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     for index, entry in zip(indices, data["evaluations"], strict=True):
         entries.setdefault(entry["run"], (index, entry["label"]))
     missing = [run for run in data["runs"] if run["folder"] not in entries]
+    otherwise = {entry["run"] for name in ("retrieval", "biases", "remembrance") for entry in data[name]}
     for index, run in enumerate(missing, start=max(indices, default=-1) + 1):
-        entries[run["folder"]] = (index, f"{run['label']} (not evaluated)")
+        entries[run["folder"]] = (index, run["label"] + " (not evaluated)" * (run["folder"] not in otherwise))
     return entries
 
 
