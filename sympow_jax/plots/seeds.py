@@ -42,7 +42,7 @@ def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Every value is the mean over the seeds and every "ci95" Student's interval of that mean. The documents are the same
     for all seeds: what another choice of them would change is not in it. A single result stays what it is, with
-    its intervals over documents.
+    its intervals over documents. As there, no share is remembered of a gain that may be 0.
     """
     first = results[0]
     if len(results) == 1:
@@ -72,7 +72,8 @@ def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         pooled["gained_from_context"] = rows("gained_from_context", "gain")
     else:
         pooled.pop("gained_from_context", None)
-    if all(result.get("remembered_share") for result in results):
+    gained = pooled.get("gained_from_context")
+    if gained and gained[0]["ci95"][0] > 0 and all(result.get("remembered_share") for result in results):
         pooled["remembered_share"] = entry(lambda result: result["remembered_share"], "share")
     else:
         pooled.pop("remembered_share", None)
