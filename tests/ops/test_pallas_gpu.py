@@ -16,8 +16,8 @@ from sympow_jax.ops.platform import compiling_for, interpreting
 from sympow_jax.ops.power_attention.arg_specs import TEST_SPECS
 from tests.ops.pallas_cases import check, check_bfloat16, check_state
 
-# two chunks of two tiles, documents, padding, a state before and after, two queries a key, head_dim padded
-QUICK = ArgSpec(gates="strong", T=40, D=7, Dv=5, H=2, K=1, segments=True, initial_state=True)
+# two chunks of two tiles, documents, padding, a state before and after, two queries a key, two parts, one padded
+QUICK = ArgSpec(gates="strong", T=40, D=12, Dv=5, H=2, K=1, segments=True, initial_state=True)
 LARGER = ArgSpec(gates="mild", T=250, D=32, Dv=16, H=2, K=1, segments=True, initial_state=True)
 SUITE = [spec for spec in TEST_SPECS if spec.degree == 2] + [
     dataclasses.replace(LARGER, T=T, gates=gates, B=B) for T, gates, B in ((96, "none", 2), (250, "mild", 1))

@@ -17,6 +17,7 @@ from sympow_jax.ops.platform import interpretation
 from sympow_jax.typing import Array
 
 Ref = Any
+Tokens = Any  # pl.ds: where some tokens start, and how many they are
 F32 = jnp.float32
 WARPS, STAGES = 8, 2  # of a program, and of the pipelines of its loads
 SMALLEST = 16  # of the sides of a product; all are powers of two
@@ -63,12 +64,12 @@ def turned(part: slice, r: Array | int, head_dim: int) -> Array:
     return (jax.lax.iota(jnp.int32, part.stop - part.start) + (part.start + r)) & (head_dim - 1)
 
 
-def positions(tokens: pl.Slice) -> Array:
+def positions(tokens: Tokens) -> Array:
     """The indices of some tokens."""
     return tokens.start + jax.lax.iota(jnp.int32, tokens.size)
 
 
-def rotated(x: Ref, tokens: pl.Slice, part: slice, r: Array | int, *query: Array) -> Array:
+def rotated(x: Ref, tokens: Tokens, part: slice, r: Array | int, *query: Array) -> Array:
     """x_((i + r) mod D) of some tokens, [tokens, part], float32: the cache is read again, not memory."""
     return x[(positions(tokens)[:, None], *query, turned(part, r, x.shape[-1])[None, :])].astype(F32)
 
@@ -78,12 +79,12 @@ def over_offsets(head_dim: int, body: Callable[..., Any], init: Any) -> Any:
     return jax.lax.fori_loop(0, num_offsets(head_dim), body, init)
 
 
-def decay(decays: Ref, name: str, tokens: pl.Slice) -> Array:
+def decay(decays: Ref, name: str, tokens: Tokens) -> Array:
     """One of ROWS for some tokens."""
     return decays[ROWS.index(name), tokens]
 
 
-def pairs(decays: Ref, queries: pl.Slice, keys: pl.Slice, *, query_axis: int) -> Array:
+def pairs(decays: Ref, queries: Tokens, keys: Tokens, *, query_axis: int) -> Array:
     """exp(G_i - G_j) between some queries and keys of a chunk; 0 where i does not see j."""
     key_axis = 1 - query_axis
 
