@@ -1,5 +1,7 @@
 """The chunked form as GPUs get it: features in bfloat16 where the inputs are, every state kept, no branches."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -8,6 +10,7 @@ from sympow_jax import ops
 from sympow_jax.ops.linear_attention import chunked
 from sympow_jax.ops.linear_attention.specs import ArgSpec
 from sympow_jax.ops.platform import compiling_for
+from sympow_jax.ops.residuals import ATTENTION
 from tests.ops.linear_attention_cases import evaluate
 from tests.ops.pallas_cases import check_bfloat16
 from tests.tolerances import assert_close
@@ -36,6 +39,21 @@ def test_states_are_kept_while_they_are_small(monkeypatch):
         assert chunked._plan(320, 16, 100) == (20, 1)
         monkeypatch.setattr(chunked, "KEPT_ON_GPU", 1999)
         assert chunked._plan(320, 16, 100)[1] > 1
+
+
+def test_states_are_made_again_where_a_policy_keeps_attention():
+    x = jax.ShapeDtypeStruct((1, 256, 2, 8), jnp.float32)
+    form = functools.partial(ops.power_attention, implementation="chunked", chunk_size=16)
+    policy = jax.checkpoint_policies.save_only_these_names(ATTENTION)
+
+    def saved(platform: str) -> set[tuple[int, ...]]:
+        with compiling_for(platform):
+            backward = jax.eval_shape(lambda *x: jax.vjp(jax.checkpoint(form, policy=policy), *x)[1], x, x, x)
+        return {leaf.shape for leaf in jax.tree.leaves(backward)}
+
+    outputs, states = (16, 1, 2, 9, 16), (16, 2, 9, 36)
+    assert {outputs, states} <= saved("cpu")
+    assert outputs in saved("gpu") and states not in saved("gpu")
 
 
 @pytest.mark.slow

@@ -120,7 +120,10 @@ def _forward(kernel: Kernel, tokens: tuple[Array, Array, Array], log_gates: Arra
         return after, (out, before)
 
     xs = (*tokens, _decay(log_gates, runs))
-    final, (out, checkpoints) = kept(jax.lax.scan(one_segment, state, xs))
+    final, (out, checkpoints) = jax.lax.scan(one_segment, state, xs)
+    final, out = kept((final, out))
+    if target_platform() != "gpu":  # its many states would travel through memory; adding keys up again does less
+        checkpoints = kept(checkpoints)
     return (out, final), (tokens, log_gates, runs, out, checkpoints, final)
 
 
