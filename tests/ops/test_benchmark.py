@@ -48,6 +48,16 @@ def test_the_studies_of_results_are_written_where_their_marks_are():
         assert f"![{name}](docs/{name}.png)" in filled and study.with_section(filled, name, kept) == filled
 
 
+def test_the_points_or_variants_of_a_study_are_dealt_out_to_the_cores():
+    for name, separator in (("state_passing", ";"), ("length_study", ",")):
+        (everything,) = study.shares(name, 1)
+        dealt = [share.split(separator) for share in study.shares(name, 3)]
+        assert sorted(name for share in dealt for name in share) == sorted(everything.split(separator))
+        assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+    command = study.sweep_command("state_passing", "runs/x", "sympow,zero;based,noise")
+    assert command.endswith("--root=runs/x --points=sympow,zero;based,noise --seeds=0,1,2")
+
+
 def test_the_runs_of_a_study_move_to_another_machine_without_their_arrays(tmp_path):
     root, again = tmp_path / "root", tmp_path / "again"
     kept = ["learning_rates.json", "a-seed0/config.json", "a-seed0/.lock", "a-seed0/eval/mqar.json"]
