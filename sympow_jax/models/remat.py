@@ -9,8 +9,8 @@
 | offload   | nothing: input and attention outputs wait in host memory | as under attention |
 
 The operations tag what their backward pass needs of their forward pass (outputs, normalisers, chunk states) with
-`checkpoint_name(..., "attention")`, so that a policy that keeps it never runs attention a third time. On a GPU `chunked`
-tags no chunk states: they are many, and their sums are made again.
+`checkpoint_name(..., "attention")`, so that a policy that keeps it never runs attention a third time. On a GPU
+`chunked` tags no chunk states: they are many, and their sums are made again.
 """
 
 from collections.abc import Callable
