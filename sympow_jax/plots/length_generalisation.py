@@ -31,8 +31,7 @@ def length_generalisation_figure(results: Sequence[Mapping[str, Any]], labels: S
         draw_contextwise(right, results, labels)
         right.set_ylabel("")
         right.tick_params(labelleft=False)
-        handles, names = left.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper left", ncols=min(4, len(names)), fontsize=8.5)
+        style.legend(figure, left)
         pooled = any(result.get("num_seeds", 1) > 1 for result in results)
         over = "seeds, or over source documents where there is one seed" if pooled else "source documents"
         note = f"grey: longer than any training context; bands: 95% intervals over {over}"

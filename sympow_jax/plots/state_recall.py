@@ -31,6 +31,6 @@ def recall_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel("state of one stream (softmax: its cache at the trained length)")
         axes.set_ylabel("answers right at the trained length")
-        figure.legend(loc="outside upper left", ncols=4, fontsize=8.5)
+        style.legend(figure, axes)
         figure.supxlabel("lines: means; small dots: single seeds", fontsize=7, color=style.GREY)
     return figure

@@ -51,6 +51,14 @@ def styled() -> Iterator[None]:
         yield
 
 
+def legend(figure: Figure, axes: Axes) -> None:
+    """The lines of `axes` above the figure, in as many columns, up to four, as its width has room for."""
+    handles, names = axes.get_legend_handles_labels()
+    column = 0.6 + 0.075 * max(map(len, names), default=0)  # inches: a line, and letters of this size
+    count = min(4, len(names), int(figure.get_figwidth() / column))
+    figure.legend(handles, names, loc="outside upper left", ncols=max(1, count), fontsize=8.5)
+
+
 def line_style(index: int) -> dict[str, Any]:
     """Colour, dash and marker of the index-th run."""
     dash = DASHES[index // len(COLOURS) % len(DASHES)]

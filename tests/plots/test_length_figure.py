@@ -109,6 +109,14 @@ def test_seeds_of_a_variant_share_its_colour():
     assert style.line_indices([length_result(str(i)) for i in range(9)]) == list(range(9))
 
 
+@pytest.mark.parametrize("label", ["fox", "sympow_gated,carried (3 seeds)", "a" * 70])
+def test_the_legend_is_within_the_figure(label):
+    figure = length_generalisation_figure([length_result()] * 10, [f"{label} {i}" for i in range(10)])
+    figure.draw_without_rendering()
+    width = figure.legends[0].get_window_extent().width
+    assert width <= figure.bbox.width and (label != "fox" or figure.legends[0]._ncols == 4)
+
+
 def test_seeds_are_one_line_with_students_interval():
     results = [length_result("fox", slope, seed=seed) for seed, slope in enumerate((-0.1, 0.0, 0.1))]
     pooled = seeds.over_seeds(results)
