@@ -3,6 +3,8 @@
 from benchmarks import all as every
 from benchmarks import ops as benchmark
 from benchmarks import probe, study
+from configs.figures import state_passing
+from sympow_jax.variants import VARIANTS
 
 
 def test_useful_flops_are_those_of_exact_sizes():
@@ -49,11 +51,11 @@ def test_the_studies_of_results_are_written_where_their_marks_are():
 
 
 def test_the_points_or_variants_of_a_study_are_dealt_out_to_the_cores():
-    for name, separator in (("state_passing", ";"), ("length_study", ",")):
-        (everything,) = study.shares(name, 1)
-        dealt = [share.split(separator) for share in study.shares(name, 3)]
-        assert sorted(name for share in dealt for name in share) == sorted(everything.split(separator))
-        assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+    for name, separator, everything in (("state_passing", ";", state_passing.POINTS), ("length_study", ",", VARIANTS)):
+        for count in (1, 3):
+            dealt = [share.split(separator) for share in study.shares(name, count)]
+            assert len(dealt) == count and max(map(len, dealt)) - min(map(len, dealt)) <= 1
+            assert sorted(name for share in dealt for name in share) == sorted(everything)
     command = study.sweep_command("state_passing", "runs/x", "sympow,zero;based,noise")
     assert command.endswith("--root=runs/x --points=sympow,zero;based,noise --seeds=0,1,2")
 
