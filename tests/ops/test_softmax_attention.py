@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from sympow_jax import ops
+from sympow_jax.ops.platform import compiling_for
 from sympow_jax.ops.softmax_attention.api import fill_in
 from sympow_jax.ops.softmax_attention.arg_specs import ARG_SPECS, make_args
+from sympow_jax.ops.softmax_attention.dispatch import default_block_size
 from sympow_jax.ops.softmax_attention.inputs import Inputs
 from sympow_jax.ops.softmax_attention.tiles import cut, ranges, transposed_ranges
 from tests.tolerances import assert_bfloat16, assert_close, relative_error
@@ -299,6 +301,18 @@ def test_automatic_choice():
     np.testing.assert_array_equal(
         ops.softmax_attention(**arrays), ops.softmax_attention(**arrays, implementation="reference")
     )
+
+
+def test_tiles_of_a_gpu_are_as_large_as_its_cache_holds_of_all_rows_and_heads():
+    """Four bytes of each pair: 12.6 MB of 12 heads and 512 x 512 pairs, and of four rows of them and 256 x 256."""
+
+    def size(platform, rows, length):
+        with compiling_for(platform):
+            return default_block_size((rows, length, 12, 64), length, None)
+
+    assert [size("gpu", rows, 16_384) for rows in (1, 2, 4, 5, 6, 40)] == [512, 256, 256, 256, 128, 128]
+    assert [size("gpu", 40, length) for length in (512, 1500)] == [128, 128]
+    assert size("cpu", 40, 16_384) == size("tpu", 40, 16_384) == 512
 
 
 @pytest.mark.parametrize(

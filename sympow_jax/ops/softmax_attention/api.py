@@ -130,7 +130,7 @@ def softmax_attention_ring(
     gates = tokens.get("gates")
     _check(q, k, None if gates is None else gates[0], window)
     x = ring_inputs(q, k, v, sinks=sinks, **tokens)
-    size = block_size or default_block_size(q.shape[1], q.shape[1], window)
+    size = block_size or default_block_size(q.shape, q.shape[1], window)
     return ring(
         x,
         axis=axis,

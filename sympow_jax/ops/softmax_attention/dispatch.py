@@ -1,6 +1,6 @@
 """Which implementation runs: the one that was named, or the cheapest by a small measured table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, cast
 
 import jax
@@ -24,6 +24,9 @@ DENSE_PAIRS = 1 << 14
 DENSE_QUERIES = 16  # decoding: a tile would be mostly padding
 BLOCK_SIZES = ((1024, 128), (2048, 256))
 LARGEST_BLOCK = 512
+# Of all rows and heads on a GPU, so that the few tiles that a step makes stay in its cache (docs/plans: of 4 rows of 12
+# heads, tiles of 512 go through memory, and tiles of 256 do not).
+GPU_TILE_BYTES = 16 << 20
 
 
 def attend(
@@ -44,7 +47,7 @@ def attend(
         raise ValueError(f"block_size={block_size}: legal are None or integers >= 1")
     scale = float(x.q.shape[-1] ** -0.5 if scale is None else scale)
     chosen = choose(cast(Implementation | None, implementation), x, block_size, cached=cached)
-    size = {"block_size": block_size or default_block_size(x.q.shape[1], x.k.shape[1], window)}
+    size = {"block_size": block_size or default_block_size(x.q.shape, x.k.shape[1], window)}
     return IMPLEMENTATIONS[chosen](x, scale=scale, window=window, **(size if chosen == "blockwise" else {}))
 
 
@@ -63,7 +66,10 @@ def choose(name: Implementation | None, x: Inputs, block_size: int | None, *, ca
     return "reference" if dense and block_size is None else "blockwise"
 
 
-def default_block_size(T: int, S: int, window: int | None) -> int:
-    """From the measured table, but no larger than the queries or the window can use."""
+def default_block_size(shape: Sequence[int], S: int, window: int | None) -> int:
+    """By the measured table, no larger than queries [B, T, H, D] or the window can use, or a GPU's cache can hold."""
+    B, T, H, _ = shape
     size = next((size for longest, size in BLOCK_SIZES if longest > S), LARGEST_BLOCK)
+    while target_platform() == "gpu" and size > 128 and 4 * B * H * size**2 > GPU_TILE_BYTES:
+        size //= 2
     return min(size, max(64, T), max(64, window or size), max(T, S))
