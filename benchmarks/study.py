@@ -5,9 +5,11 @@
     python -m benchmarks.study length_study --tables                         runs nothing
 
 A run has one core, and so many run at once as there are cores: a second core saves a third of the time of a run of
-this size (100 steps of state_passing: 48 s on one core, 32 s on two, commit 7af7f2b). docs/benchmarks/NAME.json has the
-command, the commits and loads of the machine of each call, and the results; the table stands in RESULTS.md between
-`<!-- benchmarks.study: NAME -->` and `<!-- end -->`, the figure is docs/NAME.png.
+this size (`python train.py --config=configs/figures/state_passing.py:sympow,zero --workdir=DIR
+--config.num_train_steps=100`: 48 s under `taskset -c 0`, 32 s on both cores of an AMD processor, family 25, model 17,
+commit 7af7f2b). docs/benchmarks/NAME.json has the command, the commits and loads of the machine of each call, and the
+results; the table stands in RESULTS.md between `<!-- benchmarks.study: NAME -->` and `<!-- end -->`, the figure is
+docs/NAME.png.
 docs/benchmarks/NAME.tar.xz has the runs but for the arrays of their checkpoints: configs, losses, evaluations, digests.
 A ROOT that is not there is made from it, so a study goes on on another machine too. What was evaluated on other data
 (another Python has other sources) ends it with a line: without arrays it cannot be run again, and an empty ROOT starts
@@ -16,7 +18,6 @@ anew.
 
 import argparse
 import functools
-import importlib
 import json
 import os
 import pathlib
@@ -27,7 +28,7 @@ import sys
 import tarfile
 
 from benchmarks.all import FOLDER, RESULTS, ROOT, commit, machine
-from sympow_jax.variants import VARIANTS
+from sympow_jax.config import parse_points, parse_variants
 
 SWEEPS = {
     "length_study": "--variants=all --seeds=0,1,2 --learning_rates=1e-3,3e-3,1e-2",
@@ -47,8 +48,9 @@ def sweep_command(name: str, root: str, share: str = "all") -> str:
 
 def shares(name: str, count: int) -> list[str]:
     """The variants or points of a study dealt out to `count` sweeps, as their flag has them."""
-    points = "--points=all" in SWEEPS[name]
-    every = importlib.import_module(f"configs.figures.{name}").POINTS if points else tuple(VARIANTS)
+    points, path = "--points=all" in SWEEPS[name], str(ROOT / f"configs/figures/{name}.py")
+    named = parse_points("all", (0,), [path]) if points else parse_variants("all", (0,))
+    every = [each for each, _ in named]
     return [(";" if points else ",").join(every[start::count]) for start in range(min(count, len(every)))]
 
 
