@@ -77,7 +77,7 @@ def test_each_platform_takes_its_kernel_where_it_can(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert (chosen("gpu"), chosen("tpu")) == ("cudnn", "pallas")
-    gates = {"log_gates": jnp.zeros((1, 256, 2))}
+    gates = {"log_gates": jnp.zeros((1, 256, 2))}  # of two kv heads for four heads
     bias = {"bias": ops.positions.sandwich_bias(4)}
     for refused in (gates, bias, {"cached": True}, {"sinks": jnp.zeros(4)}):
         assert chosen("gpu", **refused) == chosen("tpu", **refused) == "blockwise"

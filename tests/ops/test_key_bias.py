@@ -1,4 +1,4 @@
-"""ALiBi in the dims of queries and keys: as exact as bfloat16 attention, and what a GPU is given."""
+"""ALiBi and gates in the dims of queries and keys: as exact as bfloat16 attention, and what a GPU is given."""
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,52 @@ def test_logits_of_a_row_have_the_rounding_of_one_float32_sum(T, start):
     logits = 0.25 * np.asarray(jnp.einsum("he,je->hj", q[0, 0], k[0, :, 0], preferred_element_type=jnp.float32))
     error = (logits - logits[:, -1:]) - SLOPES[:, None] * (np.arange(T) - (T - 1.0))
     assert np.abs(error).max() <= 2.0**-22 * T * SLOPES.max()
+
+
+def gated(q, k, v, log_gates):
+    return fill_in(q, k, v, log_gates, bias=None, segment_ids=None, positions=None, key_positions=None)
+
+
+def forgetting(T, least, dtype=jnp.bfloat16):
+    """Queries, keys and values of four heads each, and log gates from 0 down to `least`, a head its own range."""
+    rng = np.random.default_rng(1)
+    log_gates = least * rng.random((1, T, 4)) * np.asarray([1e-3, 1e-2, 0.1, 1])
+    return *(jnp.asarray(rng.normal(size=(1, T, 4, 16)), dtype) for _ in range(3)), jnp.asarray(log_gates, jnp.float32)
+
+
+def folded_gates(q, k, v, log_gates, window=None):
+    return accelerators.cudnn(gated(q, k, v, log_gates), scale=0.25, window=window, block_size=64, implementation="xla")
+
+
+def tiles(q, k, v, log_gates, window=None):
+    options = {"window": window, "scale": 0.25, "implementation": "blockwise", "block_size": 64}
+    return ops.softmax_attention(q, k, v, log_gates=log_gates, **options)
+
+
+@pytest.mark.parametrize("window", [None, pytest.param(100, marks=pytest.mark.slow)])
+def test_gates_of_a_call_without_gradients_are_as_good_as_a_float32_bias(window):
+    arrays = forgetting(320, least=-180.0)  # sums of 30,000
+    assert 2**14 < key_bias.largest_sum(gated(*arrays)) < key_bias.LARGEST_SUM
+    with jax.numpy_dtype_promotion("standard"):
+        test = folded_gates(*arrays, window=window)
+    with jax.enable_x64(True):
+        gold = tiles(*(a.astype(jnp.float64) for a in arrays), window=window)
+    assert_bfloat16(test, tiles(*arrays, window=window), gold)
+
+
+def test_gates_with_a_gradient_or_with_sums_too_large_to_fold_are_blockwise():
+    def results(form, *arrays):
+        out, vjp = jax.vjp(form, *arrays)
+        return out, *vjp(jnp.cos(out))
+
+    with jax.numpy_dtype_promotion("standard"):
+        arrays = forgetting(128, least=-10.0)
+        for found, expected in zip(results(folded_gates, *arrays), results(tiles, *arrays), strict=True):
+            np.testing.assert_array_equal(found, expected)
+        assert not np.array_equal(folded_gates(*arrays), tiles(*arrays))
+        arrays = forgetting(128, least=-600.0)
+        assert key_bias.largest_sum(gated(*arrays)) > key_bias.LARGEST_SUM
+        np.testing.assert_array_equal(folded_gates(*arrays), tiles(*arrays))
 
 
 @pytest.mark.slow
@@ -78,15 +124,42 @@ def test_a_gpu_takes_alibi_of_bfloat16_heads_with_room_for_it(monkeypatch):
     assert [chosen(jnp.float16), chosen(head_dim=128)] == ["blockwise"] * 2
 
 
-def test_the_program_of_a_gpu_calls_cudnn_forward_and_backward(monkeypatch):
+def test_a_gpu_takes_gates_of_bfloat16_with_as_many_kv_heads_as_heads(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+    def chosen(q, k, v, log_gates):
+        with compiling_for("gpu"):
+            return choose(None, gated(q, k, v, log_gates), None, cached=False)
+
+    q, k, v, log_gates = forgetting(256, least=-1.0)
+    assert chosen(q, k, v, log_gates) == "cudnn"
+    assert chosen(q, k[:, :, :2], v[:, :, :2], log_gates) == "blockwise"
+    assert chosen(*(a.astype(jnp.float16) for a in (q, k, v)), log_gates) == "blockwise"
+
+
+@pytest.fixture
+def lowered(monkeypatch):
+    """The program for a GPU that cuDNN supports, as text."""
     from jax._src.cudnn import fused_attention_stablehlo as shipped
 
     monkeypatch.setattr(shipped, "check_cudnn_version", lambda: 91_000)
     monkeypatch.setattr(shipped, "check_compute_capability", lambda _: True)
     monkeypatch.setattr(shipped, "is_cuda_compute_capability_equal", lambda _: False)
 
+    return lambda f, *args: jax.jit(f).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_the_program_of_a_gpu_calls_cudnn_forward_and_backward(lowered):
     def loss(q, k, v):
         return accelerators.cudnn(inputs(q, k, v), scale=0.25, window=None).astype(jnp.float32).sum()
 
-    lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*arrays(256)).lower(lowering_platforms=("cuda",))
-    assert lowered.as_text().count("__cudnn$fmha") >= 2
+    assert lowered(jax.grad(loss, argnums=(0, 1, 2)), *arrays(256)).count("__cudnn$fmha") >= 2
+
+
+def test_the_program_of_a_gpu_calls_cudnn_for_gates_without_gradients(lowered):
+    def loss(q, k, v, log_gates):
+        return accelerators.cudnn(gated(q, k, v, log_gates), scale=0.25, window=None).astype(jnp.float32).sum()
+
+    arrays = forgetting(256, least=-1.0)
+    assert "__cudnn$fmha" in lowered(loss, *arrays)
+    assert "__cudnn$fmha" not in lowered(jax.grad(loss, argnums=3), *arrays)

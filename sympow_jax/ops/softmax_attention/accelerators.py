@@ -1,11 +1,13 @@
 """The attention kernels that JAX ships for accelerators: cuDNN's on GPUs, splash attention (Pallas) on TPUs.
 
 They compute plain causal attention, with grouped queries and a window; splash attention takes packed documents too,
-and cuDNN's takes ALiBi as more dims of queries and keys (`key_bias`). Neither takes gates or other additive biases
-without a T x T array, which is what `blockwise` is for. FoX's gates would fold as ALiBi does, but their gradient, the
-small difference of sums over queries and over keys, would have the rounding of what the kernel returns in bfloat16.
+and cuDNN's takes ALiBi as more dims of queries and keys (`key_bias`). Neither takes other additive biases
+without a T x T array, which is what `blockwise` is for. FoX's gates fold as ALiBi does, for what is not differentiated:
+their gradient, the small difference of sums over queries and over keys, would have the rounding of what the kernel
+returns in bfloat16.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 
 from sympow_jax.ops.platform import target_platform, unsplit
 from sympow_jax.ops.softmax_attention import key_bias
+from sympow_jax.ops.softmax_attention.blockwise import blockwise
 from sympow_jax.ops.softmax_attention.inputs import Inputs
 
 KERNELS: dict[str, Literal["cudnn", "pallas"]] = {"gpu": "cudnn", "tpu": "pallas"}
@@ -22,10 +25,10 @@ LARGEST_TILE = 512
 
 def obstacle(name: str, x: Inputs, *, cached: bool) -> str | None:
     """What keeps the kernel `name` from computing this call here, or None."""
-    if x.gates is not None or x.sinks is not None:
-        return "it takes no log_gates or sinks"
-    if x.bias is not None and name != "cudnn":
-        return "it takes no bias"
+    if x.sinks is not None:
+        return "it takes no sinks"
+    if name != "cudnn" and (x.gates is not None or x.bias is not None):
+        return "it takes no log_gates or bias"
     if cached:
         return "it takes no key_positions"
     if name == "cudnn":
@@ -46,23 +49,55 @@ def _obstacle_to_cudnn(x: Inputs) -> str | None:
         return "it takes no segment_ids"
     if x.q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"q is {x.q.dtype}, not bfloat16 or float16"
-    if x.bias is not None and (reason := key_bias.obstacle(x)):
+    folds = x.bias is not None or x.gates is not None
+    if folds and (reason := key_bias.obstacle(x)):
         return reason
-    D, Dv, most = x.q.shape[-1], x.v.shape[-1], LANES if x.bias is None else LANES - key_bias.EXTRA_DIMS
+    D, Dv, most = x.q.shape[-1], x.v.shape[-1], LANES - key_bias.EXTRA_DIMS if folds else LANES
     return None if Dv == D and D % 8 == 0 and most >= D else f"D={D}, Dv={Dv} are not equal multiples of 8 up to {most}"
 
 
-def cudnn(x: Inputs, *, scale: float, window: int | None, implementation: Any = "cudnn") -> jax.Array:
-    """`jax.nn.dot_product_attention`; its window counts the tokens before the query."""
+def cudnn(
+    x: Inputs, *, scale: float, window: int | None, block_size: int = LARGEST_TILE, implementation: Any = "cudnn"
+) -> jax.Array:
+    """`jax.nn.dot_product_attention`; gates with a gradient, or whose sum is too large to fold, take `blockwise`."""
+    kernel = partial(_dot_product_attention, scale=scale, window=window, implementation=implementation)
+    if x.gates is None:
+        return kernel(x)
+    exact = partial(blockwise, scale=scale, window=window, block_size=block_size)
+    arrays, tree = jax.tree.flatten(x)
+    forms = (lambda arrays: kernel(tree.unflatten(arrays))), (lambda arrays: exact(tree.unflatten(arrays)))
+    return _undifferentiated(*forms, key_bias.largest_sum(x), arrays)
+
+
+def _dot_product_attention(x: Inputs, *, scale: float, window: int | None, implementation: Any) -> jax.Array:
+    """Its window counts the tokens before the query."""
     local: Any = None if window is None else (window - 1, 0)
     q, k, v = x.q, x.k, x.v
-    if x.bias is not None:
+    if x.bias is not None or x.gates is not None:
         q, k = key_bias.folded(x, scale)
         v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, key_bias.EXTRA_DIMS)))  # as wide as the keys
     out = jax.nn.dot_product_attention(
         q, k, v, scale=scale, is_causal=True, local_window_size=local, implementation=implementation
     )
     return out[..., : x.v.shape[-1]]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _undifferentiated(kernel: Any, exact: Any, largest_sum: jax.Array, arrays: list[jax.Array]) -> jax.Array:
+    """`kernel(arrays)` where gates of this sum fold, else `exact(arrays)`, which has the gradients too."""
+    return jax.lax.cond(largest_sum <= key_bias.LARGEST_SUM, kernel, exact, arrays)
+
+
+def _exact_forward(kernel, exact, largest_sum, arrays):
+    del largest_sum
+    return jax.vjp(exact, arrays)
+
+
+def _exact_backward(kernel, exact, vjp, d_out):
+    return None, *vjp(d_out)
+
+
+_undifferentiated.defvjp(_exact_forward, _exact_backward)
 
 
 def splash(x: Inputs, *, scale: float, window: int | None, interpret: bool = False) -> jax.Array:

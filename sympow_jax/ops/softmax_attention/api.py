@@ -50,8 +50,8 @@ def softmax_attention(
       window: a query sees the last `window` positions, itself included; None is all.
       sinks: a logit of each head, of a key without a value that all queries see: exp(sink) more in the denominator.
       implementation: "reference", "blockwise", "cudnn" (GPU) or "pallas" (TPU's splash attention), both without gates,
-        sinks, key_positions and bias, but for ALiBi on "cudnn"; None is the accelerator's kernel where it can do the
-        call, else goes by size.
+        sinks, key_positions and bias, but for ALiBi on "cudnn", and gates there where nothing is differentiated; None
+        is the accelerator's kernel where it can do the call, else goes by size.
       block_size: tile of "blockwise"; None picks by size.
 
     Returns:

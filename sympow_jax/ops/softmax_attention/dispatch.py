@@ -18,6 +18,7 @@ IMPLEMENTATIONS: dict[Implementation, Callable[..., jax.Array]] = {  # (x, *, sc
     "cudnn": accelerators.cudnn,
     "pallas": accelerators.splash,
 }
+_IN_TILES = ("blockwise", "cudnn")
 # Measured on 2 CPU cores, float32, forward and backward: up to 128 x 128 pairs the dense form is as fast as tiles and
 # compiles sooner; above, tiles of 128 win by 2-3x at T = 256..512, and tiles of 512 from T = 2048 on.
 DENSE_PAIRS = 1 << 14
@@ -48,7 +49,7 @@ def attend(
     scale = float(x.q.shape[-1] ** -0.5 if scale is None else scale)
     chosen = choose(cast(Implementation | None, implementation), x, block_size, cached=cached)
     size = {"block_size": block_size or default_block_size(x.q.shape, x.k.shape[1], window)}
-    return IMPLEMENTATIONS[chosen](x, scale=scale, window=window, **(size if chosen == "blockwise" else {}))
+    return IMPLEMENTATIONS[chosen](x, scale=scale, window=window, **(size if chosen in _IN_TILES else {}))
 
 
 def choose(name: Implementation | None, x: Inputs, block_size: int | None, *, cached: bool) -> Implementation:
