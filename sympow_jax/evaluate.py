@@ -12,6 +12,7 @@ from rich.console import Console
 
 from sympow_jax.config import TASKS, Config, ConfigError, diff
 from sympow_jax.config.absent import ABSENT
+from sympow_jax.config.layer_specs import absolute_position
 from sympow_jax.evals import remembrance, retrieval
 from sympow_jax.evals.distance_curves import distance_curves
 from sympow_jax.evals.files import inputs_digest, write_csv, write_json, write_result
@@ -49,6 +50,7 @@ def evaluate(request: EvaluationRequest) -> None:
     saved = load_config(request.workdir)
     config = evaluation_config(saved, request.overrides)
     _check_scaling_reached(request, config)
+    _check_positions(request, config)
     same_run.check_shared(request.workdir)
     same_run.check_settings(config, **dataclasses.asdict(request))
     folder = inside(request.workdir, "eval")
@@ -92,6 +94,8 @@ def _measure(request: EvaluationRequest, saved: Config, config: Config) -> None:
     }
     made_from = {"inputs": inputs(request, config, step, _data_digest(request, store))}
     if request.task not in OF_TEXT:
+        if model.streams and max(request.lengths) > config.evaluation.chunk_size:
+            check_stream(model.config, request.overrides)
         _tasks(request, model, params, store, run, made_from)
         return
     assert store is not None  # _open gives one to these
@@ -132,6 +136,15 @@ def _check_scaling_reached(request: EvaluationRequest, config: Config) -> None:
         raise ConfigError(
             f"--position.scaling = 'dynamic_ntk': has no effect up to position.original_length = {p.original_length}; "
             f"ask for longer --lengths than {longest}, or leave it out"
+        )
+
+
+def _check_positions(request: EvaluationRequest, config: Config) -> None:
+    rows, longest = config.position.max_length, max(request.lengths)
+    if absolute_position(config) == "learned_absolute" and longest > rows:
+        raise ConfigError(
+            f"--lengths = {longest}: learned_absolute has positions for {rows} tokens; ask for at most {rows}, or "
+            "train with a larger --config.position.max_length"
         )
 
 

@@ -6,6 +6,7 @@
     python -m sympow_jax.generate --workdir=DIR --check [--prompt_file=FILE]
         [--mesh.data=N --mesh.fsdp=N --mesh.tensor=N --mesh.seq=N]     # both, on the run's mesh by default
 
+With --check or --load_state standard input is read where --prompt_file=- says so.
 Prints the continuation as it comes, without the prompt; rows of a batch one after another. Speed and the size of the
 state go to standard error. --temperature=0 takes the most likely token. --save_state keeps what was read, so that
 --load_state continues a long document without reading it again; --max_new_tokens=0 only reads.
@@ -133,6 +134,9 @@ def run(argv: Sequence[str]) -> int:
     own, _ = split_flags(rest, [*_FLAGS, "stop"], switches=("check",), may_be_empty=("prompt",))
     if "workdir" not in own:
         raise ConfigError("--workdir is missing: the folder of a trained run")
+    unused = [name for name in (*_DEFAULTS, "save_state", "load_state") if name in own] + ["stop"] * bool(stop)
+    if "check" in own and unused:
+        raise ConfigError(f"--{unused[0]}: --check generates nothing; leave it out")
     numbers = _numbers(own)
     batch, new_tokens = numbers["batch"], numbers["max_new_tokens"]
     sampling = generation.Sampling(*(numbers[name] for name in ("temperature", "top_k", "top_p", "seed")))

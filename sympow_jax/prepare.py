@@ -51,7 +51,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", default="", help="number type of raw tokens (nanogpt), such as int32; default uint16"
     )
-    parser.add_argument("--field", default="text", help="the text field of JSON, or column of a table")
+    parser.add_argument("--field", help="the text field of JSON, or column of a table (text; default text)")
     parser.add_argument("--documents", choices=build.DOCUMENTS, help=f"default {DEFAULTS.documents}")
     parser.add_argument("--document_length", type=int, help=f"tokens in a row (default {DEFAULTS.document_length})")
     parser.add_argument("--min_length", type=int, help="drop documents of fewer tokens (default 1)")
@@ -66,6 +66,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def make_source(flags: argparse.Namespace) -> sources.Source:
     """The source that the command line names."""
+    if flags.field and flags.source != "text":
+        raise sources.SourceError(f"--field = {flags.field!r}: only text has fields of JSON and columns to choose from")
+    if flags.inputs and (flags.source in corpus.BUILT_IN or flags.source.startswith(tfds.PREFIX)):
+        raise sources.SourceError(
+            f"{flags.inputs[0]!r}: {flags.source} reads no files; leave it out, or use text FILE ..."
+        )
     if flags.source.startswith(tfds.PREFIX):
         return tfds.TfdsSource(flags.source)
     if flags.source in corpus.BUILT_IN:
@@ -74,7 +80,7 @@ def make_source(flags: argparse.Namespace) -> sources.Source:
         raise sources.SourceError(f"--dtype = {flags.dtype!r}: only nanogpt reads raw tokens")
     if flags.source == "text" and flags.inputs:
         refuse_output_inside(flags.output, flags.inputs)
-        return text_files.TextFiles(tuple(flags.inputs), flags.field)
+        return text_files.TextFiles(tuple(flags.inputs), flags.field or "text")
     if flags.source == "nanogpt" and flags.inputs:
         return token_source.TokenFiles(tuple(flags.inputs), flags.dtype)
     raise sources.SourceError(
@@ -111,7 +117,11 @@ def make_request(flags: argparse.Namespace) -> build.Request:
     given = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
     if "chunks" in given:
         given["chunks"] = tuple(given["chunks"])
-    return dataclasses.replace(base, **given)
+    request = dataclasses.replace(base, **given)
+    unused = [name for name in ("document_length", "chunks") if name in given and request.documents == "packed"]
+    if unused:
+        raise build.BuildError(f"--{unused[0]}: packed documents have no rows; leave it out, or use split or truncate")
+    return request
 
 
 class Bar(build.Progress):

@@ -32,6 +32,8 @@ from sympow_jax.plots.length_generalisation import length_generalisation_figure
 from sympow_jax.plots.state_recall import recall_figure
 from sympow_jax.plots.sweep_tables import pooled, recall_table, runs_table, variants_table
 from sympow_jax.training import run_files
+from sympow_jax.training.bad_steps import BadStepsError
+from sympow_jax.training.initial_weights import check_source
 from sympow_jax.training.loop import train
 from sympow_jax.training.metrics import METRICS_NAME, read_metrics
 
@@ -70,6 +72,7 @@ def run_one(run: Run, lengths: Sequence[int], initial: tuple[str, str] = ("", ""
     )
     if is_current(request, run_files.resolve_for(config, workdir)):
         run_files.check_resume(run_files.resolve_for(config, workdir), workdir)
+        check_source(initial[0], workdir, has_checkpoints=True)
         return 0
     code = train(config, workdir, init_from=initial[0], init_from_allow=initial[1])
     if code == 0:
@@ -86,21 +89,34 @@ def choose_rate(
     """
     path = root / RATES_NAME
     kept = read_json(path) if path.exists() else {}
-    made_from = json_sha256({**dataclasses.asdict(config), "rates": list(rates)})
+    made_from = json_sha256({**dataclasses.asdict(config), "rates": list(rates), **_started_from(initial)})
     if kept.get(name, {}).get("made_from") == made_from:
         return kept[name]["chosen"], 0
     losses = {}
     for rate in rates:
         run = at_rate(name, config, root, rate)
         print(f"sweep: {name} at a learning rate of {rate:g}, {run.workdir}", flush=True)
-        code = train(run.config, str(run.workdir), init_from=initial[0], init_from_allow=initial[1])
+        try:
+            code = train(run.config, str(run.workdir), init_from=initial[0], init_from_allow=initial[1])
+        except BadStepsError as error:
+            print(f"sweep: {name} diverged at a learning rate of {rate:g}: {error}", flush=True)
+            losses[rate] = None
+            continue
         if code:
             return rate, code
         losses[rate] = _heldout_loss(run)
+    if all(loss is None for loss in losses.values()):
+        tried = ", ".join(f"{rate:g}" for rate in rates)
+        raise ConfigError(f"--learning_rates = {tried}: {name} has no finite held-out loss at any; try lower ones")
     chosen = min(losses, key=lambda rate: math.inf if losses[rate] is None else losses[rate])
     found = {"chosen": chosen, "seed": config.seed, "heldout_loss": {f"{rate:g}": losses[rate] for rate in rates}}
+    kept = read_json(path) if path.exists() else {}  # another sweep may have written in these hours
     write_json_atomic(path, kept | {name: found | {"steps": config.num_train_steps, "made_from": made_from}})
     return chosen, 0
+
+
+def _started_from(initial: tuple[str, str]) -> dict[str, Any]:
+    return {"initial": list(initial)} if initial[0] else {}
 
 
 def at_rate(name: str, config: Config, root: pathlib.Path, rate: float, rates: Sequence[float] = ()) -> Run:
@@ -161,11 +177,34 @@ def _named_runs(own: Mapping[str, str], rest: Sequence[str]) -> tuple[list[tuple
     return names, configs
 
 
+def _lengths(own: Mapping[str, str], run: Run) -> tuple[int, ...]:
+    """Those of --lengths or of the config; of a task at least its own."""
+    lengths, trained = flag_value(own, "lengths", lengths_of(run.config, run.task), least=1), run.config.data.seq_len
+    return (trained,) if run.task != LENGTH_GENERALISATION and trained not in lengths else lengths
+
+
+def _check_equal_contexts(own: Mapping[str, str], names: Sequence[tuple[str, int]], configs: Sequence[Config]) -> None:
+    """Raises ConfigError for points whose losses would stand in one table under other contexts."""
+    runs = [Run(name, config, pathlib.Path()) for (name, _), config in zip(names, configs, strict=True)]
+    read = {
+        run.name: (run.config.data.seq_len, _lengths(own, run)) for run in runs if run.task == LENGTH_GENERALISATION
+    }
+    first = next(iter(read), "")
+    for name, contexts in read.items():
+        if contexts != read[first]:
+            (trained, lengths), (trained_first, lengths_first) = contexts, read[first]
+            raise ConfigError(
+                f"--points: {name!r} is trained at {trained} tokens and read at {lengths}, {first!r} at "
+                f"{trained_first} and {lengths_first}; one table needs equal contexts, so sweep them apart"
+            )
+
+
 def run(argv: Sequence[str]) -> int:
     """Runs the sweep that the flags name; returns the exit code."""
     known = ("variants", "points", "seeds", "root", "lengths", "learning_rates", *config_lib.INIT_FLAGS)
     own, rest = split_flags(argv, known, prefix="config")
     names, configs = _named_runs(own, rest)
+    _check_equal_contexts(own, names, configs)
     rates = flag_value(own, "learning_rates", (0.0,), least=0) if "learning_rates" in own else ()
     root, initial = pathlib.Path(own["root"]), config_lib.initial_weights_flags(own, rest)
     use_compilation_cache()
@@ -179,8 +218,7 @@ def run(argv: Sequence[str]) -> int:
         plain = Run(name, config, root / f"{_folder(name)}-seed{seed}")
         runs.append(at_rate(name, config, root, chosen[name], rates) if rates else plain)
         print(f"sweep: run {len(runs)} of {len(names)}, {runs[-1].workdir}", flush=True)
-        lengths = flag_value(own, "lengths", lengths_of(config, runs[-1].task), least=1)
-        code = run_one(runs[-1], lengths, initial)
+        code = run_one(runs[-1], _lengths(own, runs[-1]), initial)
         if code:
             return code
         write_summary(root, runs)

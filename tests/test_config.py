@@ -115,6 +115,8 @@ def test_a_saved_config_resolves_to_itself():
         ([QUICKSTART, "--config.attention.layer_pattern=conv"], ["layer_pattern", "gated_conv"]),
         ([QUICKSTART, "--confg.seed=1"], ["--confg.seed", "no such flag"]),
         ([QUICKSTART, "--config.seed"], ["--config.seed", "VALUE"]),
+        ([f"--config={ROOT}/configs/scale/large.py:7b"], ["no context in '7b'", "7b,65536"]),
+        ([f"{QUICKSTART}:foxx"], ["no variant 'foxx'", "did you mean 'fox'"]),
         ([], ["--config is missing"]),
     ],
 )
@@ -258,6 +260,17 @@ def write_config(folder: pathlib.Path, text: str) -> str:
 def test_config_files_are_found_by_name_and_by_path(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert config_lib.parse_flags([f"--config={name}:fox"]).variant == "fox"
+
+
+def test_the_argument_of_a_config_file_is_what_its_get_config_says(tmp_path):
+    assert parse_flags([f"--config={ROOT}/configs/small.py:12m"]).model.embed_dim == 384
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs import quickstart\ndef get_config(size):\n    c = quickstart.get_config()\n"
+        "    c.model.mlp_dim = {'large': 640}[size]\n    c.optimizer.freeze = ()\n    return c\n"
+    )
+    config = parse_flags([f"--config={file}:large", "--config.optimizer.freeze=embedding/*"])
+    assert config.model.mlp_dim == 640 and config.optimizer.freeze == ("embedding/*",)
 
 
 def test_names_work_in_any_folder_even_beside_other_folders_of_the_same_name(tmp_path, monkeypatch):

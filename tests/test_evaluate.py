@@ -61,6 +61,18 @@ def test_two_evaluations_never_write_the_same_result(workdir, tmp_path):
         evaluate.evaluate(request(workdir, store, "needle"))
 
 
+@pytest.mark.parametrize("task", ["length_generalisation", "passkey"])
+def test_more_tokens_than_a_table_of_positions_has_rows_are_refused(tmp_path, task):
+    config = parse_flags(
+        [f"--config={ROOT}/configs/quickstart.py:softmax_absolute", "--config.position.max_length=4096"]
+    )
+    write_json_atomic(tmp_path / "run" / "config.json", dataclasses.asdict(config))
+    asked = dataclasses.replace(request(str(tmp_path / "run"), tmp_path, task), lengths=(16, 4097))
+    with pytest.raises(ConfigError, match="--lengths = 4097: learned_absolute has positions for 4096 tokens"):
+        evaluate.evaluate(asked)
+    assert not (tmp_path / "run" / "eval").exists()
+
+
 def test_scaling_that_does_nothing_is_refused_by_every_command(workdir, tmp_path, capsys):
     """dynamic_ntk up to the trained length in an evaluation; a factor of 1 in new runs. Nothing is written."""
     config = tiny_config("softmax_rope")

@@ -68,6 +68,7 @@ def test_a_pattern_of_layers_is_exchanged_as_a_whole_and_blends_with_nothing(wor
         ("rebased", ("attention.qk_norm=true",), "rebased normalises queries and keys itself"),
         ("sympow", ("optimizer.learning_rates=*gate*",), r"has '\*gate\*': write PATTERN=RATE"),
         ("sympow", ("optimizer.learning_rates=*gate*=0",), "positive rate"),
+        ("", ("variant=sympow",), "has its layers already; write --config=WORKDIR:VARIANT"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(workdir, variant, flags, words):

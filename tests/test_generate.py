@@ -183,6 +183,8 @@ def test_errors_are_one_line(runs, capsys, monkeypatch, tmp_path):
         ("--prompt=a", "--position.scaling=yarn"): "only rope is scaled",
         ("--prompt=a", "--save_state=s", "--batch=2"): "use --batch=1",
         ("--load_state=nothing",): "does not exist",
+        ("--check", "--batch=2"): "--batch: --check generates nothing",
+        ("--check", "--stop=a"): "--stop: --check generates nothing",
     }
     monkeypatch.chdir(tmp_path)
     for flags, message in wrong.items():

@@ -150,6 +150,52 @@ def test_the_rate_with_the_lowest_heldout_loss_is_that_of_all_seeds_and_is_chose
     assert "| sympow | 2 | 0.002 | 2.512 |" in (tmp_path / "root" / "sweep.md").read_text()
 
 
+def test_a_rate_that_diverges_is_not_chosen_and_the_others_are_tried(command, tmp_path, done, monkeypatch):
+    plain = sweep.train
+
+    def train(config, workdir, **initial):
+        if config.optimizer.learning_rate in diverging:
+            raise sweep.BadStepsError("10 steps in a row")
+        return plain(config, workdir, **initial)
+
+    monkeypatch.setattr(sweep, "train", train)
+    command.append("--learning_rates=2e-3,4e-3")
+    diverging = (2e-3, 4e-3)
+    with pytest.raises(
+        ConfigError, match=r"--learning_rates = 0\.002, 0\.004: softmax_rope has no finite held-out loss"
+    ):
+        sweep.run(command)
+    diverging = (2e-3,)
+    assert sweep.run(command) == 0
+    chosen = json.loads((tmp_path / "root" / "learning_rates.json").read_text())["softmax_rope"]
+    assert chosen["chosen"] == 4e-3 and chosen["heldout_loss"] == {"0.002": None, "0.004": 2e-3}
+
+
+def test_finished_runs_are_not_those_of_other_initial_weights(command, done):
+    assert sweep.run(command) == 0
+    with pytest.raises(ConfigError, match=r"--init_from=other: the run in \S+ started from scratch"):
+        sweep.run([*command, "--init_from=other"])
+
+
+def test_points_of_other_contexts_do_not_share_a_table(command, tmp_path, done):
+    file = tmp_path / "points.py"
+    file.write_text(
+        "from configs import quickstart\nPOINTS = ('128', '256')\n"
+        "def get_config(point):\n    c = quickstart.get_config('fox')\n    c.data.seq_len = int(point)\n    return c\n"
+    )
+    with pytest.raises(ConfigError, match=r"--points: '256' is trained at 256 .*'128' at 128 .*sweep them apart"):
+        sweep.run([f"--config={file}", "--points=all", *command[2:]])
+    assert done == []
+
+
+def test_a_task_is_asked_at_its_own_length():
+    for lengths, asked in (("", (64,)), ("32,64", (32, 64))):
+        flags = ["--config.data.train=mqar", "--config.data.heldout=mqar", "--config.data.seq_len=64"]
+        config = parse_flags([f"--config={ROOT}/configs/quickstart.py:fox", *flags])
+        own = {"lengths": lengths} if lengths else {}
+        assert sweep._lengths(own, sweep.Run("fox", config, pathlib.Path())) == asked
+
+
 def test_a_variant_that_is_not_within_five_percent_of_the_best_is_marked():
     results = [result_of("sympow", 0, [512, 1024]), result_of("fox", 0, [512, 1024])]
     for loss, text in ((2.512 * 1.04, "| 2.612 |"), (2.512 * 1.06, "| 2.663, 6% above the best |")):

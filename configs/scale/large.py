@@ -30,7 +30,9 @@ SIZES = {  # layers, width, heads, heads of keys, MLP, one table
 
 def get_config(arg: str = "1.3b,65536") -> ConfigDict:
     """SIZE,CONTEXT[,VARIANT] with SIZE 1.3b, 7b or 14b."""
-    size, context, variant = (*arg.split(","), "")[:3]
+    size, context, variant = (*arg.split(","), "", "")[:3]
+    if not context.isdigit():
+        raise ValueError(f"no context in {arg!r}; write SIZE,CONTEXT[,VARIANT], such as 7b,65536")
     if size not in SIZES:
         raise ValueError(f"no size {size!r}; choose one of {', '.join(SIZES)}")
     c = default.get_config(variant or "conformal_sympow")

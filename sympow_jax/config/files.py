@@ -6,6 +6,7 @@ package it is `sympow_jax/configs`.
 
 import contextlib
 import importlib.util
+import inspect
 import pathlib
 import sys
 import traceback
@@ -66,6 +67,12 @@ def load_values(name: str, arg: str = "") -> ml_collections.ConfigDict:
     legal = isinstance(values, ml_collections.ConfigDict)
     require(legal, f"--config = {name!r}: get_config returns {type(values).__name__}; it must return a ConfigDict")
     return values
+
+
+def takes_variant(name: str) -> bool:
+    """Whether the argument of a config file is a variant, as the parameter of its get_config is called."""
+    get_config = getattr(load_file(name), "get_config", None)
+    return get_config is not None and list(inspect.signature(get_config).parameters)[:1] == ["variant"]
 
 
 def as_values(tree: Mapping[str, Any]) -> ml_collections.ConfigDict:

@@ -6,7 +6,7 @@ from typing import Any
 from sympow_jax import variants
 from sympow_jax.config.errors import ConfigError, nearest, require, require_known
 from sympow_jax.config.exchange import NEW_PARAMETERS, is_workdir, workdir_values
-from sympow_jax.config.files import load_file, load_values
+from sympow_jax.config.files import load_file, load_values, takes_variant
 from sympow_jax.config.reduce import KEY, reduce_values
 from sympow_jax.config.resolve import resolve
 from sympow_jax.config.schema import Config
@@ -31,16 +31,18 @@ def parse_flags(argv: Sequence[str]) -> Config:
             require(name.startswith("config."), f"--{name}: no such flag{nearest(name, ['config', 'workdir'])}")
             key = name.removeprefix("config.")
             require_known(f"--{name}: no such key", key, list(known))
+            require(key != "variant" or not is_workdir(path), f"{flag}: {path} has its layers already; {_EXCHANGE}")
             node: Any = values
             *parents, leaf = key.split(".")
             for parent in parents:
                 node = node[parent]
             require("=" in flag, f"--{name}: no value; write --{name}=VALUE")
             with node.ignore_type():
-                node[leaf] = parse_value(flag.partition("=")[2], known[key], key)
+                node[leaf] = parse_value(flag.partition("=")[2], _type_of(key) if known[key] == () else known[key], key)
     return resolve(values)
 
 
+_EXCHANGE = "write --config=WORKDIR:VARIANT to exchange its attention"
 INIT_FLAGS = ("init_from", "init_from_allow")
 
 
@@ -52,6 +54,11 @@ def initial_weights_flags(flags: Mapping[str, str], argv: Sequence[str]) -> tupl
     return init_from, allow
 
 
+def _type_of(key: str) -> Any:
+    """A value of the type of a setting, whatever a file has for it."""
+    return flatten(load_values("default").to_dict())[key]
+
+
 def _named(argv: Sequence[str]) -> tuple[str, str]:
     named = [arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")]
     require(bool(named), "--config is missing: use --config=configs/quickstart.py[:VARIANT]; --list shows them")
@@ -60,9 +67,9 @@ def _named(argv: Sequence[str]) -> tuple[str, str]:
 
 
 def _file_values(path: str, arg: str) -> Any:
-    if arg and arg not in variants.VARIANTS and "=" not in arg:
+    if arg and arg not in variants.VARIANTS and takes_variant(path):
         hint = nearest(arg, list(variants.VARIANTS))
-        require("," in arg or arg.isdigit(), f"--config = '{path}:{arg}': no variant {arg!r}{hint}")
+        raise ConfigError(f"--config = '{path}:{arg}': no variant {arg!r}{hint}")
     return load_values(path, arg)
 
 

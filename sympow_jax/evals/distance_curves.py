@@ -65,9 +65,9 @@ def _layer_curve(
         query = jnp.asarray([query_position], jnp.int32)
         curve = curve + bias(query, query_position - distance)[:, 0, :]
     if log_gates is not None and log_gates.ndim == 4:
-        decays = jnp.exp(jnp.mean(log_gates, axis=(0, 1))[..., None] * distance.astype(jnp.float32))
+        decays = jnp.mean(log_gates, axis=(0, 1))[..., None] * distance[None, None, :].astype(jnp.float32)
         degree = {"power": mixer.attention.degree, "rebased": 2, "taylor": 1}[mixer.kernel]
-        curve = curve + degree * jnp.log(jnp.mean(decays, axis=1))
+        curve = curve + degree * (jax.nn.logsumexp(decays, axis=1) - jnp.log(decays.shape[1]))
     elif log_gates is not None:
         curve = curve + jnp.mean(log_gates, axis=(0, 1))[:, None] * distance[None, :].astype(jnp.float32)
     return curve

@@ -45,6 +45,11 @@ class LogitModel(Protocol):
         """Whether `length`, the longest context of the stream, changes the result."""
         ...
 
+    @property
+    def streams(self) -> bool:
+        """Whether it reads a sequence in parts; one that does not reads each whole."""
+        ...
+
     def initial_state(self, batch_size: int, max_length: int) -> Any:
         """The state before the first token."""
         ...
@@ -84,7 +89,7 @@ class Matcher:
         """Whether each asked-for target [b, T] is the most likely token; False where nothing is asked."""
         batch, length = inputs.shape
         context = length if self._model.depends_on_length else 0
-        streamed = length > self.chunk_size
+        streamed = length > self.chunk_size and self._model.streams
         num_blocks, _ = sharding.shard_counts(self._mesh)
         padding = ((0, -batch % num_blocks), (0, -length % self.chunk_size if streamed else 0))
         inputs, targets = np.pad(inputs, padding), np.pad(targets, padding)

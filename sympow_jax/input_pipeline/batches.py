@@ -198,3 +198,5 @@ def _check_store(store: Store, first: Store, seq_len: int) -> None:
                 f"data: {field} is {getattr(first, field)} in {first.address!r} and {getattr(store, field)} in "
                 f"{store.address!r}; stores of one mixture must share a tokenizer"
             )
+    if store.tokenizer.digest != first.tokenizer.digest:
+        raise ValueError(f"data: {first.address!r} and {store.address!r} cannot be mixed: their tokenizers differ")

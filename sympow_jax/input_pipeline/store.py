@@ -7,6 +7,7 @@ its attributes. `manifest.json` beside the chunks, where there is one, holds the
 
 import abc
 import functools
+import hashlib
 import logging
 
 import numpy as np
@@ -90,8 +91,10 @@ class TokenStore(Store):
 
     @functools.cached_property
     def digest(self) -> str:
-        """What identifies the content; see ChunkedArray.digest."""
-        return self.array.digest
+        """What identifies the content, see ChunkedArray.digest, and which rows of it are here where some are not."""
+        if len(self._row_chunks) == self.array.metadata.grid[0]:
+            return self.array.digest
+        return f"{self.array.digest}/rows:{hashlib.sha256(self._row_chunks.astype('<i8').tobytes()).hexdigest()}"
 
     def check_cache(self, num_rows: int, seq_len: int) -> None:
         """Raise ValueError unless the chunks under one rectangle fit the cache together."""

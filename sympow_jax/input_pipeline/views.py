@@ -59,9 +59,10 @@ class BinStore(Store):
 
 
 class ConcatView(Store):
-    """`store` as rows of `length` tokens, longer than any document; each joined row is a cluster of its own.
+    """`store` as rows of `length` tokens, longer than any document.
 
-    Rows of one source document come next to each other and in order.
+    Rows of one source document come next to each other and in order. The cluster of a joined row is the source that
+    most of its tokens are from.
     """
 
     def __init__(self, store: Store, length: int) -> None:
@@ -70,19 +71,26 @@ class ConcatView(Store):
             raise ValueError(f"concat length = {length}: {store.address!r} holds {total} tokens in all; use 1..{total}")
         self.store = store
         self.address = store.address
-        self.digest = f"{store.digest}/concat{length}"
+        self.digest = f"{store.digest}/joined{length}"
         self.vocab_size = store.vocab_size
         self.bos_id = store.bos_id
         self.chunks = (1, min(length, store.chunks[1]))
         self.num_documents = total // length
         self.document_length = length
-        self.clusters = np.arange(self.num_documents)
         self._order = np.argsort(store.clusters, kind="stable")
+        self.clusters = np.array([self._source(row) for row in range(self.num_documents)])
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """That of the store."""
         return self.store.tokenizer
+
+    def _source(self, row: int) -> int:
+        start, stop, size = row * self.document_length, (row + 1) * self.document_length, self.store.document_length
+        places = np.arange(start // size, -(-stop // size))
+        counts = np.minimum(stop, (places + 1) * size) - np.maximum(start, places * size)
+        sources, which = np.unique(self.store.clusters[self._order[places]], return_inverse=True)
+        return int(sources[np.argmax(np.bincount(which, counts))])
 
     def _read(self, rows: slice, columns: slice) -> np.ndarray:
         start = [row * self.document_length + columns.start for row in range(rows.start, rows.stop)]

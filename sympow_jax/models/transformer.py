@@ -131,7 +131,8 @@ class Transformer(nnx.Module):
             where = context.token_positions(tokens.shape[1])
             if encoding == "learned_absolute":
                 self._check_length(tokens.shape[1])
-                x = x + _rows(self.position_embedding, where)
+                last = self.config.position.max_length - 1  # padding of a stream may lie beyond it
+                x = x + _rows(self.position_embedding, jnp.minimum(where, last))
             else:
                 table = ops.positions.sinusoidal(where, self.config.model.embed_dim)
                 x = x + (self.config.model.init_std * table).astype(x.dtype)

@@ -67,7 +67,8 @@ def contextwise_rows(table: Mapping[str, Any], value: str) -> tuple[list[float],
 
 
 def _finish(axes: Axes, results: Sequence[Mapping[str, Any]], label: str) -> None:
-    low = min(float(np.min(line.get_xdata())) for line in axes.get_lines())
+    positions = [float(np.min(line.get_xdata())) for line in axes.get_lines() if len(line.get_xdata())]
+    low = min(positions, default=1.0)
     high = max(2 * low, *(entry["length"] for result in results for entry in result["lengths"]))
     margin = (high / low) ** 0.03
     style.token_axis(axes, low, high)

@@ -120,10 +120,11 @@ def biases(curves: Mapping[str, Any], title: str) -> str:
             looks = style.line_style(number)
             for head, values in enumerate(layer["log_weight"]):
                 label = f"layer {layer['layer']}" if head == 0 else None
+                values = style.finite(values)
                 axes.plot(
                     distance, values, color=looks["color"], linestyle=looks["linestyle"], linewidth=1, label=label
                 )
-                lowest, highest = min(lowest, *values), max(highest, *values)
+                lowest, highest = np.fmin(lowest, np.fmin.reduce(values)), np.fmax(highest, np.fmax.reduce(values))
         axes.set_ylim(max(lowest, LOWEST_LOG_WEIGHT) - 0.2, highest + 0.2)
         axes.set_xscale("symlog", base=4, linthresh=1)
         ticks = [0, *(4**power for power in range(int(np.log(distance[-1]) / np.log(4)) + 1))]

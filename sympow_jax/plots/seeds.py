@@ -73,7 +73,8 @@ def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     else:
         pooled.pop("gained_from_context", None)
     gained = pooled.get("gained_from_context")
-    if gained and gained[0]["ci95"][0] > 0 and all(result.get("remembered_share") for result in results):
+    low = gained[0]["ci95"][0] if gained else None
+    if low is not None and low > 0 and all(result.get("remembered_share") for result in results):
         pooled["remembered_share"] = entry(lambda result: result["remembered_share"], "share")
     else:
         pooled.pop("remembered_share", None)

@@ -87,8 +87,7 @@ def recall_table(results: Sequence[Mapping[str, Any]]) -> str:
 
 def _accuracy(result: Mapping[str, Any]) -> float | None:
     lengths = result["columns"]["values"]
-    trained = lengths.index(result["train_length"]) if result["train_length"] in lengths else 0
-    return result["accuracy"][-1][trained]
+    return result["accuracy"][-1][lengths.index(trained)] if (trained := result["train_length"]) in lengths else None
 
 
 def _contexts(results: Sequence[Mapping[str, Any]]) -> tuple[int, int, str]:

@@ -41,7 +41,7 @@ class BadSteps:
             raise BadStepsError(
                 f"optimizer.max_skipped_steps = {self._limit}: {in_a_row} steps in a row up to step {step} were not "
                 f"applied ({row['not_applied']}); lower optimizer.learning_rate, or look at the batch with "
-                f"python -m sympow_jax.inspect --batch={step - 1}"
+                f"python -m sympow_jax.inspect --workdir=WORKDIR --batch={step - 1}"
             )
 
     def _describe(self, step: int, values: dict[str, Any]) -> dict[str, Any]:

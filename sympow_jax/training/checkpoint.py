@@ -26,6 +26,7 @@ from sympow_jax.sharding.agreement import gather
 from sympow_jax.training.manifest import (
     CheckpointError,
     CheckpointMismatchError,
+    add_to_manifest,
     flatten,
     make_manifest,
     one_line,
@@ -160,6 +161,11 @@ class Checkpointer:
                 self._settle()
         self.save_stall_seconds = time.perf_counter() - started
         return True
+
+    def add(self, step: int, *, metadata: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Adds what was measured of a step after it was saved; the first process writes."""
+        if jax.process_index() == 0:
+            add_to_manifest(self._folders.path(step), metadata, metrics)
 
     def wait(self) -> None:
         """Returns once the save under way, if any, is on disk or has failed (see `save`)."""

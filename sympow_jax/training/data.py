@@ -156,12 +156,33 @@ def open_run_data(config: Config, mesh: Mesh | None = None) -> RunData:
             f"training.initial_state = {config.training.initial_state!r}: the documents of {train.stores[0].address!r} "
             "are packed, and none continues the batch before; use zero, or a store of long documents"
         )
-    return RunData(
-        config,
-        mesh,
-        parts(train),
-        parts(open_batches(d.heldout, "heldout", seed=0, **options)),
+    _check_carried(config, train)
+    heldout = open_batches(d.heldout, "heldout", seed=0, **options)
+    _check_heldout(config, train, heldout)
+    return RunData(config, mesh, parts(train), parts(heldout))
+
+
+def _check_carried(config: Config, train: StoreBatches) -> None:
+    if config.training.initial_state == "carried" and train.stores[0].document_length < 2 * config.data.seq_len:
+        raise ConfigError(
+            f"training.initial_state = 'carried': the documents of {train.stores[0].address!r} have "
+            f"{train.stores[0].document_length} tokens, and none continues a batch of data.seq_len = "
+            f"{config.data.seq_len}; use documents of twice that, or zero"
+        )
+
+
+def _check_heldout(config: Config, train: StoreBatches, heldout: StoreBatches) -> None:
+    """The losses of ids of another tokenizer would be plausible numbers."""
+    ours, theirs = (
+        {"vocab_size": store.vocab_size, "bos_id": store.bos_id, "tokenizer": store.tokenizer.digest[:12]}
+        for store in (train.stores[0], heldout.stores[0])
     )
+    for what, value in theirs.items():
+        if value != ours[what]:
+            raise ConfigError(
+                f"data.heldout = {config.data.heldout!r}: its {what} is {value}, that of data.train = "
+                f"{config.data.train!r} is {ours[what]}; hold out data of the same tokenizer"
+            )
 
 
 def abstract_batch(config: Config, mesh: Mesh | None, *, packed: bool = False) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,7 +1,6 @@
 """What is measured on held-out data during training: the loss, the accuracy of tasks, and the loss by position."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -74,7 +73,13 @@ class Heldout:
         return {f"contextwise/{edge}": float(mean) for edge, mean in zip(edges[1:].tolist(), means, strict=True)}
 
     def _check_documents(self, length: int) -> None:
-        store: Any = self._data.heldout.stores[0]
+        store, *others = self._data.heldout.stores
+        if store.segmented or others:
+            what = "mixed" if others else "packed or padded"
+            raise ConfigError(
+                f"evaluation.contextwise_length = {length}: held-out documents are {what}, and it reads long ones of "
+                "one store; use 0, or such a store for data.heldout"
+            )
         if length > store.document_length:
             raise ConfigError(
                 f"evaluation.contextwise_length = {length}: the held-out documents of {store.address!r} have "

@@ -135,6 +135,26 @@ def _assemble(fresh: jax.Array, pairs: Sequence[tuple[Place, Place]], saved: Map
     return jax.block_until_ready(jax.jit(assemble, out_shardings=fresh.sharding)(fresh, parts))
 
 
+def check_source(source: str, workdir: str, *, has_checkpoints: bool) -> dict[str, Any] | None:
+    """What init_from.json in a workdir records, if it is there.
+
+    Raises:
+      ConfigError: the run there started otherwise than `source` says.
+    """
+    path = pathlib.Path(workdir) / RECORD
+    recorded = read_json(path) if path.exists() else None
+    if recorded:
+        for name, kind in (("workdir", str), ("step", int)):
+            entry(recorded, name, kind, str(path))
+    if source and (recorded or has_checkpoints):
+        folder, step = _split(source)
+        started = f"{recorded['workdir']}:{recorded['step']}" if recorded else "scratch"
+        same = recorded and folder == recorded["workdir"] and step in ("latest", "best", str(recorded["step"]))
+        if not same:
+            raise ConfigError(f"--init_from={source}: the run in {workdir} started from {started}; use another workdir")
+    return recorded
+
+
 def plan_initial_weights(
     source: str, workdir: str, model: Model, tokenizer_digest: str, *, has_checkpoints: bool, allow: str = ""
 ) -> InitialWeights | None:
@@ -152,17 +172,8 @@ def plan_initial_weights(
       ConfigError: the workdir's run started otherwise, or a parameter is not there and not allowed to start anew.
       CheckpointError: there is no such step.
     """
-    path = pathlib.Path(workdir) / RECORD
-    recorded = read_json(path) if path.exists() else None
-    if recorded:
-        for name, kind in (("workdir", str), ("step", int)):
-            entry(recorded, name, kind, str(path))
+    recorded = check_source(source, workdir, has_checkpoints=has_checkpoints)
     folder, step = _split(source) if source else ("", "")
-    if source and (recorded or has_checkpoints):
-        started = f"{recorded['workdir']}:{recorded['step']}" if recorded else "scratch"
-        same = recorded and folder == recorded["workdir"] and step in ("latest", "best", str(recorded["step"]))
-        if not same:
-            raise ConfigError(f"--init_from={source}: the run in {workdir} started from {started}; use another workdir")
     if has_checkpoints or not (source or recorded):
         return None
     if recorded:

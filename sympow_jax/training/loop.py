@@ -186,8 +186,10 @@ def _run_steps(run: Run, state: TrainState, first_step: int) -> tuple[int, int]:
     """Exit code, and the last step."""
     config, stop = run.config, run.stop
     last = config.num_train_steps
-    if first_step and _evaluation_due(run, first_step) and not _evaluate(run, state, first_step):
-        return _save_and_stop(run, state, first_step)
+    if first_step and _evaluation_due(run, first_step):  # a stop came in between
+        if not _evaluate(run, state, first_step):
+            return _save_and_stop(run, state, first_step)
+        run.checkpointer.add(first_step, **_measured(run, first_step))
     batches = run.data.prefetch(first_step, last)
     _begin(run, batches, state.params, first_step)
     for index, batch in _after_reports(batches, run.reports):
@@ -241,12 +243,16 @@ def _evaluate(run: Run, state: TrainState, step: int) -> bool:
 
 
 def _save(run: Run, state: TrainState, step: int, *, force: bool) -> None:
-    metadata = {"evaluated_step": run.evaluated_step, "heldout_loss": run.heldout_loss}
-    fresh = run.heldout_loss if run.evaluated_step == step else None
-    metrics = None if fresh is None else {"heldout_loss": fresh}
     run.reports.flush()  # its row must be on disk before a checkpoint that makes it final
-    if run.checkpointer.save(step, to_tree(state), metadata=metadata, metrics=metrics, force=force):
+    if run.checkpointer.save(step, to_tree(state), **_measured(run, step), force=force):
         run.clock.saved(run.checkpointer.save_stall_seconds)
+
+
+def _measured(run: Run, step: int) -> dict[str, Any]:
+    """What the checkpoint of a step says of the held-out loss."""
+    fresh = run.heldout_loss if run.evaluated_step == step else None
+    metrics = {} if fresh is None else {"heldout_loss": fresh}
+    return {"metadata": {"evaluated_step": run.evaluated_step, "heldout_loss": run.heldout_loss}, "metrics": metrics}
 
 
 def _say_unsaved(run: Run) -> bool:

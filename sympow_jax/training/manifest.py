@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sympow_jax.config import RunError
-from sympow_jax.files import FileError, entry, inside, json_sha256, read_json
+from sympow_jax.files import FileError, entry, inside, json_sha256, read_json, write_text_atomic
 from sympow_jax.training.digests import digest_arrays
 
 FORMAT = 1
@@ -60,6 +60,18 @@ def make_manifest(
             for name, array in arrays.items()
         },
     }
+    return _digested(manifest)
+
+
+def add_to_manifest(folder: pathlib.Path, metadata: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    """Adds to what the manifest of a step on disk says; the file is replaced whole."""
+    manifest = read_manifest(folder)
+    for name, more in (("metadata", metadata), ("metrics", metrics)):
+        manifest[name] = manifest[name] | dict(more)
+    write_text_atomic(folder / "manifest" / "metadata", json.dumps(_digested(manifest)))
+
+
+def _digested(manifest: dict[str, Any]) -> dict[str, Any]:
     manifest = json.loads(json.dumps(manifest))
     return manifest | {"digest": json_sha256(manifest)}
 

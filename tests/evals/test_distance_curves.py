@@ -11,11 +11,11 @@ from sympow_jax.plots.distance_curves import distance_figure
 from tests.models.small import VOCAB, tiny_config
 
 
-def curves_of(variant, *flags):
+def curves_of(variant, *flags, query_position=99):
     model = Model(resolve_implementation(tiny_config(variant, *flags)), VOCAB)
     params = model.init(jax.random.key(0))
     tokens = np.random.default_rng(0).integers(0, VOCAB, (1, 24))
-    return distance_curves(model, params, tokens, query_position=99), params
+    return distance_curves(model, params, tokens, query_position=query_position), params
 
 
 def test_a_learned_bias_is_drawn_per_head_and_layer():
@@ -37,6 +37,14 @@ def test_gates_fall_linearly_with_distance_and_alibi_adds_its_slope():
     for layer in curves["layers"]:
         want = -slopes[:, None] * np.asarray(curves["distance"])
         np.testing.assert_allclose(layer["log_weight"], want, rtol=1e-4, atol=1e-5)
+
+
+def test_gates_of_every_dim_that_forget_all_have_a_finite_curve():
+    """The mean of the dims' decays, whose logarithm is that of the slowest where the others are nothing."""
+    curves, _ = curves_of("conformal_vector_sympow", "attention.gate_init=timescales", query_position=65_535)
+    for layer in curves["layers"]:
+        values = np.asarray(layer["log_weight"], np.float64)
+        assert np.isfinite(values).all() and values.min() < -100
 
 
 def test_nothing_is_drawn_without_bias_or_gate():

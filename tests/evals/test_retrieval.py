@@ -33,6 +33,7 @@ class Recaller:
     vocab_size: int
     memory: int = 1 << 20
     depends_on_length: bool = False
+    streams: bool = True
     mesh: None = None
 
     def initial_state(self, batch_size, max_length):
@@ -89,6 +90,19 @@ def test_streaming_in_chunks_changes_nothing(chunk_size):
     np.testing.assert_array_equal(one, streamed)
 
 
+def test_a_model_that_reads_no_stream_reads_each_example_whole():
+    class Whole(Recaller):
+        def initial_state(self, batch_size, max_length):
+            raise AssertionError("it has no state")
+
+        def logits(self, params, inputs, *, state=None, length=0):
+            return super().logits(params, inputs, state=Recaller.initial_state(self, *inputs.shape), length=length)
+
+    task = MQAR(64, num_pairs=8, vocab_size=128, random_filler=False)
+    right, asked = Matcher(Whole(128, streams=False), {}, chunk_size=32).counts(task, num_examples=4)
+    assert right.sum() == asked.sum() == 32
+
+
 @dataclasses.dataclass(frozen=True)
 class Always:
     """Always the same token."""
@@ -96,6 +110,7 @@ class Always:
     token: int
     vocab_size: int
     depends_on_length: bool = False
+    streams: bool = True
     mesh: None = None
 
     def initial_state(self, batch_size, max_length):

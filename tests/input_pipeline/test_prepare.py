@@ -62,6 +62,9 @@ def test_flags_may_stand_anywhere(arguments, folder):
         (["text", "inputs", "--output=inputs/a.txt/made", *FLAGS[:2]], "lies inside"),
         (["text", "inputs/a.txt", "--output=inputs/a.txt/made", *FLAGS], "cannot be made (FileExistsError"),
         (["text", "inputs/a.txt", "--output=/proc/none/made", *FLAGS], "cannot be made (FileNotFoundError"),
+        (["python-stdlib", "inputs", "--output=o"], "'inputs': python-stdlib reads no files"),
+        (["tfds:lm1b", "--field=body", "--output=o"], "--field = 'body': only text has fields"),
+        (["text", "inputs", "--documents=packed", "--chunks", "4", "8", "--output=o"], "--chunks: packed documents"),
     ],
 )
 def test_wrong_commands_are_one_line(arguments, message, folder, capsys):

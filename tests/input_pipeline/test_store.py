@@ -88,6 +88,8 @@ def test_rows_of_missing_chunks_are_left_out_and_counted(tmp_path, tokens, gone,
     assert store.num_documents == len(kept)
     np.testing.assert_array_equal(store.read(slice(0, len(kept)), slice(3, 40)), tokens[kept, 3:40])
     np.testing.assert_array_equal(store.clusters, kept)
+    whole = open_store(str(write_store(tmp_path / "b.zarr", tokens, chunks=CHUNKS)))
+    assert store.digest.startswith(f"{whole.digest}/rows:")
 
 
 def test_a_store_without_any_complete_row_is_refused(tmp_path, tokens):
@@ -198,6 +200,7 @@ def test_ConcatView_joins_rows_of_one_document(tmp_path, rng):
     stream = tokens[[1, 3, 0, 2, 5, 4]].reshape(-1)
     view = ConcatView(store, 25)
     assert (view.num_documents, view.document_length) == (2, 25)
+    assert view.clusters.tolist() == [3, 7] and ConcatView(store, 12).clusters.tolist() == [3, 3, 7, 7, 9]
     np.testing.assert_array_equal(view.read(slice(0, 2), slice(0, 25)), stream[:50].reshape(2, 25))
     np.testing.assert_array_equal(view.read(slice(1, 2), slice(4, 21))[0], stream[29:46])
     with pytest.raises(ValueError, match="concat length = 61"):

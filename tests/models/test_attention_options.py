@@ -132,6 +132,16 @@ def test_gates_start_where_the_config_says(variant, flags, gate):
     np.testing.assert_allclose(np.exp(mixer.log_gates(jnp.zeros_like(x)))[0], [gate] * 3, rtol=1e-5)
 
 
+def test_padding_of_a_stream_has_a_position():
+    """A stream that is padded beyond the table gives no NaN."""
+    model = Model(resolve_implementation(tiny_config("softmax_absolute")), VOCAB)
+    tokens = jnp.zeros((1, 32), jnp.int32)
+    params, state = model.init(jax.random.key(0)), model.initial_state(1, 64)
+    for _ in range(2):
+        logits, state = model.logits(params, tokens, state=state, length=64)
+    assert np.isfinite(logits).all()
+
+
 def test_learned_positions_end_where_their_table_does():
     """A longer context is one line, not the rows of another position."""
     model = Model(resolve_implementation(tiny_config("softmax_absolute")), VOCAB)

@@ -131,11 +131,13 @@ def test_seeds_are_one_line_with_students_interval():
     assert seeds.comparable(length_result("sympow")) != seeds.comparable(results[0])
 
 
-@pytest.mark.parametrize(("gains", "remembered"), [((0.2, 0.21, 0.19), 0.5), ((0.2, 0.001, 0.05), None)])
+@pytest.mark.parametrize(
+    ("gains", "remembered"), [((0.2, 0.21, 0.19), 0.5), ((0.2, 0.001, 0.05), None), ((0.2, None, 0.2), None)]
+)
 def test_seeds_remember_no_share_of_a_gain_that_may_be_nothing(gains, remembered):
     """Each seed's own gain is above 0 by its documents, but their mean is not by the seeds."""
     results = [length_result("fox", seed=seed) for seed in range(len(gains))]
     for result, gain in zip(results, gains, strict=True):
-        row = {"from_context": 32, "to_context": 512, "gain": gain, "ci95": [gain / 2, 2 * gain]}
+        row = {"from_context": 32, "to_context": 512, "gain": gain, "ci95": [gain and gain / 2, gain and 2 * gain]}
         result |= {"gained_from_context": [row], "remembered_share": {"share": 0.5, "ci95": [0.4, 0.6]}}
     assert seeds.over_seeds(results).get("remembered_share", {}).get("share") == remembered

@@ -199,6 +199,16 @@ def test_best_ignores_steps_without_a_finite_loss(tmp_path):
     assert json.loads((tmp_path / "2" / "manifest" / "metadata").read_text())["metrics"] == {"heldout_loss": 5.0}
 
 
+def test_what_is_measured_of_a_step_on_disk_counts_like_what_was_saved_with_it(tmp_path):
+    save_steps(tmp_path, (1, 2), {1: 2.0, 2: float("inf")})
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.add(2, metadata={"evaluated_step": 2}, metrics={"heldout_loss": 1.0})
+        assert checkpointer.best_step() == 2
+    restored = Checkpointer(tmp_path, read_only=True).restore("best", like=like(make_tree()))
+    assert restored.step == 2 and restored.metadata == {"step": 2, "evaluated_step": 2}
+    assert_equal(restored.tree, make_tree(2))
+
+
 def test_the_newest_of_equally_good_steps_is_the_best(tmp_path):
     save_steps(tmp_path, (1, 2, 3, 4), {1: 2.0, 2: 1.0, 3: 1.0, 4: 2.0}, keep_last=4)
     reader = Checkpointer(tmp_path, read_only=True)

@@ -1,6 +1,8 @@
 """Held-out measurements during training: the loss by position equals its definition, and reaches metrics.jsonl."""
 
 import itertools
+import os
+import signal
 
 import jax
 import numpy as np
@@ -12,10 +14,12 @@ from sympow_jax.command_line import one_line_errors
 from sympow_jax.config import ConfigError
 from sympow_jax.evals.length_generalisation import bin_edges, choose_documents, read_documents
 from sympow_jax.evals.result_shape import read_result
+from sympow_jax.input_pipeline.tokenizers import IdTokenizer
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.training.config_mesh import config_mesh
 from sympow_jax.training.data import open_run_data
 from sympow_jax.training.heldout import Heldout
+from sympow_jax.training.manifest import read_manifest
 from sympow_jax.training.metrics import read_metrics
 from tests.input_pipeline.stores import write_store
 from tests.models.small import TINY, tiny_config
@@ -112,6 +116,32 @@ def test_documents_must_be_long_enough(tmp_path):
         Heldout(config, Model(config, data.vocab_size), data, lambda: False)
 
 
+def test_the_loss_by_position_is_of_long_documents_of_one_store(tmp_path):
+    store = tmp_path / "store"
+    flags = (*store_flags(store), f"data.heldout={store},{store}", "evaluation.contextwise_length=96")
+    config = resolve_implementation(tiny_config("conformal_sympow", *flags))
+    data = open_run_data(config)
+    with pytest.raises(ConfigError, match="contextwise_length = 96: held-out documents are mixed"):
+        Heldout(config, Model(config, data.vocab_size), data, lambda: False)
+
+
+def test_heldout_data_are_of_the_tokenizer_of_the_training_data(tmp_path):
+    flags = (*store_flags(tmp_path / "store"), "evaluation.contextwise_length=0")
+    IdTokenizer(61).save(write_store(tmp_path / "ids", np.zeros((6, 128), "<u2"), chunks=(2, 64)) / "tokenizer")
+    write_store(tmp_path / "more", np.zeros((6, 128), "<u2"), chunks=(2, 64), vocab_size=62, bos_id=60)
+    for name, what in (("ids", "vocab_size is"), ("more", "vocab_size is 62")):
+        with pytest.raises(ConfigError, match=rf"data\.heldout = .*{name}': its {what}.*of the same tokenizer"):
+            open_run_data(tiny_config("conformal_sympow", *flags, f"data.heldout={tmp_path}/{name}"))
+
+
+def test_a_carried_state_needs_documents_that_go_on(tmp_path):
+    flags = ("evaluation.contextwise_length=0", "training.initial_state=carried", "data.order=stream")
+    flags = (*store_flags(tmp_path / "store"), *flags)
+    open_run_data(tiny_config("conformal_sympow", *flags, "data.seq_len=64"))
+    with pytest.raises(ConfigError, match=r"initial_state = 'carried': .* have 128 tokens, and none continues"):
+        open_run_data(tiny_config("conformal_sympow", *flags, "data.seq_len=65"))
+
+
 def flags_of(workdir, *more: str) -> list[str]:
     own = ("num_train_steps=4", "evaluation.every_steps=2", "checkpoint.every_steps=2", "logging.every_steps=2",
            "evaluation.num_batches=1", "logging.peak_flops=1e9", "data.batch_size=8")  # fmt: skip
@@ -136,6 +166,23 @@ def test_chosen_steps_have_the_loss_by_position(tmp_path):
     assert [row["step"] for row in rows] == [2, 4]
     assert all({"contextwise/24", "contextwise/96"} <= set(row) for row in rows)
     assert any((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+def test_a_stop_in_an_evaluation_leaves_a_step_that_is_evaluated_once_and_counts(tmp_path, monkeypatch):
+    flags, whole = flags_of(tmp_path / "run", *store_flags(tmp_path / "store"), "num_train_steps=2"), Heldout.measure
+
+    def stopped(self, params):
+        monkeypatch.setattr(Heldout, "measure", whole)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Heldout, "measure", stopped)
+    assert train(flags) == 143
+    for _ in range(2):  # the second says that it is finished
+        assert train(flags) == 0
+    (row,) = (row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "heldout_loss" in row)
+    manifest = read_manifest(tmp_path / "run" / "checkpoints" / "2")
+    assert manifest["metrics"] == {"heldout_loss": row["heldout_loss"]} and manifest["metadata"]["evaluated_step"] == 2
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from sympow_jax.input_pipeline.prepare.writer import write_json
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, token_dtype, tokenizer_from_files
 
 SHARD_SIZE = 4 * 2**20  # characters (or tokens) of documents in one shard
+OPEN_SHARDS = 128  # each has an open file, of which a process may have 1,024 or 256
 
 
 class TokenStream:
@@ -35,7 +36,7 @@ class TokenStream:
         self._ends = np.cumsum([int(part.sum()) + len(part) for part in lengths]).tolist()
         self._dtype = dtype
 
-    @functools.cache  # noqa: B019 - a stream lives as long as its build
+    @functools.lru_cache(maxsize=OPEN_SHARDS)  # noqa: B019 - a stream lives as long as its build
     def _shard(self, number: int) -> np.ndarray:
         return np.memmap(self._paths[number], self._dtype, mode="r")
 
