@@ -67,7 +67,7 @@ def contextwise_rows(table: Mapping[str, Any], value: str) -> tuple[list[float],
 
 
 def _finish(axes: Axes, results: Sequence[Mapping[str, Any]], label: str) -> None:
-    positions = [float(np.min(line.get_xdata())) for line in axes.get_lines() if len(line.get_xdata())]
+    positions = [float(np.min(line.get_xdata())) for line in axes.get_lines() if np.size(line.get_xdata())]
     low = min(positions, default=1.0)
     high = max(2 * low, *(entry["length"] for result in results for entry in result["lengths"]))
     margin = (high / low) ** 0.03

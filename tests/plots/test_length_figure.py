@@ -38,6 +38,8 @@ def test_one_length_without_intervals_still_draws(tmp_path):
     for key in ("lengths", "same_target"):
         result[key] = result[key][:1]
     style.save(length_generalisation_figure([result]), tmp_path / "one.png")
+    result["contextwise"]["position"] = [place / 1e6 for place in result["contextwise"]["position"]]  # none to draw
+    style.save(length_generalisation_figure([result]), tmp_path / "short.png")
 
 
 def test_labels_tell_runs_apart():
