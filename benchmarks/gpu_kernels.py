@@ -20,30 +20,32 @@ HEADS, TOKENS = 12, 16384
 
 def variables(folder: str) -> dict[str, str]:
     """The environment of the process that compiles, for `folder` to hold what the compiler says."""
-    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_dump_to={folder}", "KERNEL_DUMP": folder}
+    flags = f"--xla_dump_to={folder} --xla_dump_emitter_re=.*"  # the latter for PTX, with jax 0.12
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "KERNEL_DUMP": folder}
 
 
-def compiled(target: str, head_dim: int, value_dim: int):
+def compiled(target: str, head_dim: int, value_dim: int, inputs: str = "bfloat16"):
     """Forward + backward for one device of a target, and its kernels as traced."""
     import jax
     import jax.numpy as jnp
-    from jax.sharding import SingleDeviceSharding
+    from jax.sharding import NamedSharding, PartitionSpec, use_abstract_mesh
 
     from sympow_jax import ops
     from sympow_jax.ops.platform import compiling_for
     from sympow_jax.planning.kernels import traced_kernels
     from sympow_jax.planning.targets import find
 
-    sharding = SingleDeviceSharding(find(f"{target}:1").devices[0])
+    mesh = jax.make_mesh((1,), ("data",), devices=find(f"{target}:1").devices)
+    sharding = NamedSharding(mesh, PartitionSpec())
 
-    def array(*shape, dtype=jnp.bfloat16):
+    def array(*shape, dtype=inputs):
         return jax.ShapeDtypeStruct((1, TOKENS, HEADS, *shape), dtype, sharding=sharding)
 
     def loss(q, k, v, gates):
         return ops.power_attention(q, k, v, log_gates=gates, implementation="pallas").astype(jnp.float32).sum()
 
-    arguments = array(head_dim), array(head_dim), array(value_dim), array(dtype=jnp.float32)
-    with compiling_for("gpu"):
+    arguments = array(head_dim), array(head_dim), array(value_dim), array(dtype="float32")
+    with compiling_for("gpu"), use_abstract_mesh(mesh.abstract_mesh):  # names the GPU, which jax 0.12 asks for
         traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))).trace(*arguments)
         traced.lower(lowering_platforms=("cuda",)).compile(compiler_options={"xla_gpu_autotune_level": "0"})
     return traced_kernels(traced.jaxpr)
@@ -82,12 +84,14 @@ def _ptxas() -> str:
     return str(found[0])
 
 
-def measure(target: str, size: str) -> list[dict]:
+def measure(target: str, size: str, inputs: str) -> list[dict]:
     """The rows of all kernels; this process must be the one whose program is dumped, see `variables`."""
-    kernels = {k.name.removeprefix("linear_attention_"): k for k in compiled(target, *map(int, size.split("/")))}
+    kernels = {
+        k.name.removeprefix("linear_attention_"): k for k in compiled(target, *map(int, size.split("/")), inputs)
+    }
     taken = resources(pathlib.Path(os.environ["KERNEL_DUMP"]))
     return [
-        {"kernel": name, "target": target, "size": size}
+        {"kernel": name, "target": target, "size": size, "inputs": inputs}
         | taken[name]
         | {"bytes_per_token_and_head": round((kernel.bytes or 0) / (HEADS * TOKENS))}
         for name, kernel in kernels.items()
@@ -97,12 +101,12 @@ def measure(target: str, size: str) -> list[dict]:
 def table(rows: list[dict]) -> str:
     """A line a kernel and target, in Markdown."""
     lines = [
-        "| kernel | target | D/Dv | registers | bytes spilled | shared memory, KiB | bytes a token and head |",
-        "|---|---|---|---|---|---|---|",
+        "| kernel | target | D/Dv | inputs | registers | bytes spilled | shared memory, KiB | bytes a token and head |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         lines.append(
-            f"| {r['kernel']} | {r['target']} | {r['size']} | {r['registers']} | {r['spilled_bytes']} "
+            f"| {r['kernel']} | {r['target']} | {r['size']} | {r['inputs']} | {r['registers']} | {r['spilled_bytes']} "
             f"| {r['shared_bytes'] / 1024:.0f} | {r['bytes_per_token_and_head']:,} |"
         )
     return "\n".join(lines)

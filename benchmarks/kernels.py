@@ -119,12 +119,12 @@ def variables(folder: str) -> dict[str, str]:
     }
 
 
-def run(kernel: str, target: str, size: str) -> list[dict]:
+def run(kernel: str, target: str, size: str, inputs: str) -> list[dict]:
     """`measure` in a process of its own: a row, for a GPU those of all kernels, whatever `kernel` is."""
     on_gpu = target in gpu_kernels.TARGETS
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | (gpu_kernels.variables(folder) if on_gpu else variables(folder))
-        command = [sys.executable, "-m", "benchmarks.kernels", f"--one={kernel},{target},{size}"]
+        command = [sys.executable, "-m", "benchmarks.kernels", f"--one={kernel},{target},{size},{inputs}"]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{kernel} for {target} at {size}: {done.stderr.strip().splitlines()[-1]}")
@@ -175,29 +175,34 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def _identity(row: dict) -> tuple:
+    return row["kernel"], row["target"], row["size"], row.get("inputs")
+
+
 def main() -> None:
     """Compiles every kernel for every target and size; keeps the rows that --output holds of the others."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", default=",".join(TARGETS), help=f"and {', '.join(gpu_kernels.TARGETS)}")
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--kernels", default=",".join(USEFUL))
+    parser.add_argument("--inputs", default="bfloat16", choices=("bfloat16", "float32"), help="of the kernels of GPUs")
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("--time", action="store_true", help="forward + backward on this machine's accelerator as well")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        kernel, target, size = options.one.split(",")
+        kernel, target, size, inputs = options.one.split(",")
         on_gpu = target in gpu_kernels.TARGETS
-        print(json.dumps(gpu_kernels.measure(target, size) if on_gpu else [measure(kernel, target, size)]))
+        print(json.dumps(gpu_kernels.measure(target, size, inputs) if on_gpu else [measure(kernel, target, size)]))
         return
     rows = {}
     if options.output and options.output.exists():
-        rows = {(r["kernel"], r["target"], r["size"]): r for r in json.loads(options.output.read_text())["kernels"]}
+        rows = {_identity(row): row for row in json.loads(options.output.read_text())["kernels"]}
     for size in options.sizes.split(","):
         for target in options.targets.split(","):
             kernels = ["all"] if target in gpu_kernels.TARGETS else options.kernels.split(",")
-            for found in (row for kernel in kernels for row in run(kernel, target, size)):
-                rows[found["kernel"], target, size] = found
+            for found in (row for kernel in kernels for row in run(kernel, target, size, options.inputs)):
+                rows[_identity(found)] = found
                 print(found, flush=True)
                 if options.output:
                     text = json.dumps({"kernels": list(rows.values())}, indent=1) + "\n"

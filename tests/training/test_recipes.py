@@ -26,7 +26,7 @@ def test_a_reduced_recipe_is_the_recipe_at_other_sizes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["lc64_124m.py:conformal_sympow,4096", "fox_125m.py:fox"])
+@pytest.mark.parametrize("recipe", ["lc64_124m.py:conformal_sympow,4096", "fox_125m.py:fox", "based_360m.py:based"])
 def test_a_reduced_recipe_trains(recipe, tmp_path):
     flags = ["reduce=16", "num_train_steps=3", "data.train=python-stdlib", "data.heldout=python-stdlib"]
     flags += ["optimizer.warmup_steps=1", "evaluation.num_batches=1", "logging.every_steps=1", "mesh.cpu_devices=1"]
