@@ -93,10 +93,11 @@ def run(argv: Sequence[str]) -> int:
     overrides = {name: flags[name] for name in AT_EVALUATION if name in flags}
     lm_eval = harness()
     tasks = lm_eval.tasks.TaskManager(include_path=flags.get("include_path"))
-    names = tasks.match_tasks(flags["tasks"].split(","))
-    unknown = set(flags["tasks"].split(",")) - set(names)
+    asked = flags["tasks"].split(",")
+    unknown = [name for name in asked if not tasks.match_tasks([name])]  # names and patterns
     if unknown:
-        raise ConfigError(f"--tasks: {sorted(unknown)[0]!r} is no task that lm-eval or --include_path has")
+        raise ConfigError(f"--tasks: {unknown[0]!r} is no task that lm-eval or --include_path has")
+    names = tasks.match_tasks(asked)
     use_compilation_cache()
     saved = load_config(flags["workdir"])
     use_cpu_devices_of_run(saved)

@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
 def _write_pages(data: Mapping[str, Any], output: pathlib.Path) -> dict[str, str]:
     """A page of each run in the folder OUTPUT-runs; returns the addresses, as OUTPUT has them, by the runs' folders."""
     pages = output.with_name(f"{output.stem}-runs")
-    pages.mkdir(exist_ok=True)
+    pages.mkdir(parents=True, exist_ok=True)
     addresses = {}
     for number, run in enumerate(data["runs"], start=1):
         name = f"{number}-{re.sub('[^A-Za-z0-9]+', '-', run['label']).strip('-')}.html"

@@ -121,11 +121,11 @@ def test_seeds_are_one_row_and_every_run_has_a_page(tmp_path):
     first = data["groups"][0]["result"]["same_target"]
     for row, own in zip(data["paired"][0]["result"]["same_target"], first, strict=True):
         np.testing.assert_allclose(row["difference"], 0.2 * own["nll"], rtol=1e-4)
-    output = tmp_path / "report.html"
+    output = tmp_path / "folder" / "report.html"
     assert report.run([*runs, f"--output={output}", "--pages"]) == 0
     links = [address for address in Page(output.read_text()).addresses if address.endswith(".html")]
     assert links[3] == "report-runs/4-fox-seed-2.html" and len(links) == 4
-    text = (tmp_path / links[3]).read_text()
+    text = (output.parent / links[3]).read_text()
     assert "fox (seed 2)" in text and "optimizer.learning_rate" in text and "fox (seed 1)" not in text
 
 
