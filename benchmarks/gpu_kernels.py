@@ -24,7 +24,7 @@ def variables(folder: str) -> dict[str, str]:
     return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "KERNEL_DUMP": folder}
 
 
-def compiled(target: str, head_dim: int, value_dim: int, inputs: str = "bfloat16"):
+def compiled(target: str, head_dim: int, value_dim: int, inputs: str):
     """Forward + backward for one device of a target, and its kernels as traced."""
     import jax
     import jax.numpy as jnp

@@ -1,6 +1,7 @@
 """What a resume may change: stores may move, if they hold the same and are mixed alike."""
 
 import dataclasses
+import re
 import shutil
 
 import numpy as np
@@ -15,8 +16,8 @@ from tests.input_pipeline.stores import write_store
 from tests.models.small import tiny_config
 
 
-def config_of(train, heldout):
-    flags = (f"data.train={train}", f"data.heldout={heldout}", "mesh.data=1")
+def config_of(train, heldout, *more):
+    flags = (f"data.train={train}", f"data.heldout={heldout}", "mesh.data=1", *more)
     return resolve_implementation(tiny_config("conformal_sympow", *flags))
 
 
@@ -41,6 +42,19 @@ def test_stores_with_the_same_content_may_lie_elsewhere(tmp_path, workdir):
     check_resume(other, str(workdir))
     with pytest.raises(ConfigError, match=r"data.train_digest: the run .* was trained on"):
         check_data(str(workdir), open_run_data(other))
+
+
+def test_a_run_of_before_digests_named_the_rows_that_are_there_goes_on(tmp_path, workdir):
+    (tmp_path / "elsewhere" / "1.0").unlink()
+    config = config_of(tmp_path / "elsewhere", tmp_path / "B", "data.missing_chunks=exclude")
+    (tmp_path / "old").mkdir()
+    save_run_files(config, str(tmp_path / "old"), open_run_data(config))
+    said = (tmp_path / "old" / "data.json").read_text()
+    (tmp_path / "old" / "data.json").write_text(re.sub("/rows:[0-9a-f]+", "", said))
+    check_data(str(tmp_path / "old"), open_run_data(config))
+    (tmp_path / "old" / "data.json").write_text(re.sub("/rows:....", "/rows:0000", said))
+    with pytest.raises(ConfigError, match=r"data\.train_digest"):
+        check_data(str(tmp_path / "old"), open_run_data(config))
 
 
 def test_a_mixture_mixed_otherwise_a_task_and_a_run_without_digests_are_refused(tmp_path, workdir):
