@@ -38,6 +38,7 @@ SWEEPS = {
 }
 
 _LARGE = (".npz", ".png")
+_NAMES_ITS_FOLDER = "commit_success.txt"  # Orbax reads it on object stores alone
 
 
 def sweep_command(name: str, root: str, share: str = "all") -> str:
@@ -78,13 +79,14 @@ def _calls(root: pathlib.Path) -> list[dict]:
 
 
 def pack(root: pathlib.Path, archive: pathlib.Path) -> None:
-    """The folder's own files, and of each run that is evaluated all but arrays and figures, always in one order."""
+    """The folder's own files, and of each run that is evaluated all but arrays, figures and ROOT's path, sorted."""
     runs = [run for run in root.iterdir() if any(run.glob("eval/*.json"))]
     files = [path for path in root.glob("*") if path.is_file()] + [path for run in runs for path in run.rglob("*")]
     with tarfile.open(archive, "w:xz", preset=9) as tar:
         for path in sorted(files):
             name = path.relative_to(root)
-            if path.is_file() and not {"state", "tensorboard"} & set(name.parts) and path.suffix not in _LARGE:
+            left_out = {"state", "tensorboard", _NAMES_ITS_FOLDER} & set(name.parts) or path.suffix in _LARGE
+            if path.is_file() and not left_out:
                 entry = tarfile.TarInfo(str(name))
                 entry.size = path.stat().st_size
                 with path.open("rb") as file:

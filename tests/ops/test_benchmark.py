@@ -63,8 +63,9 @@ def test_the_points_or_variants_of_a_study_are_dealt_out_to_the_cores():
 def test_the_runs_of_a_study_move_to_another_machine_without_their_arrays(tmp_path):
     root, again = tmp_path / "root", tmp_path / "again"
     kept = ["learning_rates.json", "a-seed0/config.json", "a-seed0/.lock", "a-seed0/eval/mqar.json"]
-    kept += [f"a-seed0/checkpoints/800/{name}" for name in ("commit_success.txt", "manifest/metadata")]
-    others = ["sweep.png", "a-seed0/eval/mqar.npz", "a-seed0/checkpoints/800/state/d/x", "a-seed0/tensorboard/x"]
+    kept += [f"a-seed0/checkpoints/800/{name}" for name in ("_CHECKPOINT_METADATA", "manifest/metadata")]
+    others = ["sweep.png", "a-seed0/eval/mqar.npz", "a-seed0/tensorboard/x"]
+    others += [f"a-seed0/checkpoints/800/{name}" for name in ("commit_success.txt", "state/d/x")]
     for name in [*kept, *others, "b-seed0/config.json", "b-seed0/checkpoints/200/manifest/metadata"]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
