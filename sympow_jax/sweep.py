@@ -33,6 +33,7 @@ from sympow_jax.plots.state_recall import recall_figure
 from sympow_jax.plots.sweep_tables import pooled, recall_table, runs_table, variants_table
 from sympow_jax.training import run_files
 from sympow_jax.training.bad_steps import BadStepsError
+from sympow_jax.training.cpu_devices import use_cpu_devices
 from sympow_jax.training.initial_weights import check_source
 from sympow_jax.training.loop import train
 from sympow_jax.training.metrics import METRICS_NAME, read_metrics
@@ -199,6 +200,20 @@ def _check_equal_contexts(own: Mapping[str, str], names: Sequence[tuple[str, int
             )
 
 
+def use_devices_of_all(configs: Sequence[Config]) -> None:
+    """As many devices of the CPU as mesh.cpu_devices names, one where it names none: the runs share this process.
+
+    Raises:
+      ConfigError: points that name unlike numbers, or the environment names one too.
+    """
+    named = {config.mesh.cpu_devices for config in configs}
+    if len(named) > 1:
+        numbers = " and ".join(map(str, sorted(named)))
+        raise ConfigError(f"mesh.cpu_devices = {numbers}: the runs of a sweep share one process; give all one number")
+    if named != {-1}:
+        use_cpu_devices(configs[0])
+
+
 def run(argv: Sequence[str]) -> int:
     """Runs the sweep that the flags name; returns the exit code."""
     known = ("variants", "points", "seeds", "root", "lengths", "learning_rates", *config_lib.INIT_FLAGS)
@@ -207,6 +222,7 @@ def run(argv: Sequence[str]) -> int:
     _check_equal_contexts(own, names, configs)
     rates = flag_value(own, "learning_rates", (0.0,), least=0) if "learning_rates" in own else ()
     root, initial = pathlib.Path(own["root"]), config_lib.initial_weights_flags(own, rest)
+    use_devices_of_all(configs)
     use_compilation_cache()
     runs: list[Run] = []
     chosen: dict[str, float] = {}

@@ -18,7 +18,7 @@ from sympow_jax.plots.sweep_tables import recall_points, recall_table, runs_tabl
 from sympow_jax.training.run_files import load_config, resolve_for
 from sympow_jax.variants import VARIANTS
 from tests.input_pipeline.stores import random_tokens, write_store
-from tests.models.small import ROOT
+from tests.models.small import ROOT, tiny_config
 
 
 def result_of(variant, seed, lengths):
@@ -186,6 +186,20 @@ def test_points_of_other_contexts_do_not_share_a_table(command, tmp_path, done):
     with pytest.raises(ConfigError, match=r"--points: '256' is trained at 256 .*'128' at 128 .*sweep them apart"):
         sweep.run([f"--config={file}", "--points=all", *command[2:]])
     assert done == []
+
+
+def test_the_runs_of_a_sweep_have_the_devices_that_the_flag_names(command, done, monkeypatch):
+    with pytest.raises(ConfigError, match=r"^mesh.cpu_devices = 3: \w+ names a number too"):  # the tests' environment
+        sweep.run([*command, "--config.mesh.cpu_devices=3"])
+    assert done == []
+    chosen = []
+    monkeypatch.setattr(sweep, "use_cpu_devices", lambda config: chosen.append(config.mesh.cpu_devices))
+    auto, two = (tiny_config("softmax_nope", f"mesh.cpu_devices={n}") for n in (-1, 2))
+    sweep.use_devices_of_all([auto, auto])
+    sweep.use_devices_of_all([two, two])
+    assert chosen == [2]
+    with pytest.raises(ConfigError, match="^mesh.cpu_devices = -1 and 2: the runs of a sweep share one process"):
+        sweep.use_devices_of_all([two, auto])
 
 
 def test_a_task_is_asked_at_its_own_length():
