@@ -41,6 +41,11 @@ def state_before(model: Model, left: PyTree, batch: PyTree, step: Array) -> PyTr
     return jax.tree.map(lambda new, old: jnp.where(begins, new, old), empty, left)
 
 
+def state_after_skip(model: Model, left: PyTree, before: PyTree) -> PyTree:
+    """What a batch whose step is not applied leaves behind: as if it had not been read, but documents began with it."""
+    return before if model.config.training.initial_state == "carried" else left
+
+
 def _with_noise(empty: PyTree, left: PyTree, key: Array) -> PyTree:
     keys = iter(jax.random.split(key, _num_kernels(left)))
     return jax.tree.map(

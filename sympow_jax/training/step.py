@@ -11,7 +11,7 @@ import optax
 from sympow_jax.models.model import Model
 from sympow_jax.training.objective import Teacher, training_sums
 from sympow_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from sympow_jax.training.passed_state import state_before
+from sympow_jax.training.passed_state import state_after_skip, state_before
 from sympow_jax.training.patterns import stop_frozen
 from sympow_jax.training.train_state import TrainState, state_shardings
 from sympow_jax.typing import Array, PyTree
@@ -92,7 +92,7 @@ def make_train_step(model: Model, teacher: Teacher | None = None, *, blends: boo
             metrics["skipped"],
             metrics["skipped_in_a_row"],
             keep(mean + (grad_norm - mean) / jnp.minimum(applied + 1, _MEAN_OVER).astype(jnp.float32), mean),
-            keep(stream, state.stream),
+            keep(stream, state_after_skip(model, state.stream, before)),
         )
         if model.mesh is not None:
             state = jax.lax.with_sharding_constraint(state, state_shardings(state, model.mesh))

@@ -91,6 +91,19 @@ def test_a_step_leaves_the_state_that_the_next_one_begins_with():
     assert jax.tree.all(jax.tree.map(np.array_equal, begun, states[0].stream))
 
 
+def test_documents_that_begin_in_a_step_that_is_skipped_do_not_go_on_from_those_before():
+    model = make_model("sympow_gated", "carried")
+    step, bad = make_train_step(model), {"loss_mask": np.full((B, T), np.nan, np.float32)}
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        state, _ = step(create_train_state(model, 0), batch_of(0) | {"loss_mask": np.ones((B, T), np.float32)})
+        left = jax.tree.map(np.array, state.stream)
+        state, within = step(state, batch_of(T) | bad)
+        jax.tree.map(np.testing.assert_array_equal, state.stream, left)
+        state, first = step(state, batch_of(0) | bad)
+    assert (within["skipped"], first["skipped"]) == (1, 2)
+    jax.tree.map(np.testing.assert_array_equal, state.stream, empty_stream(model))
+
+
 def test_noise_has_the_size_of_states_and_other_documents_are_those_of_other_rows():
     left = first_kernel(empty_stream(make_model("sympow", "noise")))
     draw = np.random.default_rng(0)
