@@ -198,7 +198,7 @@ def test_the_runs_of_a_sweep_have_the_devices_that_the_flag_names(command, done,
     sweep.use_devices_of_all([auto, auto])
     sweep.use_devices_of_all([two, two])
     assert chosen == [2]
-    with pytest.raises(ConfigError, match="^mesh.cpu_devices = -1 and 2: the runs of a sweep share one process"):
+    with pytest.raises(ConfigError, match=r"^mesh.cpu_devices = -1 and 2: the runs of a sweep share one process"):
         sweep.use_devices_of_all([two, auto])
 
 

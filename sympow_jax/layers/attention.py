@@ -126,11 +126,14 @@ class Attention(Projections):
     def _is_cut(self, num_tokens: int, context: Context, state: PyTree | None) -> bool:
         """Whether the shards of a sequence share the work on its tokens, or each does all of it.
 
-        A cache of keys is whole on every shard; softmax without one, and additive biases, work on half-shards.
+        A cache of keys is whole on every shard; softmax without one, and additive biases, work on half-shards. Where
+        dynamic_ntk goes by what was read, each shard would go by its own.
         """
         shards = sharding.axis_size("seq")
+        if self.rotary.changes_with_length and not context.length:
+            return False
         if self.linear and not self.has_bias:
-            return num_tokens % shards == 0 and not (self.rotary.changes_with_length and not context.length)
+            return num_tokens % shards == 0
         if self.window is not None and self.window <= num_tokens // shards:
             return num_tokens % shards == 0
         return state is None and (shards == 1 or num_tokens % (2 * shards) == 0)
@@ -205,7 +208,7 @@ class Attention(Projections):
         if state is None:
             options |= {"bias": bias, "positions": context.positions, "implementation": self._implementation()}
             return ops.linear_attention(kernel, tokens.q, tokens.k, tokens.v, **options), None
-        options |= {"implementation": a.implementation if a.is_linear_form else None}
+        options |= {"implementation": a.implementation if a.is_linear_form or a.implementation == "reference" else None}
         return ops.linear_attention_with_state(
             kernel, tokens.q, tokens.k, tokens.v, initial_state=state["kernel"], **options
         )

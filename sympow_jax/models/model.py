@@ -286,7 +286,8 @@ class Model:
         as in all other functions, is the model without it. `state` and `length` as in `logits`.
         """
         outputs: list[Array] = []
-        length = length or max(inputs.shape[1], self.config.position.original_length)
+        if state is None:
+            length = length or max(inputs.shape[1], self.config.position.original_length)
         options: dict[str, Any] = {"length": length, "softmax_share": softmax_share}
         with sharding.use_mesh(self.mesh):
             model = self.bind(params)

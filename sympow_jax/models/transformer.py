@@ -145,7 +145,7 @@ class Transformer(nnx.Module):
         if states is not None and (
             x.shape[1] <= UNROLLED_TOKENS or isinstance(states[0].get("kernel"), ops.cache.KVCache)
         ):
-            return _apply_unrolled(run, x, context, states)
+            return _apply_unrolled(run, x, context, states, outputs)
         graph, parameters = nnx.split(run)
 
         def body(x, layer):
@@ -165,13 +165,18 @@ class Transformer(nnx.Module):
         return x, None if states is None else tuple(_pick(stacked, n) for n in range(depth))
 
 
-def _apply_unrolled(run: Block, x: Array, context: Context, states: PyTree) -> tuple[Array, PyTree]:
+def _apply_unrolled(
+    run: Block, x: Array, context: Context, states: PyTree, outputs: list[Array] | None
+) -> tuple[Array, PyTree]:
     """Layer after layer, without the copies of states that a scan makes."""
-    after = []
+    after, seen = [], []
     for block, state in zip(_unstack(run), states, strict=True):
         x, state = block(x, context, state)
         x = sharding.constrain(x, sharding.BATCH, "seq")
         after.append(state)
+        seen.append(x)
+    if outputs is not None:
+        outputs.append(jnp.stack(seen))
     return x, tuple(after)
 
 

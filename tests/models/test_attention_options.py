@@ -11,7 +11,7 @@ from sympow_jax import ops
 from sympow_jax.config import ConfigError, override
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.variants import BIAS_POSITIONS, GATES, KERNELS, POSITIONS
-from tests.models.small import VOCAB, tiny_config
+from tests.models.small import VOCAB, moved, tiny_config
 
 T = 24
 pytestmark = pytest.mark.quick
@@ -148,3 +148,53 @@ def test_learned_positions_end_where_their_table_does():
     params = jax.eval_shape(model.init, jax.random.key(0))
     with pytest.raises(ValueError, match="length 49: learned_absolute has positions for 48 tokens; use at most 48"):
         jax.eval_shape(model.logits, params, jax.ShapeDtypeStruct((1, 49), jnp.int32))
+
+
+def parts_of(model: Model, *, segment_ids: bool) -> tuple[jax.Array, jax.Array]:
+    """The logits of the last 4 of T tokens: of the whole, and of a stream whose second part may name its document."""
+    params = model.init(jax.random.key(0))
+    x = np.random.default_rng(0).integers(0, VOCAB, (2, T)).astype(np.int32)
+    _, state = model.logits(params, x[:, :20], state=model.initial_state(2, T))
+    ids = {"segment_ids": jnp.ones((2, 4), jnp.int32)} if segment_ids else {}
+    return model.logits(params, x)[0][:, 20:], model.logits(params, x[:, 20:], state=state, **ids)[0]
+
+
+def test_a_stream_without_ids_is_the_document_1():
+    """Of the kernel's state and of the learned positions, which are counted apart."""
+    model = Model(resolve_implementation(tiny_config("conformal_sympow")), VOCAB)
+    for segment_ids in (False, True):
+        whole, streamed = parts_of(model, segment_ids=segment_ids)
+        np.testing.assert_allclose(streamed, whole, atol=3e-5)
+
+
+def test_a_form_that_is_named_is_the_form_of_streams_too(monkeypatch):
+    named, attend = [], ops.linear_attention_with_state
+
+    def attend_and_tell(*arguments, implementation, **options):
+        named.append(implementation)
+        return attend(*arguments, implementation=implementation, **options)
+
+    monkeypatch.setattr("sympow_jax.layers.attention.ops.linear_attention_with_state", attend_and_tell)
+    parts_of(Model(tiny_config("sympow", "attention.implementation=reference"), VOCAB), segment_ids=False)
+    assert set(named) == {"reference"}
+
+
+@pytest.mark.parametrize("num_tokens", [4, 20])
+def test_features_of_a_stream_have_their_layers(num_tokens):
+    model = Model(resolve_implementation(tiny_config("sympow_gated")), VOCAB)
+    params, x = model.init(jax.random.key(0)), np.arange(2 * num_tokens, dtype=np.int32).reshape(2, -1) % VOCAB
+    whole = model.features(params, x, with_layers=True).layers
+    layers = model.features(params, x, with_layers=True, state=model.initial_state(2, T)).layers
+    assert len(layers) == len(whole) > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), layers, whole)
+
+
+def test_features_of_a_stream_scale_positions_as_its_logits_do():
+    flags = ("position.scaling=dynamic_ntk", "position.factor=4.0", "position.original_length=8")
+    model = Model(tiny_config("softmax_rope", *flags), VOCAB)
+    params = jax.tree.map(jnp.asarray, moved(model.init(jax.random.key(0)), 0.3))
+    x = np.arange(T, dtype=np.int32)[None] % VOCAB
+    _, state = model.logits(params, x[:, :20], state=model.initial_state(1, T))
+    features = model.features(params, x[:, 20:], state=state)
+    logits, _ = model.logits(params, x[:, 20:], state=state)
+    np.testing.assert_allclose(features.hidden @ features.kernel, logits, rtol=1e-5, atol=1e-5)

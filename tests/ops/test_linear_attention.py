@@ -206,6 +206,21 @@ def test_prefill_and_steps_equal_the_parallel_form(kernel):
     np.testing.assert_allclose(state.state, final.state, rtol=3e-5, atol=3e-5)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("degree", "scale"), [(4, 1e-6), (6, 3e4)])
+def test_the_size_of_the_weights_does_not_matter(implementation, degree, scale):
+    """The normaliser cancels the scale, in gradients too: 1 / den^2 is inf for the one and 0 for the other."""
+    (q, k, v), gates = random_inputs(1, 8, 2, 1, 4)
+
+    def loss(q, k, v, gates, scale):
+        options = {"degree": degree, "log_gates": gates, "implementation": implementation, "chunk_size": 4}
+        return jnp.sum(ops.power_attention(q, k, v, scale=scale, **options) ** 2)
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)), static_argnums=4)
+    for actual, expected in zip(gradients(q, k, v, gates, scale), gradients(q, k, v, gates, 1.0), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-5 * float(jnp.max(jnp.abs(expected))))
+
+
 @pytest.mark.parametrize("T", [5, 100])
 def test_chunk_size_does_not_matter(T):
     (q, k, v), gates = random_inputs(1, T, 2, 1, 4)
@@ -259,6 +274,8 @@ def test_errors_are_one_line_that_names_the_argument():
         with pytest.raises(ValueError, match=text) as error:
             ops.power_attention(q, k, v, **arguments)
         assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"^bias needs the positions of past keys, which a state does not keep"):
+        ops.power_attention_with_state(q, k, v, bias=linear_bias())
 
 
 def slopes_times_distance(params, i, j):

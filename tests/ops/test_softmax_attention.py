@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 from sympow_jax import ops
 from sympow_jax.ops.platform import compiling_for
 from sympow_jax.ops.softmax_attention.api import fill_in
-from sympow_jax.ops.softmax_attention.arg_specs import ARG_SPECS, make_args
+from sympow_jax.ops.softmax_attention.arg_specs import ARG_SPECS, make_args, make_bias
 from sympow_jax.ops.softmax_attention.dispatch import default_block_size
 from sympow_jax.ops.softmax_attention.inputs import Inputs
 from sympow_jax.ops.softmax_attention.tiles import cut, ranges, transposed_ranges
@@ -291,6 +292,17 @@ def test_positions_that_are_given_need_not_count_up():
         assert inputs.run == (4 if positions is None else 0)
 
 
+@pytest.mark.parametrize(("start", "length", "size"), [(100, 10, 64), (8, 16, 24)])
+def test_a_bias_of_distance_is_that_of_any_queries(start, length, size):
+    """Queries from any place on: their blocks begin elsewhere than those of the keys."""
+    S, place = start + length, jnp.arange(start, start + length)
+    q, k, v = (jnp.asarray(np.random.default_rng(n).normal(size=(1, S, 2, 4)), jnp.float32) for n in range(3))
+    bias = make_bias("kerple_log", 2)
+    known = {"query_index": place, "run": length, "bias": bias, "implementation": "blockwise", "block_size": size}
+    whole = ops.softmax_attention(q, k, v, bias=bias, implementation="reference")
+    np.testing.assert_allclose(ops.softmax_attention_at(q[:, place], k, v, **known), whole[:, place], atol=2e-6)
+
+
 def test_automatic_choice():
     arrays, _ = make_args(spec_named("plain"))
     chosen = {
@@ -332,3 +344,22 @@ def test_wrong_arguments_are_one_line_that_names_the_field(change, field):
     with pytest.raises(ValueError, match=field) as error:
         ops.softmax_attention(**arrays | change)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"log_gates": jnp.zeros((2, 31, 4))}, "log_gates has shape (2, 31, 4)"),
+        ({"v": jnp.zeros((2, 31, 4, 8))}, "v has shape (2, 31, 4, 8)"),
+        ({"k": jnp.zeros((2, 32, 4, 8))}, "k has shape (2, 32, 4, 8)"),
+        ({"sinks": jnp.zeros(3)}, "sinks has shape (3,)"),
+        ({"segment_ids": jnp.ones((2, 31), jnp.int32)}, "segment_ids has shape (2, 31)"),
+        ({"positions": jnp.zeros((1, 32), jnp.int32)}, "positions has shape (1, 32)"),
+    ],
+)
+def test_tokens_that_are_missing_are_not_made_up(change, field):
+    """Tiles are padded, so a last token without a value, gate or document would be taken for padding."""
+    arrays, _ = make_args(spec_named("plain"))
+    unchecked = ops.softmax_attention.__wrapped__  # the tests' own check of types comes before
+    with pytest.raises(ValueError, match="^" + re.escape(field)):
+        unchecked(**arrays | change)

@@ -96,7 +96,8 @@ def _attend(
 ) -> tuple[Float[Array, "B T H Dv"], Float[Array, "B K P Dv1"] | None]:
     """Checks the arguments and runs one form: out, and [S, z] after the last token."""
     tokens = {"log_gates": log_gates, "segment_ids": segment_ids, "positions": positions, "bias": bias}
-    check_arguments(kernel, q, k, v, **tokens, state=initial_state, chunk_size=chunk_size)
+    known = {"state": initial_state, "with_state": with_state, "chunk_size": chunk_size}
+    check_arguments(kernel, q, k, v, **tokens, **known)
     inputs = group_inputs(q, k, v, **tokens, scale=scale, state=initial_state)
     chosen, size = choose(kernel, inputs, implementation, chunk_size)
     out, final = FORMS[chosen](kernel, inputs, initial_state, size, with_state=with_state)

@@ -105,7 +105,20 @@ def normalise(extended: Array, *, axis: int) -> Array:
     """num / den of [num, den] along an axis; 0, with gradient 0, in rows whose weights sum to 0."""
     num, den = jnp.split(extended, [extended.shape[axis] - 1], axis=axis)
     present = den != 0.0
-    return jnp.where(present, num / jnp.where(present, den, 1.0), 0.0)
+    return jnp.where(present, _ratio(num, jnp.where(present, den, 1.0)), 0.0)
+
+
+@jax.custom_jvp
+def _ratio(num: Array, den: Array) -> Array:
+    """num / den, whose derivative holds no 1 / den^2: of weights as small as s^4, that is not a float32."""
+    return num / den
+
+
+@_ratio.defjvp
+def _ratio_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (_, den), (dnum, dden) = primals, tangents
+    out = _ratio(*primals)
+    return out, (dnum - out * dden) / den
 
 
 def pad_time(inputs: LinearInputs, multiple: int) -> LinearInputs:
@@ -121,7 +134,9 @@ def pad_time(inputs: LinearInputs, multiple: int) -> LinearInputs:
     return dataclasses.replace(padded, bias=inputs.bias, runs=pad(inputs.runs, mode="edge"))
 
 
-def check_arguments(kernel: Kernel, q, k, v, *, log_gates, segment_ids, positions, bias, state, chunk_size) -> None:
+def check_arguments(
+    kernel: Kernel, q, k, v, *, log_gates, segment_ids, positions, bias, state, chunk_size, with_state=False
+) -> None:
     """Raises one line that names the argument, its value and what is legal."""
     B, T, H, D = q.shape
     K, Dv = k.shape[2], v.shape[3]
@@ -143,5 +158,5 @@ def check_arguments(kernel: Kernel, q, k, v, *, log_gates, segment_ids, position
             raise ValueError(f"{name} has shape {tuple(actual[name])}; with q {q.shape} it must be {shape}")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} is not a length; use None or an integer >= 1")
-    if bias is not None and state is not None:
-        raise ValueError("bias needs the positions of past keys, which initial_state does not keep; drop one of them")
+    if bias is not None and (with_state or state is not None):
+        raise ValueError("bias needs the positions of past keys, which a state does not keep; drop bias or the state")

@@ -67,9 +67,9 @@ class PhaseState:
 
 
 def initial_phase_state(batch_size: int, *steps: int) -> PhaseState:
-    """The state before the first token, of steps K, or K, F."""
+    """The state before the first token, of steps K, or K, F, for the document with segment id 1."""
     zeros = jnp.zeros((batch_size, *steps), jnp.uint32)
-    return PhaseState(zeros, zeros, jnp.zeros((batch_size,), jnp.int32))
+    return PhaseState(zeros, zeros, jnp.ones((batch_size,), jnp.int32))
 
 
 def differentiable(state: PyTree) -> PyTree:

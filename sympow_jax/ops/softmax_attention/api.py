@@ -60,8 +60,10 @@ def softmax_attention(
     Raises:
       ValueError: shapes or options that do not fit together.
     """
-    _check(q, k, log_gates, window)
+    _check(q, k, v, log_gates, window, sinks)
     _check_cache(q.shape[1], k.shape[1], segment_ids, positions, key_positions)
+    _check_tokens(q, segment_ids=segment_ids, positions=positions)
+    _check_tokens(k, key_positions=key_positions)
     x = fill_in(q, k, v, log_gates, bias, segment_ids, positions, key_positions, sinks)
     return attend(
         x,
@@ -96,7 +98,8 @@ def softmax_attention_at(
     j <= query_index_i. It is what a device computes that holds the keys of other devices too. `run`: the index is made
     of runs of so many consecutive numbers, each from a multiple of it on; T if all are consecutive, 0 is unknown.
     """
-    _check(q, k, log_gates, window)
+    _check(q, k, v, log_gates, window, sinks)
+    _check_tokens(k, segment_ids=segment_ids, positions=positions)
     index = jnp.arange(k.shape[1], dtype=jnp.int32)
     gates, segments = None, None
     if log_gates is not None:
@@ -128,7 +131,8 @@ def softmax_attention_ring(
     (`ring.py`); the gradients of the bias are those of its queries alone. It is a form of `blockwise`.
     """
     gates = tokens.get("gates")
-    _check(q, k, None if gates is None else gates[0], window)
+    _check(q, k, v, None if gates is None else gates[0], window, sinks)
+    _check_tokens(q, segment_ids=tokens.get("segment_ids"), positions=tokens.get("positions"))
     x = ring_inputs(q, k, v, sinks=sinks, **tokens)
     size = block_size or default_block_size(q.shape, q.shape[1], window)
     return ring(
@@ -179,11 +183,22 @@ def _check_cache(T, S, segment_ids, positions, key_positions):
         raise ValueError("segment_ids: not together with key_positions (a cache holds one document); leave one out")
 
 
-def _check(q, k, log_gates, window):
-    H, K = q.shape[2], k.shape[2]
+def _check_tokens(x, **named):
+    for name, array in named.items():
+        if array is not None and array.shape != x.shape[:2]:
+            raise ValueError(f"{name} has shape {array.shape}; one number a token is {x.shape[:2]}")
+
+
+def _check(q, k, v, log_gates, window, sinks):
+    (B, _, H, D), (S, K) = q.shape, k.shape[1:3]
     if H % K:
         raise ValueError(f"num_heads={H}, num_kv_heads={K}: num_heads must be a multiple of num_kv_heads")
     if log_gates is not None and log_gates.shape[2] not in (K, H):
         raise ValueError(f"log_gates has {log_gates.shape[2]} heads: legal are num_kv_heads={K} or num_heads={H}")
+    legal = {"k": (k, (B, S, K, D)), "v": (v, (B, S, K, v.shape[-1])), "sinks": (sinks, (H,))}
+    legal["log_gates"] = log_gates, (B, S, *(() if log_gates is None else log_gates.shape[2:]))
+    for name, (array, shape) in legal.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}; with q {q.shape} and k {k.shape} it must be {shape}")
     if window is not None and window < 1:
         raise ValueError(f"window={window}: legal are None or integers >= 1 (1 sees only the token itself)")

@@ -45,8 +45,10 @@ class Inputs:
 
     def bias_on(self, num_positions: int, block_size: int) -> PositionBias | None:
         """The bias for blocks of tokens among the positions 0..num_positions - 1: of their distance where it can be."""
-        whole_blocks = self.run and (self.run == self.q.shape[1] or self.run % block_size == 0)
-        return self.bias.on_consecutive(num_positions, block_size) if self.bias and whole_blocks else self.bias
+        aligned = self.run % block_size == 0
+        if self.bias is None or not self.run or not (aligned or self.run == self.q.shape[1]):
+            return self.bias
+        return self.bias.on_consecutive(num_positions + (0 if aligned else block_size), block_size)
 
 
 class RingTokens(TypedDict, total=False):
