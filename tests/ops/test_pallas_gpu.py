@@ -14,7 +14,8 @@ from sympow_jax.ops.linear_attention.pallas_gpu import layouts
 from sympow_jax.ops.linear_attention.specs import ArgSpec
 from sympow_jax.ops.platform import compiling_for, interpreting
 from sympow_jax.ops.power_attention.arg_specs import TEST_SPECS
-from tests.ops.pallas_cases import check, check_bfloat16, check_state
+from tests.ops.pallas_cases import check, check_bfloat16, check_state, kernels_of
+from tests.tolerances import relative_error
 
 # two chunks of two tiles, documents, padding, a state before and after, two queries a key, two parts, one padded
 QUICK = ArgSpec(gates="strong", T=40, D=12, Dv=5, H=2, K=1, segments=True, initial_state=True)
@@ -80,3 +81,15 @@ def test_a_gpu_takes_the_kernels_where_they_are_asked_for(monkeypatch):
 
     assert "linear_attention_forward" in traced(implementation="pallas")
     assert "pallas_call" not in traced()
+
+
+def test_what_the_last_keys_leave_keeps_its_digits_behind_a_long_past():
+    """All tokens of a shard are one chunk of the kernel; of 4,096 only the last few leave anything."""
+    rng = np.random.default_rng(0)
+    k, v = (jnp.asarray(rng.normal(size=(1, 4096, 1, 4)), jnp.float32) for _ in range(2))
+    gates = jnp.asarray(-0.45 + 0.01 * rng.random((1, 4096, 1)), jnp.float32)
+    last = {"log_gates": gates[:, -256:], "implementation": "recurrent"}
+    want = ops.state_of(PowerKernel(2), k[:, -256:], v[:, -256:], **last)
+    with kernels_of("gpu"):
+        state = ops.state_of(PowerKernel(2), k, v, log_gates=gates, implementation="pallas")
+    assert relative_error(np.asarray(state.state), np.asarray(want.state)) < 2e-6

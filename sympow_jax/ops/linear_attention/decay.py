@@ -78,6 +78,15 @@ def whole_and_rest(gates: Array) -> tuple[Array, Array]:
     return jnp.cumsum(whole, axis=-1), jnp.cumsum(gates - whole, axis=-1)
 
 
+def left_at_end(log_gates: Float[Array, "R T"], runs: Int[Array, "R T"]) -> Float[Array, "R T"]:
+    """What is left of each token after the last, 0 of other runs than its: however long the row is, sums from the end
+    are small where most is left.
+    """
+    whole = jnp.round(log_gates)
+    after = sum(jax.lax.cumsum(x, axis=1, reverse=True) - x for x in (whole, log_gates - whole))
+    return jnp.where(runs == runs[:, -1:], jnp.exp(after), 0.0)
+
+
 def gate_gradient(
     dcumulative: Float[Array, "*N R C"], at_end: Float[Array, " R"], runs: Int[Array, "*N R C"]
 ) -> Float[Array, "*N R C"]:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sympow_jax.ops.linear_attention.decay import left_at_end
 from sympow_jax.ops.linear_attention.inputs import LinearInputs, pad_time
 from sympow_jax.ops.linear_attention.kernels import Kernel
 from sympow_jax.ops.linear_attention.pallas_gpu import keys, queries
@@ -14,6 +15,7 @@ from sympow_jax.ops.linear_attention.pallas_gpu.layouts import join_state, padde
 from sympow_jax.ops.linear_attention.pallas_gpu.states import offset_weights, states
 from sympow_jax.ops.linear_attention.pallas_gpu.tiles import F32, Tiles, num_offsets
 from sympow_jax.ops.linear_attention.pallas_shared import (
+    ROWS,
     decay_rows,
     gradients_of_decays,
     inner_product,
@@ -61,6 +63,13 @@ def _decays(call: Call, decays: Arrays, like: Array) -> Float[Array, "B K 8 T"]:
     return decay_rows(decays, call.tiles.chunk).reshape(like.shape[0], like.shape[2], -1, like.shape[1])
 
 
+def _decays_of_all(call: Call, decays: Arrays, like: Array) -> Float[Array, "B K 8 T"]:
+    """`_decays` where all tokens are one chunk, whose sums from the start would be too large for their differences."""
+    rows, (log_gates, runs, valid) = _decays(call, decays, like), decays
+    to_state = jnp.where(valid, left_at_end(log_gates, runs), 0.0)
+    return rows.at[:, :, ROWS.index("to_state")].set(to_state.reshape(*rows.shape[:2], -1))
+
+
 def _states(call: Call, k: Array, v: Array, rows: Array, before: Arrays) -> Any:
     ones = jnp.ones((k.shape[0], k.shape[2], 1, k.shape[1]), F32)
     return states(call.tiles, k[:, :, :, None], v[:, :, :, None], ones, rows, before)
@@ -105,7 +114,7 @@ def _state_forward(call: Call, tokens: Arrays, decays: Arrays):
     k, v = tokens
     B, _, K, D = k.shape
     nothing = jnp.zeros((B, K, num_offsets(D), D, v.shape[-1]), F32)
-    _, _, *after = _states(call, k, v, _decays(call, decays, k), (nothing, nothing[..., 0]))
+    _, _, *after = _states(call, k, v, _decays_of_all(call, decays, k), (nothing, nothing[..., 0]))
     after = tuple(kept(after))
     return after, (tokens, decays, after)
 
@@ -114,7 +123,7 @@ def _state_backward(call: Call, residuals, dafter):
     tokens, decays, after = residuals
     ds, dz = _weighted(dafter)
     dafter_low = ds[:, :, None].astype(tokens[1].dtype), dz[:, :, None]
-    rows = _decays(call, decays, tokens[0])
+    rows = _decays_of_all(call, decays, tokens[0])
     dk, dv, dcumulative = keys.backward_of_state(call.tiles, tokens, rows, dafter_low)
     return (dk, dv), _gradients_of_decays(call, dcumulative, after, dafter, decays)
 
