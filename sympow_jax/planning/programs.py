@@ -1,20 +1,24 @@
 """What a compiler makes of a lowered function; kept in a folder, so that a new account of it needs no compiler.
 
 A program is found again by what the compiler was given: the function's text with the names of its scopes, the target,
-the options and the versions. Any change of the model, the mesh or an op is another program; a change of the planner is
-not, nor, as long as `jax_traceback_in_locations_limit` is 0, are other lines of the source.
+the options, the flags in the environment and the versions. Any change of the model, the mesh or an op is another
+program; a change of the planner is not, nor, as long as `jax_traceback_in_locations_limit` is 0, are other lines of the
+source.
 """
 
 import dataclasses
 import gzip
 import hashlib
 import json
+import os
 import pathlib
 import time
+import zlib
 from typing import Any
 
 import jax
 
+from sympow_jax.files import write_bytes_atomic
 from sympow_jax.planning.targets import Target, compiler
 
 
@@ -41,8 +45,9 @@ def compile_lowered(lowered: Any, target: Target, folder: pathlib.Path | None) -
     """The compiled program, from `folder` if it is there, else left there."""
     options = {"xla_gpu_autotune_level": "0"} if target.platform == "gpu" else None
     path = folder / f"{_key(lowered, target, options)}.json.gz" if folder else None
-    if path and path.exists():
-        return Compiled(**json.loads(gzip.decompress(path.read_bytes())))
+    kept = _read(path) if path else None
+    if kept:
+        return kept
     start = time.perf_counter()
     compiled = lowered.compile(compiler_options=options)
     seconds = time.perf_counter() - start
@@ -55,11 +60,23 @@ def compile_lowered(lowered: Any, target: Target, folder: pathlib.Path | None) -
         seconds,
     )
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(gzip.compress(json.dumps(dataclasses.asdict(result)).encode(), compresslevel=3))
+        write_bytes_atomic(path, gzip.compress(json.dumps(dataclasses.asdict(result)).encode(), compresslevel=3))
     return result
+
+
+def compiler_flags() -> tuple[str, ...]:
+    """What the compilers read in the environment, of what is set there."""
+    return tuple(f"{name}={os.environ[name]}" for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS") if os.environ.get(name))
+
+
+def _read(path: pathlib.Path) -> Compiled | None:
+    """The program kept there; None where there is none, or one that cannot be read."""
+    try:
+        return Compiled(**json.loads(gzip.decompress(path.read_bytes())))
+    except (OSError, EOFError, zlib.error, ValueError, TypeError):
+        return None
 
 
 def _key(lowered: Any, target: Target, options: dict[str, str] | None) -> str:
     parts = (lowered.as_text(debug_info=True), target.name, str(options), jax.__version__, compiler(target.platform))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256("\n".join((*parts, *compiler_flags())).encode()).hexdigest()[:32]
