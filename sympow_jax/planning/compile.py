@@ -10,6 +10,7 @@ import jax
 from sympow_jax.config import Config, ConfigError
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.ops.platform import compiling_for
+from sympow_jax.planning.errors import PlanError
 from sympow_jax.planning.kernels import Kernel, traced_kernels
 from sympow_jax.planning.programs import compile_lowered
 from sympow_jax.planning.targets import GIB, Target, mismatch
@@ -18,14 +19,6 @@ from sympow_jax.training.data import abstract_batch
 from sympow_jax.training.step import make_eval_step, make_train_step
 from sympow_jax.training.train_state import abstract_train_state
 from sympow_jax.typing import PyTree
-
-
-class PlanError(Exception):
-    """A program that cannot be built; `kind` is memory, sharding, kernel or compiler, the message is one line."""
-
-    def __init__(self, kind: str, message: str):
-        super().__init__(message)
-        self.kind = kind
 
 
 @dataclasses.dataclass(frozen=True)

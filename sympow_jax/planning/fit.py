@@ -10,7 +10,8 @@ from typing import Any
 from sympow_jax import config as config_lib
 from sympow_jax.config import Config, ConfigError, MeshConfig, linear_specs
 from sympow_jax.models.model import resolve_implementation
-from sympow_jax.planning.compile import PlanError, build
+from sympow_jax.planning.compile import build
+from sympow_jax.planning.errors import PlanError
 from sympow_jax.planning.report import Plan, failure, plan
 from sympow_jax.planning.schedules import schedule
 from sympow_jax.planning.targets import Target

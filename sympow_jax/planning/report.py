@@ -11,7 +11,8 @@ from sympow_jax.config import Config, attention_specs
 from sympow_jax.models import flops
 from sympow_jax.planning import hlo, work
 from sympow_jax.planning.collectives import Collective, collectives, network_seconds, summed
-from sympow_jax.planning.compile import Built, Memory, PlanError, Step, memory_knobs
+from sympow_jax.planning.compile import Built, Memory, Step, memory_knobs
+from sympow_jax.planning.errors import PlanError
 from sympow_jax.planning.kernel_report import kernel_report, kernel_text
 from sympow_jax.planning.kernels import Call, calls
 from sympow_jax.planning.roofline import roofline

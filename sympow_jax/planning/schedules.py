@@ -20,8 +20,11 @@ from typing import Any
 import jax
 from jax.sharding import SingleDeviceSharding
 
+from sympow_jax.files import write_text_atomic
 from sympow_jax.planning import targets
+from sympow_jax.planning.errors import PlanError
 from sympow_jax.planning.kernels import Call
+from sympow_jax.planning.programs import compiler_flags
 
 _DTYPES = {"bf16": "bfloat16", "f32": "float32", "f16": "float16", "s32": "int32", "s8": "int8", "pred": "bool"}
 
@@ -40,45 +43,67 @@ class Schedule:
 
 
 def dumping_to(folder: str) -> dict[str, str]:
-    """The environment of a process whose TPU compiler leaves its schedules in `folder`."""
+    """The environment of a process whose TPU compiler leaves its schedules in `folder`, with this one's flags."""
+    dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
     return {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
+        "LIBTPU_INIT_ARGS": " ".join([os.environ.get("LIBTPU_INIT_ARGS", ""), dump]).strip(),
     }
 
 
-def largest(folder: pathlib.Path) -> Schedule:
-    """The schedule of the largest program dumped there."""
+def largest(folder: pathlib.Path) -> Schedule | None:
+    """The schedule of the largest program dumped there; None where there is none."""
     found = []
     for path in folder.glob("*final_hlo-static-per-bundle-utilization.txt"):
         _, names, capacities, _, *rows = path.read_text().splitlines()
         slot = [name.strip() for name in names.split(",")].index("MXU")
         used = [int(row.split()[slot]) for row in rows if re.fullmatch(r"\d+( \d+)*", row.strip())]
         found.append((len(used), sum(used) / (len(used) * int(capacities.split()[slot]))))
-    return Schedule(*max(found))
+    return Schedule(*max(found)) if found else None
 
 
 def schedule(call: Call, target: targets.Target, folder: pathlib.Path | None = None) -> Schedule:
-    """The schedule of a kernel of a compiled program; a folder keeps it, see `programs.py`."""
+    """The schedule of a kernel of a compiled program; a folder keeps it, see `programs.py`.
+
+    Raises:
+      PlanError: its compiler fails, or leaves no schedule.
+    """
     text = json.dumps({name: getattr(call, name) for name in ("operands", "results", "config")}, default=vars)
     kind = target.name.partition(":")[0]
-    key = hashlib.sha256("\n".join((text, kind, targets.compiler("tpu"))).encode()).hexdigest()[:32]
+    key = hashlib.sha256("\n".join((text, kind, targets.compiler("tpu"), *compiler_flags())).encode()).hexdigest()[:32]
     path = folder / f"{key}.schedule.json" if folder else None
-    if path and path.exists():
-        return Schedule(**json.loads(path.read_text()))
+    kept = _read(path) if path else None
+    if kept:
+        return kept
+    found = _made(call.name, text, target)
+    if path:
+        write_text_atomic(path, json.dumps(dataclasses.asdict(found)) + "\n")
+    return found
+
+
+def _made(name: str, text: str, target: targets.Target) -> Schedule:
+    """The schedule of the call in `text`, compiled in a process of its own."""
     with tempfile.TemporaryDirectory() as dump:
         command = [sys.executable, "-m", "sympow_jax.planning.schedules", target.name]
         done = subprocess.run(command, env=os.environ | dumping_to(dump), input=text, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{call.name} for {target.name}: {done.stderr.strip().splitlines()[-1]}")
-        found = largest(pathlib.Path(dump))
-    if path:
-        path.write_text(json.dumps(dataclasses.asdict(found)) + "\n")
-    return found
+        found = None if done.returncode else largest(pathlib.Path(dump))
+    if found:
+        return found
+    last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+    fault = f"exit {done.returncode}: {last[:300]}" if done.returncode else "no schedule was dumped"
+    raise PlanError("kernel", f"{name} for {target.name}: {fault}; plan without --kernels")
+
+
+def _read(path: pathlib.Path) -> Schedule | None:
+    """The schedule kept there; None where there is none, or one that cannot be read."""
+    try:
+        return Schedule(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def seconds(call: Call, found: Schedule, target: targets.Target) -> float:

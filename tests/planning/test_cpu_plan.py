@@ -17,7 +17,8 @@ from sympow_jax.models import flops
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.planning import compile as compile_lib
 from sympow_jax.planning import hlo, report, targets, work
-from sympow_jax.planning.compile import PlanError, build, explain
+from sympow_jax.planning.compile import build, explain
+from sympow_jax.planning.errors import PlanError
 from sympow_jax.sharding import batch_sharding
 from sympow_jax.training.config_mesh import config_mesh
 from sympow_jax.training.step import make_train_step
