@@ -91,12 +91,16 @@ def run(argv: Sequence[str]) -> int:
 def _search(
     config: Config, vocab_size: int, target: targets.Target, max_compiles: int, folder: pathlib.Path | None
 ) -> list[report.Plan]:
+    told = []
+
     def tell(text: str) -> None:
+        told.append(text)
         print(text, flush=True)
 
     found = fit.search(config, vocab_size, target, max_compiles=max_compiles, tell=tell, folder=folder)
     if not found:
-        print(f"{config.variant} for {target.name}: nothing fits among {max_compiles} candidates; try a larger slice")
+        more = f", or --max_compiles above {max_compiles}" if len(told) == max_compiles else ""
+        print(f"{config.variant} for {target.name}: nothing fits of {len(told)} compiled; try a larger slice{more}")
     for rank, (changes, result) in enumerate(found, start=1):
         r = result["roofline"]
         print(f"{rank}. {r['step_seconds']:.3g} s a step at best: {fit.flags(config, changes) or 'as configured'}")

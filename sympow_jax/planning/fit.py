@@ -79,7 +79,8 @@ def search(
     """Compiles up to max_compiles candidates; returns those that fit, the fastest at best first.
 
     Memory falls along the ladder of a mesh, so that halving it finds the first setting that fits, the one that
-    recomputes least. Two compiles are kept back to try the fastest with half and twice the chunk size.
+    recomputes least. Once something fits, two compiles are kept back to try the fastest with half and twice the chunk
+    size.
     """
     fitting: list[tuple[Changes, Plan]] = []
     compiled = 0
@@ -94,14 +95,14 @@ def search(
         return result["status"] == "fits"
 
     chunk = config.attention.chunk_size if linear_specs(config) else 0
-    sizes = (chunk // 2, 2 * chunk) if chunk > 1 else ()
+    sizes = ((chunk // 2, 2 * chunk) if chunk > 1 else ())[: max_compiles - 1]
     for ladder in candidates(config, target):
         low, high = 0, len(ladder)  # ladder[high] is known to fit
-        while low < high and compiled < max_compiles - len(sizes):
+        while low < high and compiled < max_compiles - (len(sizes) if fitting else 0):
             middle = (low + high) // 2
             low, high = (low, middle) if fits(ladder[middle]) else (middle + 1, high)
     best = min(fitting, key=_step_seconds)[0] if fitting else {}
-    for size in sizes if fitting else ():
+    for size in sizes[: max_compiles - compiled] if fitting else ():
         fits(best | {"attention.chunk_size": size})
     return sorted(fitting, key=_step_seconds)
 

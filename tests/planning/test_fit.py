@@ -1,3 +1,5 @@
+import pytest
+
 from sympow_jax import config as config_lib
 from sympow_jax import plan as plan_command
 from sympow_jax.planning import fit, targets
@@ -60,11 +62,35 @@ def test_search_finds_what_recomputes_least_on_each_mesh_and_ranks_by_time(monke
     assert (again.mesh.tensor, again.model.remat, again.attention.chunk_size) == (4, "attention", 128)
 
 
-def test_search_stops_at_its_budget(monkeypatch):
+@pytest.mark.parametrize("max_compiles", [1, 2, 3, 5])
+@pytest.mark.parametrize("first_fit", [1, 2, 3, 99])
+def test_search_compiles_all_that_it_may_and_keeps_chunk_sizes_back_once_something_fits(
+    max_compiles, first_fit, monkeypatch
+):
+    tried = []
+
+    def try_plan(candidate, *_):
+        tried.append(candidate.attention.chunk_size)
+        status = "fits" if len(tried) >= first_fit else "does not fit"
+        return {"status": status, "roofline": {"step_seconds": len(tried)}}
+
+    monkeypatch.setattr(fit, "try_plan", try_plan)
+    found = fit.search(config(), 257, targets.find("cpu:8"), max_compiles=max_compiles, tell=lambda text: None)
+    assert len(tried) == max_compiles
+    assert len(found) == max(max_compiles - first_fit + 1, 0)
+    if first_fit < max_compiles:
+        assert set(tried[-min(2, max_compiles - first_fit) :]) <= {128, 512}
+
+
+def test_a_search_in_vain_says_how_many_it_compiled(monkeypatch, capsys):
     monkeypatch.setattr(fit, "try_plan", lambda *_: {"status": "does not fit"})
-    lines = []
-    assert fit.search(config(), 257, targets.find("cpu:8"), max_compiles=5, tell=lines.append) == []
-    assert len(lines) == 3
+    monkeypatch.setattr(plan_command, "_prepare_compilers", lambda: None)
+    flags = [*FLAGS, "--config.data.batch_size=1", "--topology=cpu:1", "--fit"]
+    assert plan_command.run([*flags, "--max_compiles=1"]) == 2
+    said = "nothing fits of 1 compiled; try a larger slice, or --max_compiles above 1\n"
+    assert capsys.readouterr().out.endswith(said)
+    assert plan_command.run([*flags, "--max_compiles=40"]) == 2
+    assert capsys.readouterr().out.endswith("nothing fits of 2 compiled; try a larger slice\n")
 
 
 def test_a_plan_has_the_vocabulary_of_its_data(monkeypatch):
