@@ -9,7 +9,8 @@
 kernels, whose time then counts. --evaluate plans eval.py instead: memory at each of evaluation.lengths.
 Repeat --config and --topology, or name --variants=a,b,c (or all), for one matrix of all of them. --output=NAME writes
 NAME.json, and NAME.md for more than one plan. mesh.* that is left alone is chosen: rows of the batch over `data`, what
-is left over `seq`; for linear kernels in a quadratic form, over `tensor`.
+is left over `seq`; for linear kernels in a quadratic form, over `tensor`. --fit chooses that, remat, accumulation and
+chunk size among what no --config.* flag gives.
 Nothing runs on the hardware: figures are the compiler's, and times are bounds that no run can beat.
 """
 
@@ -18,6 +19,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -62,9 +64,11 @@ def run(argv: Sequence[str]) -> int:
     if not topologies:
         raise ConfigError("--topology is missing: for example --topology=v5e:4x4 or h100:8; --list names them all")
     configs = parse_configs(rest, own.get("variants", ""))
-    chosen_mesh = any(flag.startswith("--config.mesh.") for flag in rest)
+    given = {flag.removeprefix("--config.").partition("=")[0] for flag in rest}
+    chosen_mesh = any(key.startswith("mesh.") and key != "mesh.cpu_devices" for key in given)
     folder = pathlib.Path(own["programs"]) if "programs" in own else None
     max_compiles = flag_value(own, "max_compiles", 12, least=1)
+    _check_together(own)
     _check_replaceable(own)
     _prepare_compilers()
     console, plans = Console(), []
@@ -72,7 +76,8 @@ def run(argv: Sequence[str]) -> int:
         for config in configs:
             vocab_size = vocabulary(config)
             if "fit" in own:
-                plans += _search(config, vocab_size, target, max_compiles, folder)
+                options = {"max_compiles": max_compiles, "folder": folder, "given": given, "kernels": "kernels" in own}
+                plans += _search(config, vocab_size, target, **options)
                 continue
             config = config if chosen_mesh else fit.with_default_mesh(config, target)
             if "evaluate" in own:
@@ -88,23 +93,35 @@ def run(argv: Sequence[str]) -> int:
     return 0 if any(p["status"] == "fits" for p in plans) else 2
 
 
-def _search(
-    config: Config, vocab_size: int, target: targets.Target, max_compiles: int, folder: pathlib.Path | None
-) -> list[report.Plan]:
+def _search(config: Config, vocab_size: int, target: targets.Target, **options: Any) -> list[report.Plan]:
+    """Prints what `fit.search` finds with its `options`."""
     told = []
 
     def tell(text: str) -> None:
         told.append(text)
         print(text, flush=True)
 
-    found = fit.search(config, vocab_size, target, max_compiles=max_compiles, tell=tell, folder=folder)
+    found = fit.search(config, vocab_size, target, tell=tell, **options)
     if not found:
-        more = f", or --max_compiles above {max_compiles}" if len(told) == max_compiles else ""
-        print(f"{config.variant} for {target.name}: nothing fits of {len(told)} compiled; try a larger slice{more}")
+        print(f"{config.variant} for {target.name}: {_in_vain(len(told), options['max_compiles'])}")
     for rank, (changes, result) in enumerate(found, start=1):
         r = result["roofline"]
         print(f"{rank}. {r['step_seconds']:.3g} s a step at best: {fit.flags(config, changes) or 'as configured'}")
     return [result for _, result in found]
+
+
+def _in_vain(compiled: int, max_compiles: int) -> str:
+    if not compiled:
+        return "no mesh, remat and accumulation are legal with these flags; without --fit the plan says why"
+    more = f", or --max_compiles above {max_compiles}" if compiled == max_compiles else ""
+    return f"nothing fits of {compiled} compiled; try a larger slice{more}"
+
+
+def _check_together(own: dict[str, str]) -> None:
+    """Raises ConfigError for a flag beside --evaluate that is for plans of training."""
+    for name in ("fit", "kernels"):
+        if name in own and "evaluate" in own:
+            raise ConfigError(f"--{name} --evaluate: --{name} is for plans of training; leave one of the two out")
 
 
 def _check_replaceable(own: dict[str, str]) -> None:

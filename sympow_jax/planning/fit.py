@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from sympow_jax import config as config_lib
@@ -20,10 +20,11 @@ from sympow_jax.training.config_mesh import config_mesh
 Changes = dict[str, Any]
 # How much of a layer's activations each policy keeps, roughly: the order in which settings are tried, nothing more.
 KEPT = {"none": 1.0, "dots": 0.5, "attention": 0.25, "block": 0.125}
+_NOTHING: Changes = {}
 
 
-def meshes(config: Config, num_devices: int) -> list[Changes]:
-    """Meshes over all devices, the ones that communicate least first.
+def meshes(config: Config, num_devices: int, fixed: Mapping[str, Any] = _NOTHING) -> list[Changes]:
+    """Meshes over all devices that have the sizes in `fixed`, the ones that communicate least first.
 
     Rows of the batch go to `data`, or to `fsdp`, which costs gathers of the parameters; what is left is cut along the
     sequence, or over the heads: heads first for a linear kernel in a quadratic form, whose state is too large to pass.
@@ -32,26 +33,44 @@ def meshes(config: Config, num_devices: int) -> list[Changes]:
     avoided = "mesh.seq" if quadratic else "mesh.tensor"
     rows = config.data.batch_size
     found = []
-    for seq, tensor in itertools.product(_powers(num_devices), repeat=2):
+    sizes = [_choices(axis, _powers(num_devices), fixed) for axis in ("mesh.seq", "mesh.tensor")]
+    for seq, tensor in itertools.product(*sizes):
         batch, rest = divmod(num_devices, seq * tensor)
         if rest or batch == 0 or rows % batch:
             continue
-        for data, fsdp in ((batch, 1), (1, batch)) if batch > 1 else ((1, 1),):
+        for data, fsdp in _splits(batch, fixed.get("mesh.data", 0), fixed.get("mesh.fsdp", 0)):
             found.append({"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "mesh.seq": seq})
     return sorted(found, key=lambda m: (m["mesh.seq"] * m["mesh.tensor"], m[avoided], m["mesh.fsdp"]))
+
+
+def _splits(batch: int, data: int, fsdp: int) -> list[tuple[int, int]]:
+    """Sizes of `data` and `fsdp`, given or 0: one of them has all devices unless the other has a size."""
+    if data or fsdp:
+        data, fsdp = data or batch // fsdp, fsdp or batch // data
+        return [(data, fsdp)] if data * fsdp == batch else []
+    return [(batch, 1), (1, batch)] if batch > 1 else [(1, 1)]
+
+
+def _choices(key: str, values: Collection[Any], fixed: Mapping[str, Any]) -> Collection[Any]:
+    return [fixed[key]] if key in fixed else values
 
 
 def _powers(limit: int) -> list[int]:
     return [2**i for i in range(limit.bit_length()) if 2**i <= limit]
 
 
-def candidates(config: Config, target: Target) -> Iterator[list[Changes]]:
-    """For each mesh that the config allows, remat policies and accumulation from the most memory to the least."""
-    for mesh in meshes(config, len(target.devices)):
+def candidates(config: Config, target: Target, fixed: Mapping[str, Any] = _NOTHING) -> Iterator[list[Changes]]:
+    """For each mesh that the config allows, remat policies and accumulation from the most memory to the least.
+
+    All of them have the values in `fixed`.
+    """
+    for mesh in meshes(config, len(target.devices), fixed):
         rows = config.data.batch_size // (mesh["mesh.data"] * mesh["mesh.fsdp"])
-        steps = [(remat, parts) for parts in _powers(rows) for remat in KEPT]
+        remats = _choices("model.remat", KEPT, fixed)
+        accumulated = _choices("optimizer.accumulation_steps", _powers(rows), fixed)
+        steps = itertools.product(remats, accumulated)
         ladder = []
-        for remat, parts in sorted(steps, key=lambda step: (-KEPT[step[0]] / step[1], step[1])):
+        for remat, parts in sorted(steps, key=lambda step: (-KEPT.get(step[0], 0.0) / step[1], step[1])):
             changes = {**mesh, "model.remat": remat, "optimizer.accumulation_steps": parts}
             if _legal(config, changes, target):
                 ladder.append(changes)
@@ -75,28 +94,31 @@ def search(
     max_compiles: int,
     tell: Callable[[str], None],
     folder: pathlib.Path | None = None,
+    given: Collection[str] = (),
+    kernels: bool = False,
 ) -> list[tuple[Changes, Plan]]:
     """Compiles up to max_compiles candidates; returns those that fit, the fastest at best first.
 
     Memory falls along the ladder of a mesh, so that halving it finds the first setting that fits, the one that
     recomputes least. Once something fits, two compiles are kept back to try the fastest with half and twice the chunk
-    size.
+    size. Settings whose keys are in `given` stay as they are, axes of -1 aside; with `kernels` their schedules count.
     """
+    fixed = {key: value for key, value in config_lib.flatten(config).items() if key in given and value != -1}
     fitting: list[tuple[Changes, Plan]] = []
     compiled = 0
 
     def fits(changes: Changes) -> bool:
         nonlocal compiled
         compiled += 1
-        result = try_plan(config_lib.override(config, changes), vocab_size, target, folder)
+        result = try_plan(config_lib.override(config, changes), vocab_size, target, folder, kernels=kernels)
         tell(f"{compiled}/{max_compiles} {flags(config, changes) or 'as configured'}: {_summary(result)}")
         if result["status"] == "fits":
             fitting.append((changes, result))
         return result["status"] == "fits"
 
-    chunk = config.attention.chunk_size if linear_specs(config) else 0
+    chunk = config.attention.chunk_size if linear_specs(config) and "attention.chunk_size" not in fixed else 0
     sizes = ((chunk // 2, 2 * chunk) if chunk > 1 else ())[: max_compiles - 1]
-    for ladder in candidates(config, target):
+    for ladder in candidates(config, target, fixed):
         low, high = 0, len(ladder)  # ladder[high] is known to fit
         while low < high and compiled < max_compiles - (len(sizes) if fitting else 0):
             middle = (low + high) // 2

@@ -41,7 +41,7 @@ def test_a_mesh_that_a_file_asks_for_is_planned():
 def test_search_finds_what_recomputes_least_on_each_mesh_and_ranks_by_time(monkeypatch):
     tried = []
 
-    def try_plan(candidate, vocab_size, target, *_):
+    def try_plan(candidate, vocab_size, target, *_, **__):
         tried.append(candidate)
         parts, remat = candidate.optimizer.accumulation_steps, candidate.model.remat
         fits = fit.KEPT[remat] / parts * 8 / candidate.mesh.seq <= 1
@@ -69,7 +69,7 @@ def test_search_compiles_all_that_it_may_and_keeps_chunk_sizes_back_once_somethi
 ):
     tried = []
 
-    def try_plan(candidate, *_):
+    def try_plan(candidate, *_, **__):
         tried.append(candidate.attention.chunk_size)
         status = "fits" if len(tried) >= first_fit else "does not fit"
         return {"status": status, "roofline": {"step_seconds": len(tried)}}
@@ -83,7 +83,7 @@ def test_search_compiles_all_that_it_may_and_keeps_chunk_sizes_back_once_somethi
 
 
 def test_a_search_in_vain_says_how_many_it_compiled(monkeypatch, capsys):
-    monkeypatch.setattr(fit, "try_plan", lambda *_: {"status": "does not fit"})
+    monkeypatch.setattr(fit, "try_plan", lambda *_, **__: {"status": "does not fit"})
     monkeypatch.setattr(plan_command, "_prepare_compilers", lambda: None)
     flags = [*FLAGS, "--config.data.batch_size=1", "--topology=cpu:1", "--fit"]
     assert plan_command.run([*flags, "--max_compiles=1"]) == 2
@@ -109,3 +109,72 @@ def test_a_plan_has_the_vocabulary_of_its_data(monkeypatch):
         stores = [f"--config.data.{split}={data}" for split in ("train", "heldout")]
         plan_command.run(["--config=configs/quickstart.py", "--topology=h100:8", *stores])
     assert planned == [8_192, 257, 257, 50_257]
+
+
+def test_candidates_have_what_flags_give():
+    target, asked = targets.find("cpu:8"), config()
+    for fixed in (
+        {"mesh.seq": 8}, {"mesh.fsdp": 2}, {"mesh.data": 2, "mesh.fsdp": 2}, {"mesh.data": 2, "mesh.tensor": 2},
+        {"model.remat": "none"}, {"model.remat": "offload"}, {"optimizer.accumulation_steps": 2},
+    ):  # fmt: skip
+        found = [changes for ladder in fit.candidates(asked, target, fixed) for changes in ladder]
+        assert found and all(changes[key] == fixed[key] for changes in found for key in fixed), fixed
+    assert {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 1, "mesh.seq": 2} in fit.meshes(asked, 8, {"mesh.fsdp": 2})
+    assert fit.meshes(asked, 8, {"mesh.seq": 3}) == []
+    assert [m["mesh.seq"] for m in fit.meshes(config("--config.data.batch_size=2"), 6, {"mesh.seq": 3})] == [3, 3, 3]
+
+
+def searched(monkeypatch, *flags):
+    """The configs that --fit on eight devices tries where everything fits, and the options of their plans."""
+    tried = []
+
+    def try_plan(candidate, vocab_size, target, folder, **options):
+        tried.append((candidate, options))
+        return {"status": "fits", "roofline": {"step_seconds": 1.0}}
+
+    monkeypatch.setattr(fit, "try_plan", try_plan)
+    monkeypatch.setattr(plan_command, "_prepare_compilers", lambda: None)
+    monkeypatch.setattr(plan_command.report, "matrix", lambda plans: "")
+    flags = ["--config.data.batch_size=4", "--max_compiles=40", *flags]
+    return plan_command.run([*FLAGS, "--topology=cpu:8", "--fit", *flags]), tried
+
+
+def test_the_command_searches_among_what_flags_leave_open(monkeypatch, capsys):
+    free = searched(monkeypatch)[1]
+    assert {c.mesh.seq for c, _ in free} > {1, 2, 4} and {c.attention.chunk_size for c, _ in free} == {128, 256, 512}
+    flags = ["mesh.seq=2", "mesh.data=-1", "mesh.cpu_devices=8", "model.remat=block", "optimizer.accumulation_steps=2"]
+    code, tried = searched(monkeypatch, *(f"--config.{flag}" for flag in [*flags, "attention.chunk_size=256"]))
+    assert code == 0 and len(tried) > 1
+    for c, options in tried:
+        assert (c.mesh.seq, c.model.remat, c.optimizer.accumulation_steps, c.attention.chunk_size) == (
+            2,
+            "block",
+            2,
+            256,
+        )
+        assert not options["kernels"]
+    assert {c.mesh.data for c, _ in tried} == {1, 2}
+    assert all(options["kernels"] for _, options in searched(monkeypatch, "--kernels")[1])
+    capsys.readouterr()
+    assert searched(monkeypatch, "--config.mesh.seq=3") == (2, [])
+    assert "no mesh, remat and accumulation are legal with these flags" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["fit", "kernels"])
+def test_evaluations_are_neither_searched_nor_have_kernels(name):
+    with pytest.raises(config_lib.ConfigError, match=f"--{name} --evaluate: .* leave one of the two out"):
+        plan_command.run([*FLAGS, "--topology=cpu:8", f"--{name}", "--evaluate"])
+
+
+def test_a_number_of_cpu_devices_is_no_mesh(monkeypatch):
+    planned = []
+
+    def try_plan(config, *_, **__):
+        planned.append((config.mesh.data, config.mesh.seq))
+        return {"status": "fits", "reason": "", "variant": "", "context": 0, "compiled_for": "", "degree": 0}
+
+    monkeypatch.setattr(fit, "try_plan", try_plan)
+    monkeypatch.setattr(plan_command, "_prepare_compilers", lambda: None)
+    for flag in ("--config.mesh.cpu_devices=2", "--config.mesh.seq=4"):
+        plan_command.run([*FLAGS, "--config.data.batch_size=4", "--topology=cpu:8", flag])
+    assert planned == [(4, 2), (-1, 4)]
