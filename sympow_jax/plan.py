@@ -64,33 +64,38 @@ def run(argv: Sequence[str]) -> int:
     if not topologies:
         raise ConfigError("--topology is missing: for example --topology=v5e:4x4 or h100:8; --list names them all")
     configs = parse_configs(rest, own.get("variants", ""))
-    given = {flag.removeprefix("--config.").partition("=")[0] for flag in rest}
-    chosen_mesh = any(key.startswith("mesh.") and key != "mesh.cpu_devices" for key in given)
-    folder = pathlib.Path(own["programs"]) if "programs" in own else None
+    given = {flag.removeprefix("--config.").partition("=")[0] for flag in rest if flag.startswith("--config.")}
     max_compiles = flag_value(own, "max_compiles", 12, least=1)
     _check_together(own)
     _check_replaceable(own)
     _prepare_compilers()
-    console, plans = Console(), []
+    plans = []
     for target in [targets.find(name) for name in topologies]:
         for config in configs:
-            vocab_size = vocabulary(config)
-            if "fit" in own:
-                options = {"max_compiles": max_compiles, "folder": folder, "given": given, "kernels": "kernels" in own}
-                plans += _search(config, vocab_size, target, **options)
-                continue
-            config = config if chosen_mesh else fit.with_default_mesh(config, target)
-            if "evaluate" in own:
-                plans.append(evaluation.plan_evaluation(config, vocab_size, target, folder))
-                console.print(evaluation.evaluation_table(plans[-1]))
-                continue
-            plans.append(fit.try_plan(config, vocab_size, target, folder, kernels="kernels" in own))
-            console.print(report.table(plans[-1]))
-            _write(own, plans)
-    _write(own, plans)
+            plans += _plans(config, target, own, given, max_compiles)
+            _write(own, plans)  # after each: the next may take an hour
     if len(plans) > 1 and "evaluate" not in own:
         print(report.matrix(plans), end="")
     return 0 if any(p["status"] == "fits" for p in plans) else 2
+
+
+def _plans(
+    config: Config, target: targets.Target, own: dict[str, str], given: set[str], max_compiles: int
+) -> list[report.Plan]:
+    """Makes and prints the plan of one config for one target, or with --fit those that a search finds."""
+    folder = pathlib.Path(own["programs"]) if "programs" in own else None
+    vocab_size, kernels = vocabulary(config), "kernels" in own
+    if "fit" in own:
+        options = {"max_compiles": max_compiles, "folder": folder, "given": given, "kernels": kernels}
+        return _search(config, vocab_size, target, **options)
+    if not any(key.startswith("mesh.") and key != "mesh.cpu_devices" for key in given):
+        config = fit.with_default_mesh(config, target)
+    if "evaluate" in own:
+        plan = evaluation.plan_evaluation(config, vocab_size, target, folder)
+    else:
+        plan = fit.try_plan(config, vocab_size, target, folder, kernels=kernels)
+    Console().print(evaluation.evaluation_table(plan) if "evaluate" in own else report.table(plan))
+    return [plan]
 
 
 def _search(config: Config, vocab_size: int, target: targets.Target, **options: Any) -> list[report.Plan]:
@@ -105,8 +110,9 @@ def _search(config: Config, vocab_size: int, target: targets.Target, **options: 
     if not found:
         print(f"{config.variant} for {target.name}: {_in_vain(len(told), options['max_compiles'])}")
     for rank, (changes, result) in enumerate(found, start=1):
-        r = result["roofline"]
-        print(f"{rank}. {r['step_seconds']:.3g} s a step at best: {fit.flags(config, changes) or 'as configured'}")
+        seconds = result["roofline"]["step_seconds"]
+        changed = fit.flags(config, changes) or "as configured"
+        print(f"{rank}. {seconds:.3g} s a step at best: {changed}", flush=True)
     return [result for _, result in found]
 
 

@@ -2,6 +2,7 @@ import pytest
 
 from sympow_jax import config as config_lib
 from sympow_jax import plan as plan_command
+from sympow_jax.files import read_json
 from sympow_jax.planning import fit, targets
 
 FLAGS = ["--config=configs/lc64_124m.py:conformal_sympow,65536", "--config.model.num_heads=8"]
@@ -102,7 +103,8 @@ def test_a_plan_has_the_vocabulary_of_its_data(monkeypatch):
         return {"status": "does not fit", "reason": "", "variant": "", "context": 0, "compiled_for": "", "degree": 0}
 
     monkeypatch.setattr(plan_command.fit, "try_plan", try_plan)
-    monkeypatch.setattr(plan_command.targets, "find", lambda name: None)
+    h100 = targets.Target("h100:8", targets.DEVICES["h100"], (8,), ())
+    monkeypatch.setattr(plan_command.targets, "find", lambda name: h100)
     monkeypatch.setattr(plan_command.fit, "with_default_mesh", lambda config, target: config)
     monkeypatch.setattr(plan_command, "_prepare_compilers", lambda: None)
     for data in ("mqar", "passkey", "python-stdlib", "gs://longcrawl64/train.zarr"):
@@ -178,3 +180,35 @@ def test_a_number_of_cpu_devices_is_no_mesh(monkeypatch):
     for flag in ("--config.mesh.cpu_devices=2", "--config.mesh.seq=4"):
         plan_command.run([*FLAGS, "--config.data.batch_size=4", "--topology=cpu:8", flag])
     assert planned == [(4, 2), (-1, 4)]
+
+
+@pytest.mark.parametrize("mode", ["", "--fit", "--evaluate"])
+def test_what_was_planned_is_printed_and_written_before_the_next(mode, tmp_path, monkeypatch, capsys):
+    """The third of three variants is interrupted."""
+    made = []
+
+    def make(config, *_, **__):
+        made.append(config.variant)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        header = {"variant": config.variant, "compiled_for": "cpu:8", "degree": 0, "context": 64, "mesh": {}}
+        return header | {"status": "fits", "reason": "", "evaluations": [], "roofline": {"step_seconds": 1.0}}
+
+    def table(plan):
+        return f"table of {plan['variant']}"
+
+    monkeypatch.setattr(fit, "try_plan", make)
+    monkeypatch.setattr(fit, "with_default_mesh", lambda config, target: config)
+    monkeypatch.setattr(plan_command.evaluation, "plan_evaluation", make)
+    monkeypatch.setattr(plan_command.evaluation, "evaluation_table", table)
+    monkeypatch.setattr(plan_command.report, "table", table)
+    monkeypatch.setattr(plan_command.report, "matrix", lambda plans: f"matrix of {len(plans)}")
+    monkeypatch.setattr(plan_command, "_prepare_compilers", lambda: None)
+    flags = ["--config=configs/quickstart.py", "--variants=softmax_rope,sympow,based", "--topology=cpu:8"]
+    flags += [mode, "--max_compiles=1"] if mode else []
+    with pytest.raises(KeyboardInterrupt):
+        plan_command.run([*flags, f"--output={tmp_path}/three"])
+    assert [plan["variant"] for plan in read_json(tmp_path / "three.json", kind=list)] == ["softmax_rope", "sympow"]
+    assert (tmp_path / "three.md").exists() == (mode != "--evaluate")
+    printed = capsys.readouterr().out
+    assert printed.count("1. 1 s a step at best") == 2 if mode == "--fit" else "table of sympow\n" in printed
