@@ -1,6 +1,7 @@
 """A model of texts: what a harness asks of it, log-likelihoods of continuations and of whole texts, and greedy text."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ class TextModel:
         chunk_size = model.config.evaluation.chunk_size
         self.scorer = ContinuationScorer(model, params, batch_size=batch_size, chunk_size=chunk_size)
         self._decoder, self._batch = Decoder(*_on_one_device(model, params)), batch_size
+        self._numbers = itertools.count()  # of requests for text
 
     @property
     def num_programs(self) -> int:
@@ -93,7 +95,8 @@ class TextModel:
     def continuations(self, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         """The text after each prompt, up to a stop string, the end of the text, or the most new tokens.
 
-        Greedy ones are continued side by side; drawn ones, and all on a mesh that cuts the model, one by one.
+        Greedy ones are continued side by side; drawn ones, and all on a mesh that cuts the model, one by one. The n-th
+        request since this object was made draws with seed n: a repeated one differs, and the same calls give the same.
 
         Args:
           requests: (prompt, options): `until` (a text or several), `max_gen_toks`, `do_sample`, `temperature`, `top_k`,
@@ -131,7 +134,7 @@ class TextModel:
         stop = [until] if isinstance(until, str) else list(until)
         lengths = [options.pop(name) for name in _LENGTH if name in options]
         most = int(lengths[0]) if lengths else DEFAULT_NEW_TOKENS
-        chosen = {name: options.pop(name) for name in _SAMPLING if name in options}
+        chosen = {name: options.pop(name) for name in _SAMPLING if name in options} | {"seed": next(self._numbers)}
         sampling = Sampling(**chosen) if options.pop("do_sample", False) else Sampling(temperature=0.0)
         if options:
             known = ", ".join(["until", "do_sample", *_LENGTH, *_SAMPLING])

@@ -81,6 +81,15 @@ def test_a_bounded_text_is_covered_once_with_all_context_that_fits():
         texts.log_likelihoods([([], list(range(49)))])
 
 
+def test_a_repeated_request_draws_anew_and_all_calls_again_draw_the_same():
+    texts, _, params = text_model("softmax_nope", "model.num_layers=1")
+    request = ("a", {"do_sample": True, "temperature": 1.0, "max_gen_toks": 8})
+    drawn = texts.continuations([request] * 2) + texts.continuations([request])
+    assert len({*drawn}) == 3
+    again = TextModel(texts._model, params, texts.tokenizer)
+    assert again.continuations([request]) + again.continuations([request] * 2) == drawn
+
+
 def test_options_of_tasks_that_are_not_known_are_named():
     texts, _, _ = text_model()
     with pytest.raises(ConfigError, match="generation option 'num_beams' is not known"):
