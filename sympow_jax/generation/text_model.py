@@ -19,7 +19,11 @@ from sympow_jax.models.model import Model
 from sympow_jax.typing import PyTree
 
 _SAMPLING = ("temperature", "top_k", "top_p")
-_LENGTH = ("max_gen_toks", "max_new_tokens", "max_tokens")
+_LENGTH = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_WITHOUT_EFFECT = {  # options that are not offered, at the value that changes nothing
+    "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1, "length_penalty": 1, "no_repeat_ngram_size": 0,
+    "frequency_penalty": 0, "presence_penalty": 0, "min_p": 0, "typical_p": 1,
+}  # fmt: skip
 DEFAULT_NEW_TOKENS = 256
 
 
@@ -100,7 +104,8 @@ class TextModel:
 
         Args:
           requests: (prompt, options): `until` (a text or several), `max_gen_toks`, `do_sample`, `temperature`, `top_k`,
-            `top_p`, as tasks spell them; without do_sample, or at temperature 0, the most likely token is taken.
+            `top_p`, as tasks spell them; without do_sample, or at temperature 0, the most likely token is taken. Others
+            are legal at the value that changes nothing, `num_beams` 1 for instance.
 
         Raises:
           ConfigError: an option that is not known, or out of range.
@@ -136,9 +141,7 @@ class TextModel:
         most = int(lengths[0]) if lengths else DEFAULT_NEW_TOKENS
         chosen = {name: options.pop(name) for name in _SAMPLING if name in options} | {"seed": next(self._numbers)}
         sampling = Sampling(**chosen) if options.pop("do_sample", False) else Sampling(temperature=0.0)
-        if options:
-            known = ", ".join(["until", "do_sample", *_LENGTH, *_SAMPLING])
-            raise ConfigError(f"generation option {next(iter(options))!r} is not known; these are: {known}")
+        _check_others(options)
         ids = self.encode(prompt) or [self.tokenizer.bos_id]
         if self._model.max_length is not None:
             ids = ids[-max(1, self._model.max_length - most) :]
@@ -149,6 +152,17 @@ class TextModel:
         self._decoder.read(stream, np.asarray([asked.ids], np.int32))
         options = {"sampling": asked.sampling, "max_new_tokens": asked.most, "stop": asked.stop}
         return "".join(new[0] for new in generate(self._decoder, stream, self.tokenizer, **options))
+
+
+def _check_others(options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an option that is not known, or would change something."""
+    for name, value in options.items():
+        if name not in _WITHOUT_EFFECT:
+            known = ", ".join(["until", "do_sample", *_LENGTH, *_SAMPLING])
+            raise ConfigError(f"generation option {name!r} is not known; these are: {known}")
+        if value != _WITHOUT_EFFECT[name]:
+            legal = f"legal is {_WITHOUT_EFFECT[name]}, which changes nothing"
+            raise ConfigError(f"generation option {name} = {value!r}: {legal}; take it out of the task")
 
 
 def _on_one_device(model: Model, params: PyTree) -> tuple[Model, PyTree]:

@@ -90,9 +90,19 @@ def test_a_repeated_request_draws_anew_and_all_calls_again_draw_the_same():
     assert again.continuations([request]) + again.continuations([request] * 2) == drawn
 
 
+def test_options_without_effect_and_every_name_of_a_length_are_taken():
+    texts, _, _ = text_model("softmax_nope", "model.num_layers=1")
+    options = {"num_beams": 1, "repetition_penalty": 1.0, "presence_penalty": 0.0, "max_completion_tokens": 3}
+    assert texts.continuations([("a", options)]) == texts.continuations([("a", {"max_gen_toks": 3})]) != [""]
+
+
 def test_options_of_tasks_that_are_not_known_are_named():
     texts, _, _ = text_model()
-    with pytest.raises(ConfigError, match="generation option 'num_beams' is not known"):
+    with pytest.raises(ConfigError, match="generation option 'stop_ids' is not known"):
+        texts.continuations([("a", {"stop_ids": 4})])
+    with pytest.raises(
+        ConfigError, match="generation option num_beams = 4: legal is 1, which changes nothing; take it"
+    ):
         texts.continuations([("a", {"num_beams": 4})])
     with pytest.raises(ConfigError, match="an empty continuation has no log-likelihood"):
         texts.log_likelihoods([([1], [])])
