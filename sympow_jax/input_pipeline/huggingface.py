@@ -88,6 +88,10 @@ class HuggingFaceTokenizer(Tokenizer):
         """Whether `number` is the id of a token."""
         return isinstance(number, int) and number >= 0 and self._tokenizer.id_to_token(number) is not None
 
+    def is_special(self, number: Any) -> bool:
+        """Whether `number` is the id of a token that no text gives."""
+        return self.has_id(number) and int(number) in self._special
+
     def _set_bos(self, bos_id: int) -> None:
         self.bos_id = bos_id
         self.vocab_size = max(self._size, bos_id + 1)

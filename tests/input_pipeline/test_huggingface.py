@@ -135,6 +135,9 @@ def test_specifications_without_bos_id_mean_what_they_meant():
         ({"tokenizer_config.json": {"eos_token": "b"}, "generation_config.json": {"eos_token_id": [1, 2]}}, 2, (2, 1)),
         ({"tokenizer_config.json": {"bos_token": None, "eos_token": "[EOS]"}}, 4, (4,)),
         ({"tokenizer_config.json": {"bos_token": "b"}, "generation_config.json": {"bos_token_id": 1}}, 2, ()),
+        ({"config.json": {"bos_token_id": 4, "eos_token_id": [3, 4]}}, 4, (3, 4)),
+        ({"config.json": {"eos_token_id": 3}, "generation_config.json": {"eos_token_id": 4}}, 4, (4,)),
+        ({"config.json": {"bos_token_id": 1, "eos_token_id": [None, 77, 2, "x"]}}, 3, ()),  # of no special token
     ],
 )
 def test_a_folder_says_what_begins_and_ends_a_text(files, bos, eos, tmp_path):
