@@ -103,12 +103,7 @@ def open_folder(folder: str, mesh: Mapping[str, int] | None = None) -> Foreign:
         config = plain.read(theirs) if family is None else _read(family, theirs)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    tokenizer, rows = _tokenizer(folder), config.model.vocab_size
-    if not tokenizer.vocab_size <= rows <= MAX_VOCABULARY:
-        raise ConfigError(
-            f"{path}: vocab_size = {rows}: the tokenizer beside it has {tokenizer.vocab_size} ids; legal are "
-            f"{tokenizer.vocab_size}..{MAX_VOCABULARY}"
-        )
+    tokenizer = _of_rows(_tokenizer(folder), config.model.vocab_size, path)
     model = _on_mesh(resolve_implementation(config), tokenizer.vocab_size, mesh or {})
     specs = flatten({"params": abstract_params(model)})
     places = layer_places(specs, config)
@@ -209,6 +204,16 @@ def _of_layer(stacked: NamedSharding | None) -> NamedSharding | None:
 @functools.partial(jax.jit, donate_argnums=0)
 def _put_layer(stacked: jax.Array, value: jax.Array, layer: Any) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, value, layer, 0)
+
+
+def _of_rows(tokenizer: Tokenizer, rows: int, path: pathlib.Path) -> Tokenizer:
+    """The tokenizer, without special tokens that the embedding has no rows for."""
+    if not tokenizer.least_rows <= rows <= MAX_VOCABULARY:
+        raise ConfigError(
+            f"{path}: vocab_size = {rows}: the tokenizer beside it has {tokenizer.vocab_size} ids; legal are "
+            f"{tokenizer.least_rows}..{MAX_VOCABULARY}"
+        )
+    return tokenizer.with_rows(rows)
 
 
 def _tokenizer(folder: str) -> Tokenizer:

@@ -32,8 +32,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     What the file keeps for other uses is not applied: truncation, padding, templates that add special tokens, and
     sampling (BPE dropout). The name of a special token in a text is ordinary text. Without a known BOS token one id is
-    added after the largest. `vocab_size` is the largest id + 1: ids may have gaps. `bos_id` and `eos_ids` may come
-    from a file: whatever is no id is refused.
+    added after the largest. `vocab_size` is the largest id + 1 (ids may have gaps), or what `with_rows` made it.
+    `bos_id` and `eos_ids` may come from a file: whatever is no id is refused.
     """
 
     def __init__(self, content: bytes, *, bos_id: Any = None, eos_ids: Any = ()) -> None:
@@ -65,6 +65,8 @@ class HuggingFaceTokenizer(Tokenizer):
         tokenizer = cls(content, bos_id=spec.get("bos_id"), eos_ids=spec.get("eos_ids", ()))
         if "bos_id" not in spec:
             tokenizer._set_bos(tokenizer._unrecorded_bos_id)
+        if "vocab_size" in spec:
+            tokenizer._cut(spec["vocab_size"])
         if tokenizer.spec != spec:
             raise TokenizerError(
                 f"{TOKENIZER_FILE}: sha256 {tokenizer.spec['sha256']} is not the {spec.get('sha256')} of the "
@@ -75,6 +77,25 @@ class HuggingFaceTokenizer(Tokenizer):
     def with_special(self, *, bos_id: int, eos_ids: Sequence[int]) -> "HuggingFaceTokenizer":
         """The same with other tokens that begin and end a text."""
         return HuggingFaceTokenizer(self._content, bos_id=bos_id, eos_ids=eos_ids)
+
+    @property
+    def least_rows(self) -> int:
+        """See Tokenizer."""
+        ordinary = {*self._tokenizer.get_vocab(with_added_tokens=True).values()} - self._special.keys()
+        return max(ordinary | {self.bos_id, *self.eos_ids}) + 1
+
+    def with_rows(self, rows: int) -> "HuggingFaceTokenizer":
+        """See Tokenizer; the specification says it."""
+        if rows >= self.vocab_size:
+            return self
+        return HuggingFaceTokenizer.from_spec(self._content, self.spec | {"vocab_size": rows})
+
+    def _cut(self, rows: Any) -> None:
+        if type(rows) is not int or not self.least_rows <= rows < self.vocab_size:
+            legal = f"{self.least_rows}..{self.vocab_size - 1}"
+            raise TokenizerError(f"{SPEC_FILE}: vocab_size = {rows!r}: must be a whole number of {legal}, or absent")
+        self.vocab_size = self._size = rows
+        self.spec["vocab_size"] = rows
 
     def id_of(self, name: Any) -> int | None:
         """The id of a token, None if there is none of that name."""

@@ -45,6 +45,15 @@ class Tokenizer(abc.ABC):
         """The id of the special token of that name, None where there is none."""
         return None
 
+    @property
+    def least_rows(self) -> int:
+        """Rows of an embedding of every token that a text, BOS or EOS gives; special tokens may lie beyond them."""
+        return self.vocab_size
+
+    def with_rows(self, rows: int) -> "Tokenizer":
+        """The same without the special tokens from id `rows` on; `rows` is at least `least_rows`."""
+        return self
+
     def vocabulary_files(self) -> dict[str, bytes]:
         """The files that the specification refers to."""
         return {}

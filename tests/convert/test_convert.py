@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tokenizers
 
 from sympow_jax.config import ConfigError, override
 from sympow_jax.convert import __main__ as command
@@ -173,6 +174,23 @@ def test_an_imported_folder_is_a_workdir_and_the_command_says_what_it_did(folder
     assert again.model.config.model.dtype == "bfloat16" and again.tokenizer.digest == tokenizer.digest
     assert {entry.dtype for entry in again.tensors.entries.values()} == {np.dtype(ml_dtypes.bfloat16)}
     assert again.tensors["model.norm.weight"].tolist() == params["final_norm"]["scale"].astype(jnp.bfloat16).tolist()
+
+
+def test_special_tokens_beyond_the_embedding_are_left_out(folder, tmp_path):
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<image>"])  # of id 96, as Gemma 3 has one beyond its rows
+    tokenizer.save(str(folder / "tokenizer.json"))
+    import_folder(str(folder), str(tmp_path / "w"))
+    model, _, ours = load(str(tmp_path / "w"))
+    assert (model.vocab_size, ours.vocab_size, ours.spec["vocab_size"], ours.bos_id) == (96, 96, 96, 0)
+    assert json.loads((tmp_path / "w" / "data.json").read_text())["tokenizer_digest"] == ours.digest
+    export_workdir(str(tmp_path / "w"), str(tmp_path / "out"))
+    assert open_folder(str(tmp_path / "out")).tokenizer.digest == ours.digest
+    words = json.loads(tokenizer.to_str())
+    words["added_tokens"][-1]["special"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(ConfigError, match=r"vocab_size = 96: the tokenizer beside it has 97 ids; legal are 97\.\."):
+        open_folder(str(folder))
 
 
 @pytest.mark.slow

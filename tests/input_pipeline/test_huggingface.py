@@ -112,6 +112,25 @@ def test_added_tokens_beyond_the_model():
     assert (tokenizer.vocab_size, tokenizer.bos_id) == (7, 3)
 
 
+def test_special_tokens_beyond_the_rows_of_a_model_are_left_out_and_the_specification_says_so(tmp_path):
+    library = words()
+    library.add_special_tokens(["[IMAGE]", "[END]"])
+    whole = HuggingFaceTokenizer(content(library), eos_ids=[4])
+    assert (whole.vocab_size, whole.least_rows) == (7, 5) and whole.with_rows(7) is whole
+    tokenizer = whole.with_rows(5)
+    tokenizer.save(tmp_path)
+    saved = tk.load_tokenizer(tmp_path)
+    assert saved.spec == tokenizer.spec == whole.spec | {"vocab_size": 5} and saved.digest != whole.digest
+    assert (saved.vocab_size, saved.bos_id, saved.eos_ids) == (5, 3, (4,)) and saved.decode([1, 5, 2, 6]) == "a b"
+    assert max(saved.encode("a [IMAGE] b").tolist()) < 5
+    for wrong in (4, 7, "5", True):
+        spec = json.dumps(saved.spec | {"vocab_size": wrong}).encode()
+        with pytest.raises(tk.TokenizerError, match=r"vocab_size = .*: must be a whole number of 5\.\.6, or absent"):
+            tk.tokenizer_from_files({"spec.json": spec, **saved.vocabulary_files()})
+    assert HuggingFaceTokenizer(content(library), bos_id=5).least_rows == 6
+    assert HuggingFaceTokenizer(content(library), eos_ids=[6]).least_rows == 7
+
+
 def test_specifications_without_bos_id_mean_what_they_meant():
     gaps = words({"[UNK]": 0, "a": 1, "b": 9}, special=("[UNK]",))
     for library, bos in ((gaps, 3), (words(), 3), (words({"[UNK]": 0, "a": 1}, special=()), 2)):
