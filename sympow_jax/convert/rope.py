@@ -40,13 +40,12 @@ class Rope:
     def names(self) -> tuple[str, ...]:
         """See Part."""
         names = (self.own[0], "rope_theta", "rope_scaling", "rope_parameters")
-        names += self.own[1:] if self.fraction else ()
+        names += (self.own[1], _FRACTION) if self.fraction else ()
         return (*names, "rope_local_base_freq") if self.window_base else names
 
     def read(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
         """See Part."""
-        base, share = self.own
-        settings: dict[str, Any] = {"rope_theta": theirs.get(base) or theirs.get("rope_theta") or self.base}
+        settings: dict[str, Any] = {"rope_theta": theirs.get(self.own[0]) or theirs.get("rope_theta") or self.base}
         ours = {}
         for name in ("rope_scaling", "rope_parameters"):
             found = typed(name, theirs.get(name) or {}, dict)
@@ -57,10 +56,19 @@ class Rope:
             settings |= found
         if self.window_base:
             ours = self._window(theirs.get("rope_local_base_freq"), {}) | ours
-        fraction = settings.pop(_FRACTION, None) or theirs.get(share) or self.fraction or 1.0
-        if not self.fraction and fraction != 1:
-            raise ConfigError(f"{_FRACTION} = {fraction}: is not understood in this family")
-        return ours | {"position.rotary_fraction": typed(_FRACTION, fraction, float)} | _scaling(settings, theirs)
+        ours["position.rotary_fraction"] = self._share(theirs, settings.pop(_FRACTION, None))
+        return ours | _scaling(settings, theirs)
+
+    def _share(self, theirs: Mapping[str, Any], in_settings: Any) -> float:
+        """The share of a head, which a file may have under several names."""
+        found = {"rope_parameters": in_settings} | {name: theirs.get(name) for name in (self.own[1], _FRACTION)}
+        (name, share), *others = [pair for pair in found.items() if pair[1]] or [(_FRACTION, self.fraction or 1.0)]
+        for other, value in others:
+            if value != share:
+                raise ConfigError(f"{other} = {value}: {name} says {share} for the same; take out the wrong one")
+        if not self.fraction and share != 1:
+            raise ConfigError(f"{_FRACTION} = {share}: is not understood in this family")
+        return typed(_FRACTION, share, float)
 
     def _window(self, base: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The base of layers with a window."""

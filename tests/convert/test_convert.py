@@ -76,6 +76,16 @@ def test_older_names_of_rotary_settings_mean_the_same():
     assert FAMILIES["gemma3_text"].read({k: v for k, v in theirs.items() if v is not ...} | old) == new
 
 
+def test_the_share_that_is_rotated_has_one_value_under_all_its_names():
+    family, theirs = FAMILIES["gpt_neox"], foreign("gpt_neox")
+    new = family.read(theirs)
+    del theirs["rope_parameters"]
+    old = {"rotary_pct": 0.25, "partial_rotary_factor": 0.25, "rotary_emb_base": 10_000, "rope_theta": 10_000}
+    assert family.read(theirs | old) == new == family.read(theirs | {"partial_rotary_factor": 0.25})
+    with pytest.raises(ConfigError, match=r"partial_rotary_factor = 0\.5: rotary_pct says 0\.25 for the same"):
+        family.read(theirs | old | {"partial_rotary_factor": 0.5})
+
+
 def test_keys_have_the_other_names_of_their_classes():
     theirs = foreign("bloom")
     older = {"n_embed": theirs.pop("hidden_size"), "num_attention_heads": theirs.pop("n_head")}
