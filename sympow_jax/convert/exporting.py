@@ -23,6 +23,7 @@ from sympow_jax.input_pipeline.huggingface import HuggingFaceTokenizer
 from sympow_jax.input_pipeline.tokenizers import Tokenizer, load_tokenizer
 from sympow_jax.loading import load_step
 from sympow_jax.training.checkpoint import Checkpointer
+from sympow_jax.training.evaluation_mesh import evaluation_mesh
 from sympow_jax.training.initial_weights import Place, layer_places
 from sympow_jax.training.manifest import flatten
 from sympow_jax.training.run_files import load_config
@@ -42,7 +43,7 @@ def export_workdir(workdir: str, output: str, *, step: str | int = "latest", dty
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--output = {output!r}: is not empty; name a new folder")
     config = load_config(workdir)
-    _, params, read = load_step(workdir, step)
+    _, params, read = load_step(workdir, step, mesh=evaluation_mesh(config, {}))
     tokenizer = load_tokenizer(pathlib.Path(workdir) / "tokenizer")
     arrays = flatten({"params": params})
     places = layer_places(arrays, config)
@@ -104,8 +105,7 @@ def _same(one: Any, other: Any) -> bool:
 
 def _array(arrays: Mapping[str, jax.Array], places: Mapping[str, Place], name: str) -> np.ndarray:
     array, index = places[name]
-    whole = np.asarray(arrays[array])
-    return whole if index is None else whole[index]
+    return np.asarray(arrays[array] if index is None else arrays[array][index])  # no more of it on the host
 
 
 def _join(piece: Piece, get: Callable[[str], np.ndarray]) -> np.ndarray:

@@ -13,7 +13,7 @@ import tokenizers
 
 from sympow_jax.config import ConfigError, override
 from sympow_jax.convert import __main__ as command
-from sympow_jax.convert import safetensors
+from sympow_jax.convert import exporting, safetensors
 from sympow_jax.convert.architecture import make_config
 from sympow_jax.convert.exporting import exact, export_workdir
 from sympow_jax.convert.families import FAMILIES
@@ -22,7 +22,7 @@ from sympow_jax.convert.layouts import Columns, HeadRows, Rows, ScaleMinusOne
 from sympow_jax.convert.parts import NotExactError
 from sympow_jax.convert.safetensors import Pending, TensorFolder, write_folder
 from sympow_jax.convert.windows import shortest_pattern
-from sympow_jax.loading import load
+from sympow_jax.loading import load, load_step
 from sympow_jax.training.manifest import flatten
 from tests.convert.cases import CASES, GOLDEN, make_folder
 from tests.convert.test_families import same
@@ -205,7 +205,7 @@ def test_special_tokens_beyond_the_embedding_are_left_out(folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.quick
-def test_parameters_go_straight_to_the_devices_of_a_mesh_and_the_workdir_has_it(folder, tmp_path):
+def test_parameters_go_straight_to_the_devices_of_a_mesh_and_the_workdir_has_it(folder, tmp_path, monkeypatch):
     flags = ["--mesh.fsdp=2", "--mesh.tensor=2"]
     assert command.run(["import", str(folder), f"--workdir={tmp_path / 'w'}", *flags]) == 0
     foreign = open_folder(str(folder), {"fsdp": 2, "tensor": 2})
@@ -218,6 +218,16 @@ def test_parameters_go_straight_to_the_devices_of_a_mesh_and_the_workdir_has_it(
     model, whole, _ = load(str(tmp_path / "w"))
     assert same(flatten({"params": whole}), params)
     assert (model.config.mesh.data, model.config.mesh.fsdp, model.config.mesh.tensor) == (2, 2, 2)
+
+    seen = []
+    monkeypatch.setattr(exporting, "load_step", lambda *args, **kw: seen.append(load_step(*args, **kw)) or seen[0])
+    export_workdir(str(tmp_path / "w"), str(tmp_path / "out"))
+    exported = flatten({"params": seen[0][1]})
+    assert {name: array.sharding for name, array in exported.items()} == {
+        name: array.sharding for name, array in params.items()
+    }
+    theirs, ours = TensorFolder(folder), TensorFolder(tmp_path / "out")
+    assert all(np.array_equal(theirs[name], ours[name]) for name in theirs.entries)
 
 
 def test_tied_embeddings_may_be_there_twice_if_they_are_equal(folder):
