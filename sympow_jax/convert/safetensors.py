@@ -7,7 +7,9 @@ it is read, and the tensor is the only copy.
 import dataclasses
 import importlib
 import math
+import os
 import pathlib
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -139,8 +141,11 @@ def write_folder(folder: pathlib.Path, tensors: Iterable[Pending], dtype: str) -
       folder: made if absent.
       tensors: names are unique.
       dtype: "float32" or "bfloat16", of all of them.
+
+    Raises:
+      FileError: a file cannot be written; those before it stay.
     """
-    save_file, kind = _library().numpy.save_file, np.dtype(dtype)
+    kind = np.dtype(dtype)
     shards: list[list[Pending]] = [[]]
     total = 0
     for tensor in tensors:
@@ -152,11 +157,24 @@ def write_folder(folder: pathlib.Path, tensors: Iterable[Pending], dtype: str) -
     names = [SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
         with new_file(folder / name) as path:
-            save_file({tensor.name: _made(tensor, kind) for tensor in shard}, path, _METADATA)
+            _save({tensor.name: _made(tensor, kind) for tensor in shard}, path, folder / name)
     if len(shards) > 1:
         weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         count = sum(math.prod(tensor.shape) for shard in shards for tensor in shard)
         write_json_atomic(folder / INDEX, {"metadata": {"total_size": count * kind.itemsize}, "weight_map": weight_map})
+
+
+def _save(tensors: Mapping[str, np.ndarray], path: pathlib.Path, name: pathlib.Path) -> None:
+    """Writes `path`, which will be `name`, with the mode that a file opened here has: the library's is another."""
+    library = _library()
+    with open(path, "xb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    try:
+        library.numpy.save_file(tensors, path, _METADATA)
+    except library.SafetensorError as error:
+        reason = one_line(error).removeprefix("SafetensorError: ")
+        raise FileError(f"{name}: cannot be written ({reason}); make room, remove {name.parent} and repeat") from None
+    os.chmod(path, mode)
 
 
 def _shard_name(index: int, count: int) -> str:

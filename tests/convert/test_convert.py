@@ -1,8 +1,11 @@
 """Import and export as a user meets them: the command, files that are wrong, and the plain format."""
 
 import json
+import os
 import pathlib
 import re
+import resource
+import stat
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +25,7 @@ from sympow_jax.convert.layouts import Columns, HeadRows, Rows, ScaleMinusOne
 from sympow_jax.convert.parts import NotExactError
 from sympow_jax.convert.safetensors import Pending, TensorFolder, write_folder
 from sympow_jax.convert.windows import shortest_pattern
+from sympow_jax.files import FileError
 from sympow_jax.loading import load, load_step
 from sympow_jax.training.manifest import flatten
 from tests.convert.cases import CASES, GOLDEN, make_folder
@@ -169,6 +173,34 @@ def test_files_of_several_shards_and_of_bfloat16(tmp_path, monkeypatch, rng):
     index = json.loads((tmp_path / "float32" / safetensors.INDEX).read_text())
     assert index["metadata"] == {"total_size": 96} and len({*index["weight_map"].values()}) == 4
     assert len({*json.loads((tmp_path / "bfloat16" / safetensors.INDEX).read_text())["weight_map"].values()}) == 2
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_files_have_the_mode_that_the_umask_leaves(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        write_folder(tmp_path, [Pending("a", (2,), lambda: np.zeros(2, np.float32))], "float32")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / safetensors.SINGLE).stat().st_mode) == 0o666 & ~umask
+
+
+def test_a_file_that_cannot_be_written_is_one_line_and_says_what_to_remove(tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors, "_SHARD_BYTES", 100_000)
+    pending = [
+        Pending(name, (size,), lambda size=size: np.zeros(size, np.float32))
+        for name, size in (("a", 20_000), ("b", 100_000))
+    ]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # as of a disk that is full
+    try:
+        with pytest.raises(FileError, match=r"model-00002-of-00002\.safetensors: cannot .*\(.*\); .* remove .*out and"):
+            write_folder(tmp_path / "out", pending, "float32")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model-00001-of-00002.safetensors"]
+    with pytest.raises(ConfigError, match="is not empty"):
+        export_workdir("anywhere", str(tmp_path / "out"))
 
 
 def test_an_imported_folder_is_a_workdir_and_the_command_says_what_it_did(folder, tmp_path, capsys):
