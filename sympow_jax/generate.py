@@ -166,7 +166,7 @@ def _run(
         sampling.check_vocabulary(model.vocab_size)
     tokenizer = load_tokenizer(pathlib.Path(own["workdir"]) / "tokenizer")
     if "check" in own:
-        return check.check(model, params, check.check_tokens(tokenizer, prompt))
+        return check.check(model, params, check.check_tokens(tokenizer, prompt, model.max_length))
     decoder = generation.Decoder(model, params)
     ids = generation.prompt_tokens(tokenizer, prompt, batch_size=batch, bos="load_state" not in own)
     length = ids.shape[1] + new_tokens

@@ -33,6 +33,9 @@ def print_config(config: Config, vocab_size: int) -> None:
     attention, rest = flops.train_flops_per_token(config, params, config.data.seq_len)
     print(f"{config.variant}: {describe_layers(config)}, {config.attention.implementation}")
     print(f"training FLOPs a token at context {config.data.seq_len:,}: {attention:.4g} attention + {rest:.4g} the rest")
+    if not model.streams:
+        print("decoding: reads no stream, since a linear kernel with an additive bias has no finite state")
+        return
     for length in (config.data.seq_len, 16 * config.data.seq_len):
         state = jax.eval_shape(lambda length=length: model.initial_state(1, length))
         size = sum(state_bytes(config, state).values()) / 2**20

@@ -241,6 +241,15 @@ def test_check_passes_on_a_sound_model_and_fails_on_an_unsound_one(runs, capsys,
 
 
 @pytest.mark.slow
+@pytest.mark.quick
+def test_check_takes_the_forms_and_the_positions_that_a_model_has(runs, capsys, tmp_path):
+    code, out, err = run(capsys, make_run(tmp_path / "bias", "sympow", "attention.position=fire"), "--check")
+    assert code == 0 and "forms: blockwise, each against" in out and "all forms agree" in out, out + err
+    code, out, err = run(capsys, runs.absolute, "--check")
+    assert code == 0 and "48 tokens" in out, out + err
+
+
+@pytest.mark.slow
 def test_notebook_api(runs):
     model, params, tokenizer = sympow_jax.load(runs.sympow)
     decoder = generation.Decoder(model, params)

@@ -11,7 +11,14 @@ from sympow_jax.config import parse_flags
 from sympow_jax.training.data import open_run_data
 from sympow_jax.training.run_files import save_run_files
 from tests.input_pipeline.stores import random_tokens, write_store
-from tests.models.small import ROOT
+from tests.models.small import ROOT, tiny_config
+
+
+def test_a_model_that_reads_no_stream_is_said_to_read_none(capsys):
+    inspect.print_config(tiny_config("sympow", "attention.position=fire"), 257)
+    assert "reads no stream, since a linear kernel with an additive bias" in capsys.readouterr().out
+    inspect.print_config(tiny_config("sympow"), 257)
+    assert "decoding state of one stream of 24 tokens" in capsys.readouterr().out
 
 
 def test_the_printed_batch_is_the_one_that_training_reads(tmp_path, rng, capsys):
