@@ -10,6 +10,10 @@ With --check or --load_state standard input is read where --prompt_file=- says s
 Prints the continuation as it comes, without the prompt; rows of a batch one after another. Speed and the size of the
 state go to standard error. --temperature=0 takes the most likely token. --save_state keeps what was read, so that
 --load_state continues a long document without reading it again; --max_new_tokens=0 only reads.
+
+Under position.scaling=dynamic_ntk all tokens have the frequencies of the length that the stream may reach: what
+--load_state has read, the prompt and --max_new_tokens. Where that exceeds position.original_length, another
+--max_new_tokens is another text from its first token on.
 """
 
 import hashlib
