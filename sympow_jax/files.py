@@ -143,6 +143,21 @@ def open_regular(path: str | os.PathLike, flags: int) -> int:
     raise FileError(f"{path}: {fault}; remove it")
 
 
+def check_place(path: str | os.PathLike, name: str) -> None:
+    """Raises FileError where new_file could not write `path`, which `name` names: known before the work is done."""
+    path = pathlib.Path(path).absolute()
+    refuse_link(path)
+    folder = next(parent for parent in path.parents if parent.exists())
+    faults = {
+        f"{path} is a folder; name a file": path.is_dir(),
+        f"{folder} is no folder; name another place": not folder.is_dir(),
+        f"{folder} cannot be written; name another place": not os.access(folder, os.W_OK | os.X_OK),
+    }
+    fault = next((fault for fault, found in faults.items() if found), None)
+    if fault:
+        raise FileError(f"{name}: {fault}")
+
+
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A path beside `path` to write a new file to; in the end it goes to the disk, and into place by one rename.

@@ -39,7 +39,7 @@ from sympow_jax.command_line import (
     use_compilation_cache,
 )
 from sympow_jax.config import ConfigError
-from sympow_jax.files import printable
+from sympow_jax.files import check_place, printable
 from sympow_jax.generation import check
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
 from sympow_jax.loading import AT_EVALUATION, check_stream, load_step
@@ -147,6 +147,8 @@ def run(argv: Sequence[str]) -> int:
     generation.check_stop(stop)
     if "save_state" in own and batch > 1:
         raise ConfigError(f"--save_state with --batch = {batch}: the state of one text is kept; use --batch=1")
+    if "save_state" in own:
+        check_place(pathlib.Path(own["save_state"]) / "state.npz", f"--save_state = {own['save_state']!r}")
     optional = "check" in own or "load_state" in own
     prompt = read_prompt(own) if "prompt" in own or "prompt_file" in own or not optional else ""
     use_compilation_cache()

@@ -24,7 +24,8 @@ from sympow_jax.command_line import (
     use_compilation_cache,
 )
 from sympow_jax.config import ConfigError
-from sympow_jax.files import write_json_atomic
+from sympow_jax.evals.files import plain, write_json
+from sympow_jax.files import check_place
 from sympow_jax.generation.text_model import TextModel
 from sympow_jax.input_pipeline.tokenizers import load_tokenizer
 from sympow_jax.loading import AT_EVALUATION, check_stream, load_step
@@ -91,6 +92,8 @@ def run(argv: Sequence[str]) -> int:
     batch_size = flag_value(flags, "batch_size", 16, least=1)
     bos = flag_value(flags, "bos", True)
     overrides = {name: flags[name] for name in AT_EVALUATION if name in flags}
+    if "output" in flags:
+        check_place(flags["output"], f"--output = {flags['output']!r}")
     lm_eval = harness()
     tasks = lm_eval.tasks.TaskManager(include_path=flags.get("include_path"))
     asked = flags["tasks"].split(",")
@@ -117,8 +120,8 @@ def run(argv: Sequence[str]) -> int:
     print(f"step {step}, {texts.num_programs} programs compiled")
     print(lm_eval.utils.make_table(results))
     if "output" in flags:
-        found = json.loads(json.dumps(results, default=str))  # tasks keep functions among their settings
-        write_json_atomic(pathlib.Path(flags["output"]), found)
+        found = json.loads(json.dumps(plain(results), default=str))  # tasks keep functions among their settings
+        write_json(flags["output"], found)
     return 0
 
 

@@ -5,6 +5,7 @@ import resource
 
 import pytest
 
+from sympow_jax import files
 from sympow_jax.files import (
     FileError,
     entry,
@@ -142,6 +143,19 @@ def test_reading_neither_follows_links_nor_waits_for_a_pipe(tmp_path):
     for name, message in (("link", "is a link"), ("pipe", "no regular file"), ("", "no regular file")):
         with pytest.raises(FileError, match=message):
             read_json(tmp_path / name)
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path, monkeypatch):
+    files.check_place(tmp_path / "a" / "b" / "c.json", "--output")
+    assert [*tmp_path.iterdir()] == []
+    with pytest.raises(FileError, match=f"--output: {tmp_path} is a folder; name a file"):
+        files.check_place(tmp_path, "--output")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileError, match="is a link to"):
+        files.check_place(tmp_path / "link", "--output")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(FileError, match=f"--output: {tmp_path} cannot be written; name another place"):
+        files.check_place(tmp_path / "a" / "c.json", "--output")
 
 
 def test_what_a_terminal_obeys_is_shown_instead():

@@ -182,6 +182,7 @@ def test_errors_are_one_line(runs, capsys, monkeypatch, tmp_path):
         ("--prompt=a", "--step=7"): "7",
         ("--prompt=a", "--position.scaling=yarn"): "only rope is scaled",
         ("--prompt=a", "--save_state=s", "--batch=2"): "use --batch=1",
+        ("--prompt=a", "--save_state=latin1.txt/s", "--step=7"): "latin1.txt is no folder; name another place",
         ("--load_state=nothing",): "does not exist",
         ("--check", "--batch=2"): "--batch: --check generates nothing",
         ("--check", "--stop=a"): "--stop: --check generates nothing",

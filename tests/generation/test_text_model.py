@@ -1,6 +1,9 @@
 """Texts scored and continued as an evaluation harness asks: the model's own log-probabilities, its greedy text."""
 
+import json
+import math
 import sys
+import types
 
 import jax
 import numpy as np
@@ -8,11 +11,13 @@ import pytest
 
 from sympow_jax import lm_eval, sharding
 from sympow_jax.config import ConfigError
+from sympow_jax.files import FileError
 from sympow_jax.generation.text_model import TextModel
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer
 from sympow_jax.models.model import Model, resolve_implementation
 from sympow_jax.training.train_state import abstract_params
 from tests.models.small import moved, tiny_config
+from tests.test_generate import make_run
 
 
 def text_model(variant: str = "conformal_sympow", *flags: str, **options):
@@ -119,6 +124,27 @@ def test_options_of_tasks_that_are_not_known_are_named():
 def test_flags_of_the_command(flags, message):
     with pytest.raises(ConfigError, match=message):
         lm_eval.run(flags)
+
+
+def test_results_are_written_whatever_they_are_and_their_place_is_looked_at_first(tmp_path, monkeypatch):
+    results = {"results": {"t": {"acc": math.nan, "stderr": np.float32(0.5), "of": print}}}
+    tasks = types.SimpleNamespace(match_tasks=lambda names: names)
+    fake = types.SimpleNamespace(
+        api=types.SimpleNamespace(model=types.SimpleNamespace(TemplateLM=object)),
+        tasks=types.SimpleNamespace(TaskManager=lambda include_path: tasks),
+        utils=types.SimpleNamespace(make_table=str),
+        simple_evaluate=lambda **options: results,
+    )
+    monkeypatch.setattr(lm_eval, "harness", lambda: fake)
+    monkeypatch.setattr(lm_eval, "use_compilation_cache", lambda: None)
+    output = tmp_path / "new" / "results.json"
+    flags = [f"--workdir={make_run(tmp_path / 'run', 'softmax_nope')}", "--tasks=t"]
+    assert lm_eval.run([*flags, f"--output={output}"]) == 0
+    found = json.loads(output.read_text())["results"]["t"]
+    assert (found["acc"], found["stderr"]) == (None, 0.5) and "print" in found["of"]
+    monkeypatch.setattr(lm_eval, "harness", None)
+    with pytest.raises(FileError, match=r"--output = .*: .*results\.json is no folder; name another place"):
+        lm_eval.run([*flags, f"--output={output}/more"])
 
 
 def test_without_the_harness_its_extra_is_named(monkeypatch):
