@@ -52,7 +52,7 @@ from sympow_jax.training.workdir import WorkdirError
 TOLERANCE = 1e-6  # of losses, relative, where numbers of processes differ
 _AFTER_HEARTBEAT = 15.0  # seconds: what is left of a start that was killed as its processes met waits 10 longer
 _STEP_SECONDS = 600.0  # until a step is reached
-_USUAL = ("step ", "waiting up to ")  # begin lines that a run writes to standard error when all is well
+_USUAL = ("step ", "waiting ")  # begin lines that a run writes to standard error when all is well
 _TRAIN = "--train-from-json"
 
 

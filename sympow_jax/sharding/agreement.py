@@ -8,7 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sympow_jax.sharding.peers import PATIENCE, coordination
+from sympow_jax.sharding.peers import PATIENCE, absent, coordination
+from sympow_jax.sharding.waiting import wait_for
 
 _calls = itertools.count()
 
@@ -36,10 +37,14 @@ def gather(topic: str, mine: Any) -> list[Any]:
         return [mine]
     folder = f"sympow_jax/{topic}/{next(_calls)}"
     client.key_value_set(f"{folder}/{index}", json.dumps(mine))
-    if index == 0:
-        texts = [client.blocking_key_value_get(f"{folder}/{i}", PATIENCE) for i in range(count)]
-        client.key_value_set(f"{folder}/all", f"[{','.join(texts)}]")
-    values = json.loads(client.blocking_key_value_get(f"{folder}/all", PATIENCE))
+
+    def meet() -> str:
+        if index == 0:
+            texts = [client.blocking_key_value_get(f"{folder}/{i}", PATIENCE) for i in range(count)]
+            client.key_value_set(f"{folder}/all", f"[{','.join(texts)}]")
+        return client.blocking_key_value_get(f"{folder}/all", PATIENCE)
+
+    values = json.loads(wait_for(meet, lambda: absent(client, folder, count), f"to agree on: {topic}"))
     client.key_value_delete(f"{folder}/{index}")
     return values
 

@@ -21,6 +21,7 @@ from jax._src import distributed
 
 from sympow_jax.files import printable
 from sympow_jax.sharding.last_words import LastWords
+from sympow_jax.sharding.waiting import one_signal_waits, wait_for
 
 HEARTBEAT_SECONDS = 40.0
 _INTERVAL = 1.0  # seconds between beats
@@ -42,6 +43,14 @@ def coordination() -> tuple[Any, int, int]:
     return state.client, state.process_id, state.num_processes
 
 
+def absent(client: Any, folder: str, count: int) -> str:
+    """ "process 1 (host b, pid 2)": which of `count` processes have no key in a folder of the store; "" for none."""
+    there = {key.rpartition("/")[2] for key, _ in client.key_value_dir_get(f"{folder}/")}
+    names = {key.rpartition("/")[2]: name for key, name in client.key_value_dir_get(_WHO)}
+    missing = [names.get(index, f"process {index}") for index in map(str, range(count)) if index not in there]
+    return ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+
+
 @contextlib.contextmanager
 def watch(seconds: float = HEARTBEAT_SECONDS) -> Iterator[None]:
     """Runs its block while this process and the others watch each other; does nothing in a run of one process.
@@ -60,13 +69,23 @@ def watch(seconds: float = HEARTBEAT_SECONDS) -> Iterator[None]:
     watcher.start()
     try:
         yield
-        client.wait_at_barrier(f"sympow_jax/done/{next(_watches)}", PATIENCE)  # JAX's own end aborts where one has gone
+        _part(client, index, count)
     except BaseException as error:
         if _is_collective(error):
             time.sleep(seconds + 2 * _INTERVAL)  # the watch ends the process when it knows who has gone
         watcher.fail(error)
         raise
     watcher.stop()
+
+
+def _part(client: Any, index: int, count: int) -> None:
+    """Returns once all processes are here: JAX's own end aborts where one has gone."""
+    folder = f"sympow_jax/done/{next(_watches)}"
+    with one_signal_waits():
+        client.key_value_set(f"{folder}/{index}", "")
+        wait_for(
+            lambda: client.wait_at_barrier(folder, PATIENCE), lambda: absent(client, folder, count), "to do its work"
+        )
 
 
 def _is_collective(error: BaseException | None) -> bool:

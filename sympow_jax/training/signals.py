@@ -24,10 +24,11 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
+from sympow_jax.sharding.waiting import EXIT_AT_ONCE
+
 EXIT_UNSAVED = 3
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
-EXIT_AT_ONCE = 137
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -1,7 +1,9 @@
 """Processes that disagree, come twice or not at all: one line, from small pieces in threads."""
 
+import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import pytest
 
-from sympow_jax.sharding import agreement, last_words, peers, roll_call
+from sympow_jax.sharding import agreement, last_words, peers, roll_call, waiting
 from sympow_jax.sharding.agreement import agree, differences, gather
 from tests.training.test_processes import free_port
 
@@ -78,6 +80,38 @@ def test_gather_is_in_the_order_of_the_processes(monkeypatch):
     assert in_processes(3, monkeypatch, lambda i: gather("names", [i, "x"]))[0] == [[[0, "x"], [1, "x"], [2, "x"]]] * 3
     monkeypatch.undo()
     assert gather("alone", 7) == [7]
+
+
+def test_the_main_thread_is_free_for_signals_while_it_waits_and_says_for_whom(monkeypatch, capsys):
+    monkeypatch.setattr(waiting, "_QUIET", 0.1)
+    store = Store()
+    store.values = {"sympow_jax/who/1": "process 1 (host b, pid 2)", "here/0": ""}
+
+    def call():
+        time.sleep(0.5)
+        return threading.current_thread()
+
+    assert waiting.wait_for(call, lambda: peers.absent(store, "here", 3), "to come") is not threading.main_thread()
+    assert capsys.readouterr().err == "waiting for process 1 (host b, pid 2), process 2 to come\n"
+    with pytest.raises(ValueError, match="as it was"):
+        waiting.wait_for(lambda: agree_not("as it was"), lambda: "", "")
+
+
+def agree_not(text):
+    raise ValueError(text)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_parts_answers_one_signal_and_leaves_at_the_second(number, monkeypatch, capsys):
+    left = []
+    monkeypatch.setattr(waiting.os, "_exit", left.append)
+    before = signal.getsignal(number)
+    with waiting.one_signal_waits():
+        os.kill(os.getpid(), number)
+        assert left == []
+        assert capsys.readouterr().err == "waiting for the other processes to end; a second signal leaves at once\n"
+        os.kill(os.getpid(), number)
+    assert left == [137] and signal.getsignal(number) == before
 
 
 def call(monkeypatch, *hellos, seconds=5.0):
@@ -150,11 +184,15 @@ def watchers(monkeypatch):
     def leave(code):
         raise Left(code)
 
+    def start(thread):
+        if thread.name in ("watch-publish", "waiting"):
+            thread.run()
+
     monkeypatch.setattr(peers, "LastWords", Words)
     monkeypatch.setattr(peers, "_INTERVAL", 0.02)
     monkeypatch.setattr(peers, "_LINGER", 0.01)
     monkeypatch.setattr(peers.os, "_exit", leave)
-    monkeypatch.setattr(peers.threading.Thread, "start", lambda self: self.run() if "publish" in self.name else None)
+    monkeypatch.setattr(peers.threading.Thread, "start", start)
     monkeypatch.setattr(peers.threading.Thread, "join", lambda self, timeout=None: None)
     store = Store()
     pair = [peers.Watcher(store, index, 2, 0.1) for index in range(2)]

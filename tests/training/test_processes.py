@@ -92,6 +92,18 @@ with watch(5.0):
         time.sleep(1000)
 """
 
+PART = """
+from sympow_jax.command_line import run_program
+
+def run(argv):
+    with watch(60.0):
+        print("ready", flush=True)
+        while index == 0 and not os.path.exists(os.path.join(directory, "go")):
+            time.sleep(0.1)
+    return 3
+run_program(run)
+"""
+
 BEFORE = """
 import os, sys, time
 import jax
@@ -233,11 +245,37 @@ def test_a_peer_that_dies_as_they_meet_or_part_ends_the_others_in_a_line(tmp_pat
         _, errors = processes[1 - victim].communicate(timeout=30)
         assert processes[1 - victim].returncode == 1
         assert errors.splitlines()[-1].startswith(what.format(victim=victim)), errors
-        assert sum(not line.startswith("waiting up to") for line in errors.splitlines()) == 1, errors
+        assert sum(not line.startswith("waiting ") for line in errors.splitlines()) == 1, errors
     finally:
         for process in processes:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_others_work_leaves_the_exit_code_and_a_second_one_leaves_at_once(tmp_path, number):
+    for more in (None, number):
+        folder = tmp_path / str(more)
+        folder.mkdir()
+        processes = start(PART, folder)
+        waiting = processes[1]
+        try:
+            assert waiting.stdout is not None and "ready\n" in iter(waiting.stdout.readline, "")
+            assert waiting.stderr is not None
+            said = iter(waiting.stderr.readline, "")
+            assert any(re.match(r"waiting for process 0 \(host \S+, pid \d+\) to do its work$", line) for line in said)
+            waiting.send_signal(number)
+            assert next(said) == "waiting for the other processes to end; a second signal leaves at once\n"
+            if more:
+                waiting.send_signal(more)
+                assert waiting.wait(20) == 137
+            else:
+                (folder / "go").touch()
+                assert [process.wait(60) for process in processes] == [3, 3]
+        finally:
+            for process in processes:
+                process.kill()
+                process.communicate()
 
 
 def test_a_disk_that_refuses_one_process_ends_all_with_its_reason(tmp_path):
