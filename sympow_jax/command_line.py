@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import platform
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,13 @@ PROCESS_FLAGS = (*_PLACE, "heartbeat_seconds")
 MESH_FLAGS = tuple(f"mesh.{axis.name}" for axis in dataclasses.fields(MeshConfig) if axis.name != "cpu_devices")
 
 log = logging.getLogger(__name__)
+
+
+class Terminated(BaseException):
+    """SIGTERM came to one of several processes; `run_program` exits with 143."""
+
+
+_INTERRUPTED = {KeyboardInterrupt: 130, BrokenPipeError: 141, Terminated: 143}
 
 
 class _Printable(logging.Formatter):
@@ -78,7 +86,7 @@ def _missing_platform() -> str:
     """What is wrong with JAX_PLATFORMS, which JAX reports in many ways; "" when it names something that is there."""
     import jax
 
-    if jax.distributed.is_initialized():  # there it waits for the devices of the other processes
+    if _is_joined():  # there it waits for the devices of the other processes
         return ""
     try:
         jax.devices()
@@ -89,11 +97,18 @@ def _missing_platform() -> str:
     return ""
 
 
+def _is_joined() -> bool:
+    """Whether JAX has joined this process to others; imports nothing."""
+    distributed = getattr(sys.modules.get("jax"), "distributed", None)
+    return distributed is not None and distributed.is_initialized()
+
+
 def run_program(run: Callable[[Sequence[str]], int]) -> NoReturn:
     """Exits with the code of `run` on this process's flags, 130 after Ctrl-C, 141 when the reader of a pipe has gone.
 
     After an error nothing prints past its one line, and nothing holds up the end, as the threads of a failed save
-    would. What the terminal's encoding lacks is printed as a question mark.
+    would, or JAX, which waits minutes for the other processes and then aborts. What the terminal's encoding lacks is
+    printed as a question mark.
     """
     gc.set_threshold(100_000)  # imports and tracing make objects by the million, nearly all of which stay
     keep_freed_memory()
@@ -101,20 +116,18 @@ def run_program(run: Callable[[Sequence[str]], int]) -> NoReturn:
     for stream in streams:
         stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     silent: list[Any] = []
+    at_once = False
     try:
         code = one_line_errors(run, sys.argv[1:])
-    except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:
-        code, silent = 141, streams
+    except tuple(_INTERRUPTED) as error:
+        code, at_once = _INTERRUPTED[type(error)], _is_joined()
+        silent = streams if code == 141 else []
     except Exception:
-        import jax
-
-        if not jax.distributed.is_initialized():
+        if not _is_joined():
             raise
-        traceback.print_exc()  # a plain end would wait minutes for the other processes, which end too
+        traceback.print_exc()
         code = 1
-    if code == 1 and not os.environ.get("SYMPOW_JAX_TRACEBACK"):
+    if at_once or (code == 1 and not os.environ.get("SYMPOW_JAX_TRACEBACK")):
         for stream in streams:
             with contextlib.suppress(OSError):
                 stream.flush()
@@ -195,15 +208,25 @@ def step_flag(flags: Mapping[str, str]) -> str | int:
 
 
 @contextlib.contextmanager
-def joined_processes(flags: Mapping[str, str]) -> Iterator[None]:
-    """Runs its block as one of the processes that PROCESS_FLAGS or a launcher name; they watch each other."""
+def joined_processes(flags: Mapping[str, str], *, polls: bool = False) -> Iterator[None]:
+    """Runs its block as one of the processes that PROCESS_FLAGS or a launcher name; they watch each other.
+
+    SIGTERM, which JAX only notes there, raises Terminated, unless the block `polls` a StopRequest.
+    """
     from sympow_jax import sharding
 
     heartbeat = flag_value(flags, "heartbeat_seconds", sharding.HEARTBEAT_SECONDS, least=5.0)
     places = {name: flag_value(flags, name, default) for name, default in _PLACE.items()}
     sharding.join_processes(**places, heartbeat_seconds=heartbeat)
+    if _is_joined() and not polls:
+        signal.signal(signal.SIGTERM, _terminate)
     with sharding.watch(heartbeat):
         yield
+
+
+def _terminate(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one does not wait
+    raise Terminated("stopped by SIGTERM")
 
 
 def mesh_flags(flags: Mapping[str, str]) -> dict[str, int]:

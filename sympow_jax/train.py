@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
 
     use_compilation_cache()
     switches = {name: name in own for name in _SWITCHES}
-    with joined_processes(own):
+    with joined_processes(own, polls=True):
         use_cpu_devices(config)
         init_from, allow = initial_weights_flags(own, rest)
         return train(config, own["workdir"], init_from=init_from, init_from_allow=allow, **switches)

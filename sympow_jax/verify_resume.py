@@ -194,7 +194,7 @@ def _train(argv: Sequence[str]) -> int:
     config = resolve(read_json(argv[0]))
     own, _ = split_flags(argv[2:], PROCESS_FLAGS)
     use_compilation_cache()
-    with joined_processes(own):
+    with joined_processes(own, polls=True):
         use_cpu_devices(config)
         return train(config, argv[1])
 

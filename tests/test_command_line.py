@@ -3,6 +3,7 @@
 import logging
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sympow_jax import command_line, generate, inspect, plan, sweep, verify_resume
+from sympow_jax import command_line, generate, inspect, plan, sharding, sweep, verify_resume
 from sympow_jax.command_line import flag_value, one_line_errors, split_flags, step_flag, use_compilation_cache
 from sympow_jax.config import ConfigError
 from sympow_jax.input_pipeline.prepare import corpus
@@ -94,6 +95,44 @@ def test_more_memory_than_there_is_is_one_line_with_the_bytes_and_the_knobs(ask,
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and f"error: out of memory ({said}" in error
     assert {"--max_new_tokens", "data.batch_size", "--lengths"} <= {*error.replace(",", " ").split()}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 141), (command_line.Terminated(), 143)]
+)
+@pytest.mark.parametrize("joined", [False, True])
+def test_an_interrupted_process_that_is_joined_to_others_does_not_wait_for_them(error, code, joined, monkeypatch):
+    def run(_):
+        raise error
+
+    def leave(code):
+        raise SystemExit(f"at once with {code}")
+
+    monkeypatch.setattr(command_line, "_is_joined", lambda: joined)
+    monkeypatch.setattr(command_line, "keep_freed_memory", lambda: True)
+    monkeypatch.setattr(command_line.gc, "set_threshold", lambda _: None)
+    monkeypatch.setattr(command_line.os, "dup2", lambda *_: None)
+    monkeypatch.setattr(command_line.os, "_exit", leave)
+    with pytest.raises(SystemExit) as ended:
+        command_line.run_program(run)
+    assert ended.value.code == (f"at once with {code}" if joined else code)
+
+
+@pytest.mark.parametrize("polls", [False, True])
+def test_sigterm_of_a_joined_process_is_an_error_unless_it_polls(polls, monkeypatch):
+    monkeypatch.setattr(sharding, "join_processes", lambda **_: None)
+    monkeypatch.setattr(command_line, "_is_joined", lambda: True)
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("by JAX"))
+    try:
+        with command_line.joined_processes({}, polls=polls):
+            os.kill(os.getpid(), signal.SIGTERM)
+    except command_line.Terminated:
+        heard.append("by us")
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == (["by JAX"] if polls else ["by us"])
 
 
 def test_an_error_of_the_program_itself_keeps_its_traceback():

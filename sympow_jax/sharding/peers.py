@@ -127,7 +127,9 @@ class Watcher:
         """Tells the others why this process ends; returns when they have had the time to read it."""
         with self._speaking:
             self._ended.set()
-        plain = str(error) and isinstance(error, (ValueError, RuntimeError, OSError))
+        plain = str(error) and (
+            isinstance(error, (ValueError, RuntimeError, OSError)) or not isinstance(error, Exception)
+        )
         self._publish(f"{self._me} ended: {error if plain else repr(error)}")
         self._words.close()
 

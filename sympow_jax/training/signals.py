@@ -11,9 +11,11 @@ The codes of train.py (a sweep stops with that of the first run which does not e
 | 143 | stopped by SIGTERM (preemption, scheduler), checkpoint saved |
 | 137 | a second signal: left at once, as kill -9 would; nothing saved beyond the last checkpoint |
 
+Of several processes a second SIGTERM changes nothing until one has done its work and waits for the others to end.
+
 The other commands end with 0, with 1 after an error or a check that failed (generate --check, verify_resume,
-prepare.py verify), with 130 after Ctrl-C and with 141 when the reader of their output has gone; further, with 2: plan
-when nothing fits, and prepare.py after an error.
+prepare.py verify), with 130 after Ctrl-C, with 143 after SIGTERM and with 141 when the reader of their output has gone;
+further, with 2: plan when nothing fits, and prepare.py after an error.
 """
 
 import os

@@ -104,6 +104,22 @@ def run(argv):
 run_program(run)
 """
 
+ALONE = """
+import os, sys, time
+from sympow_jax.command_line import joined_processes, run_program
+
+def run(argv):
+    port, count, index, directory = argv
+    place = {"coordinator_address": f"127.0.0.1:{port}", "num_processes": count, "process_id": index}
+    with joined_processes(place | {"heartbeat_seconds": "60"}):
+        print("ready", flush=True)
+        while True:
+            time.sleep(0.1)
+            if index == "1" and os.path.exists(os.path.join(directory, "print")):
+                print("more", flush=True)
+run_program(run)
+"""
+
 BEFORE = """
 import os, sys, time
 import jax
@@ -276,6 +292,38 @@ def test_a_signal_while_the_others_work_leaves_the_exit_code_and_a_second_one_le
             for process in processes:
                 process.kill()
                 process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "why"),
+    [
+        (signal.SIGINT, 130, "KeyboardInterrupt"),
+        (signal.SIGTERM, 143, "stopped by SIGTERM"),
+        (None, 141, "[Errno 32] Broken pipe"),
+    ],
+)
+def test_a_process_that_is_interrupted_ends_with_its_code_and_ends_the_others(tmp_path, number, code, why):
+    """Outside training, where the processes would stop together. JAX would wait for the others, and abort."""
+    processes = start(ALONE, tmp_path, head="")
+    first, second = processes
+    try:
+        for process in processes:
+            assert process.stdout is not None and "ready\n" in iter(process.stdout.readline, "")
+        if number:
+            second.send_signal(number)
+        else:
+            assert second.stdout is not None
+            second.stdout.close()
+            (tmp_path / "print").touch()
+        assert (second.wait(30), first.wait(30)) == (code, 1)
+        assert first.stderr is not None and second.stderr is not None
+        assert re.search(rf"^error: process 1 \(.*\) ended: {re.escape(why)}", first.stderr.read(), re.M)
+        assert "stack" not in second.stderr.read()
+    finally:
+        for process in processes:
+            process.kill()
+            with process:  # closes the pipes
+                pass
 
 
 def test_a_disk_that_refuses_one_process_ends_all_with_its_reason(tmp_path):
