@@ -23,6 +23,7 @@ _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # mallopt(3)
 
 _MAX_MESSAGE = 2000
+HEARTBEAT_BOUNDS = {"least": 5, "most": 7 * 86400}
 _PLACE = {"coordinator_address": "", "num_processes": 0, "process_id": -1}
 PROCESS_FLAGS = (*_PLACE, "heartbeat_seconds")
 MESH_FLAGS = tuple(f"mesh.{axis.name}" for axis in dataclasses.fields(MeshConfig) if axis.name != "cpu_devices")
@@ -215,7 +216,7 @@ def joined_processes(flags: Mapping[str, str], *, polls: bool = False) -> Iterat
     """
     from sympow_jax import sharding
 
-    heartbeat = flag_value(flags, "heartbeat_seconds", sharding.HEARTBEAT_SECONDS, least=5.0)
+    heartbeat = flag_value(flags, "heartbeat_seconds", sharding.HEARTBEAT_SECONDS, **HEARTBEAT_BOUNDS)
     places = {name: flag_value(flags, name, default) for name, default in _PLACE.items()}
     sharding.join_processes(**places, heartbeat_seconds=heartbeat)
     if _is_joined() and not polls:

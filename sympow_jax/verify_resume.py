@@ -30,6 +30,7 @@ from collections.abc import Sequence
 import jax
 
 from sympow_jax.command_line import (
+    HEARTBEAT_BOUNDS,
     PROCESS_FLAGS,
     flag_value,
     joined_processes,
@@ -85,7 +86,10 @@ class Trial:
         return self.root / "config.json"
 
 
-_LEAST = {"steps": 2, "kills": 0, "every": 1, "seed": 0, "processes": 1, "heartbeat_seconds": 5.0}
+_BOUNDS = {
+    "steps": {"least": 2}, "kills": {"least": 0}, "every": {"least": 1}, "seed": {"least": 0},
+    "processes": {"least": 1}, "heartbeat_seconds": HEARTBEAT_BOUNDS,
+}  # fmt: skip
 
 
 def verify(trial: Trial) -> list[str]:
@@ -203,8 +207,8 @@ def run(argv: Sequence[str]) -> int:
     """Runs the proof that the flags name; returns 0 if all is well and 1 if not."""
     if list(argv[:1]) == [_TRAIN]:
         return _train(argv[1:])
-    own, rest = split_flags(argv, [*_LEAST, "root"], prefix="config")
-    values = {name: flag_value(own, name, getattr(Trial, name), least=least) for name, least in _LEAST.items()}
+    own, rest = split_flags(argv, [*_BOUNDS, "root"], prefix="config")
+    values = {name: flag_value(own, name, getattr(Trial, name), **bounds) for name, bounds in _BOUNDS.items()}
     config = parse_flags(rest)
     use_cpu_devices(config)
     with tempfile.TemporaryDirectory(prefix="verify_resume_") as temporary:

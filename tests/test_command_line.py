@@ -53,6 +53,11 @@ def test_an_empty_value_is_no_value():
             split_flags([flag], ("workdir",))
 
 
+def join(argv):
+    with command_line.joined_processes(split_flags(argv, command_line.PROCESS_FLAGS)[0]):
+        return 0
+
+
 @pytest.mark.parametrize(
     ("run", "flags", "message"),
     [
@@ -72,6 +77,9 @@ def test_an_empty_value_is_no_value():
         (verify_resume.run, [QUICKSTART, "--steps=1"], "--steps = 1: must be at least 2"),
         (verify_resume.run, [QUICKSTART, "--kills=-1"], "--kills = -1: must be at least 0"),
         (verify_resume.run, [QUICKSTART, "--every=²"], "expected int"),
+        (verify_resume.run, [QUICKSTART, "--heartbeat_seconds=4"], "= 4.0: must be from 5 to 604,800"),
+        (verify_resume.run, [QUICKSTART, "--heartbeat_seconds=1e10"], "must be from 5 to 604,800"),
+        (join, ["--heartbeat_seconds=1e10"], "--heartbeat_seconds = 10000000000.0: must be from 5 to 604,800"),
     ],
 )
 def test_wrong_flags_are_one_line_and_write_nothing(run, flags, message, tmp_path, monkeypatch, capsys):
