@@ -5,7 +5,7 @@ No collective is involved: processes with different programs would wait in one f
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sympow_jax.sharding.peers import PATIENCE, absent, coordination
@@ -47,6 +47,23 @@ def gather(topic: str, mine: Any) -> list[Any]:
     values = json.loads(wait_for(meet, lambda: absent(client, folder, count), f"to agree on: {topic}"))
     client.key_value_delete(f"{folder}/{index}")
     return values
+
+
+def from_first(topic: str, find: Callable[[], Any], error: type[Exception] = ValueError) -> Any:
+    """What `find` returns in process 0, JSON values, in every process; an `error` that it raises there too.
+
+    All call it, as `gather`.
+    """
+    found, problem = None, ""
+    if coordination()[1] == 0:
+        try:
+            found = find()
+        except error as caught:
+            problem = str(caught)
+    found, problem = gather(topic, [found, problem])[0]
+    if problem:
+        raise error(problem)
+    return found
 
 
 def differences(values: list[dict[str, str]], *, most: int = 5) -> str:

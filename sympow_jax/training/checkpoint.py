@@ -22,7 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from sympow_jax.files import json_sha256, refuse_link
-from sympow_jax.sharding.agreement import gather
+from sympow_jax.sharding.agreement import from_first, gather
 from sympow_jax.training.manifest import (
     CheckpointError,
     CheckpointMismatchError,
@@ -144,7 +144,7 @@ class Checkpointer:
             raise CheckpointError(f"{self.directory} was opened with read_only=True; open it for writing to save")
         started = time.perf_counter()
         self._settle(raises=not force)
-        if step in self.steps():
+        if from_first("saved", lambda: step in self.steps()):
             return False
         self._folders.prune()
         arrays = flatten(tree)
@@ -266,8 +266,9 @@ class Checkpointer:
         `like` is the wanted tree of arrays or ShapeDtypeStructs; a struct's sharding says where the array goes
         (None: the first device). Top-level keys that `like` leaves out are not read; within a key, the names,
         shapes and dtypes must be those saved, else CheckpointMismatchError names the array.
-        A damaged step is reported and the newest good one (for "best": the next best) is read instead; with
-        `strict`, or when a number was asked for, it is a CheckpointError, as when no step is sound.
+        All processes of a run call it, and read what the first one chooses. A damaged step is reported and the newest
+        good one (for "best": the next best) is read instead; with `strict`, or when a number was asked for, it is a
+        CheckpointError, as when no step is sound.
         """
         started = time.perf_counter()
         self._settle()

@@ -21,6 +21,7 @@ from sympow_jax.config import Config, ConfigError
 from sympow_jax.files import entry, read_json, write_json_atomic
 from sympow_jax.models.model import Model
 from sympow_jax.models.transformer import layer_runs
+from sympow_jax.sharding.agreement import from_first
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.manifest import CheckpointError, fill, flatten, unflatten
 from sympow_jax.training.run_files import load_config
@@ -183,12 +184,9 @@ def plan_initial_weights(
 
 def _plan(folder: str, step: str, model: Model, tokenizer_digest: str, allow: str) -> InitialWeights:
     with Checkpointer(pathlib.Path(folder) / "checkpoints", read_only=True) as checkpointer:
-        steps = checkpointer.steps()
-        chosen = {"latest": max(steps, default=None), "best": checkpointer.best_step()}.get(step, step)
-        if chosen is None or int(chosen) not in steps:
-            raise CheckpointError(f"--init_from={folder}:{step}: no such checkpoint; {folder} has steps {steps}")
-        specs, _ = checkpointer.describe(int(chosen))
-        of_step = checkpointer.digest(int(chosen))
+        chosen = from_first("--init_from", lambda: _choose(checkpointer, folder, step), CheckpointError)
+        specs, _ = checkpointer.describe(chosen)
+        of_step = checkpointer.digest(chosen)
     saved = _params(specs)
     wanted = flatten({"params": jax.eval_shape(model.init, jax.random.key(0))})
     here, there = layer_places(wanted, model.config), layer_places(saved, load_config(folder))
@@ -207,7 +205,15 @@ def _plan(folder: str, step: str, model: Model, tokenizer_digest: str, allow: st
     digest = read_json(pathlib.Path(folder) / "data.json").get("tokenizer_digest")
     tokenizer = "same" if digest == tokenizer_digest else "another"
     taken, unused = [name for name in here if name not in kept], [name for name in there if name not in here]
-    return InitialWeights(folder, int(chosen), of_step, taken, kept, unused, tokenizer, allow, model.config)
+    return InitialWeights(folder, chosen, of_step, taken, kept, unused, tokenizer, allow, model.config)
+
+
+def _choose(checkpointer: Checkpointer, folder: str, step: str) -> int:
+    steps = checkpointer.steps()
+    chosen = {"latest": max(steps, default=None), "best": checkpointer.best_step()}.get(step, step)
+    if chosen is None or int(chosen) not in steps:
+        raise CheckpointError(f"--init_from={folder}:{step}: no such checkpoint; {folder} has steps {steps}")
+    return int(chosen)
 
 
 def _matches(name: str, patterns: str) -> bool:

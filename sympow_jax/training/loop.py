@@ -13,6 +13,7 @@ from sympow_jax.config import Config
 from sympow_jax.input_pipeline.prefetch import Prefetch
 from sympow_jax.models import flops, remat
 from sympow_jax.models.model import Model
+from sympow_jax.sharding.agreement import from_first
 from sympow_jax.training import peak, run_files, same_run
 from sympow_jax.training.bad_steps import BadSteps
 from sympow_jax.training.checkpoint import Checkpointer, CheckpointError
@@ -100,7 +101,7 @@ def train(
     model = Model(config, data.vocab_size, mesh)
     check_patterns(config.optimizer, abstract_params(model))
     check_host_memory(model)
-    begun = bool(list_steps(pathlib.Path(workdir) / "checkpoints"))
+    begun = from_first("begun", lambda: bool(list_steps(pathlib.Path(workdir) / "checkpoints")))
     initial = plan_initial_weights(
         init_from, workdir, model, data.tokenizer.digest, has_checkpoints=begun, allow=init_from_allow
     )
@@ -169,7 +170,7 @@ def _state_to_go_on_from(
     checkpointer: Checkpointer, model: Model, initial: InitialWeights | None, workdir: str, *, strict: bool
 ) -> tuple[TrainState, dict[str, Any]]:
     """The state to go on from, and the metadata of its checkpoint; one state exists at a time."""
-    if not checkpointer.steps():
+    if not from_first("steps", checkpointer.steps):
         damaged = sorted(path.name for path in checkpointer.directory.glob("*.damaged"))
         if damaged:
             raise CheckpointError(

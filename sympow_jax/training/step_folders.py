@@ -8,6 +8,7 @@ import shutil
 import jax
 from jax.experimental import multihost_utils
 
+from sympow_jax.sharding.agreement import from_first
 from sympow_jax.training.manifest import CheckpointError, one_line, read_manifest
 from sympow_jax.training.quiet_orbax import TEMPORARY
 
@@ -40,7 +41,13 @@ class StepFolders:
         return min(finite, key=lambda step: (scores[step], -step), default=None)
 
     def candidates(self, step: int | str) -> list[int]:
-        """The steps to try for "latest", "best" or a number, the wanted one first."""
+        """The steps to try for "latest", "best" or a number, the wanted one first; those that the first process finds.
+
+        Another run may write meanwhile. All processes call it.
+        """
+        return from_first("steps", lambda: self._candidates(step), CheckpointError)
+
+    def _candidates(self, step: int | str) -> list[int]:
         steps = self.steps()
         if not steps:
             raise CheckpointError(f"{self.directory} holds no checkpoint; train first, or check --workdir")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from sympow_jax.models.model import Model
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.initial_weights import RECORD, plan_initial_weights
 from sympow_jax.training.manifest import CheckpointError
+from tests.sharding.test_agreement import in_processes
 
 CONFIG = parse_flags([f"--config={pathlib.Path(__file__).parents[2]}/configs/quickstart.py:fox"])
 LAYERS = jnp.arange(4.0)[:, None, None] * jnp.ones((4, 3, 3))  # layer n holds n
@@ -111,6 +113,14 @@ def test_the_step_can_be_chosen(source, tmp_path, step, want):
     initial = plan(f"{source}{step}", tmp_path, SAVED)
     assert initial.step == want and not initial.kept and not initial.unused
     assert float(initial.apply(SAVED)["embedding"][0, 0]) == want
+
+
+def test_processes_start_from_the_step_that_the_first_one_chooses(source, tmp_path, monkeypatch):
+    """The other one sees a step that was written since."""
+    later = shutil.copytree(source, tmp_path / "later")
+    shutil.copytree(later / "checkpoints" / "2", later / "checkpoints" / "3")
+    got, _ = in_processes(2, monkeypatch, lambda i: plan((source, later)[i], tmp_path, SAVED).step)
+    assert got == [2, 2]
 
 
 def test_nothing_that_fits_and_missing_steps_are_errors(source, tmp_path):
