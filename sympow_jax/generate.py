@@ -46,7 +46,8 @@ from sympow_jax.loading import AT_EVALUATION, check_stream, load_step
 from sympow_jax.models.model import Model
 from sympow_jax.models.state_bytes import describe_state
 from sympow_jax.training import same_run
-from sympow_jax.training.evaluation_mesh import evaluation_mesh, mesh_note
+from sympow_jax.training.cpu_devices import use_cpu_devices_of_run
+from sympow_jax.training.evaluation_mesh import evaluation_mesh, lost_axes, mesh_note
 from sympow_jax.training.run_files import load_config
 from sympow_jax.typing import PyTree
 
@@ -192,10 +193,11 @@ def _run(
 def _load(own: Mapping[str, str], prompt: str, stop: Sequence[str], batch: int) -> tuple[Model, PyTree]:
     """The model and its parameters where they live on the mesh, once all processes agree on what is asked."""
     config, asked = load_config(own["workdir"]), mesh_flags(own)
+    use_cpu_devices_of_run(config)
     told = {name: value for name, value in own.items() if name not in (*PROCESS_FLAGS, "prompt", "prompt_file")}
     same_run.check_settings(config, **told, stop=stop, prompt=hashlib.sha256(prompt.encode()).hexdigest()[:12])
     mesh = evaluation_mesh(config, asked, rows=batch)
-    if mesh.size > 1 or asked:
+    if mesh.size > 1 or asked or lost_axes(config, mesh):
         _note(mesh_note(config, mesh, asked))
     model, params, _ = load_step(own["workdir"], step_flag(own), overrides=_overrides(own), mesh=mesh)
     return model, params

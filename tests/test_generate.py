@@ -73,6 +73,15 @@ def test_prompts_from_a_flag_a_file_and_standard_input_are_the_same(monkeypatch,
     assert generate.read_prompt({"prompt_file": f"{tmp_path}/prompt.txt"}) == text
 
 
+def test_the_devices_are_those_of_the_run_and_a_mesh_that_does_not_fit_is_said(tmp_path, capsys, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(generate, "use_cpu_devices_of_run", lambda config: chosen.append(config.mesh.fsdp))
+    workdir = make_run(tmp_path / "run", "softmax_rope", "mesh.data=1", "mesh.fsdp=16")
+    code, _, err = run(capsys, workdir, "--prompt=abc", "--max_new_tokens=0")
+    assert (code, chosen) == (0, [16])
+    assert err.startswith("mesh: one device: 1 x cpu; the run's fsdp 16 does not fit what is here\n")
+
+
 def test_a_stop_string_ends_the_text_before_it(runs, capsys):
     whole, err = greedy(capsys, runs.sympow, "--prompt=abc", "--max_new_tokens=30")
     assert "read 4 tokens" in err and "generated 30 tokens" in err and "state of constant size" in err

@@ -63,12 +63,17 @@ def _fitting(config: Config, wanted: Mapping[str, int], devices: Sequence[Any]) 
     return sizes
 
 
+def lost_axes(config: Config, mesh: Mesh) -> dict[str, int]:
+    """The axes along which the run cut its model, by size, where the mesh has not all of them; {} where it has."""
+    run = {axis: getattr(config.mesh, axis) for axis in sharding.AXES if axis != "data"}
+    cut = {axis: size for axis, size in run.items() if size > 1}
+    return {} if all(mesh.shape[axis] == size for axis, size in cut.items()) else cut
+
+
 def mesh_note(config: Config, mesh: Mesh, asked: Mapping[str, int]) -> str:
     """What the screen says of the mesh, and of the run's where another one had to do."""
-    note = f"mesh: {mesh_line(mesh)}"
-    run = {axis: getattr(config.mesh, axis) for axis in sharding.AXES}
-    cut = {axis: size for axis, size in run.items() if size > 1 and axis != "data"}
-    if asked or all(mesh.shape[axis] == size for axis, size in cut.items()):
+    note, lost = f"mesh: {mesh_line(mesh)}", lost_axes(config, mesh)
+    if asked or not lost:
         return note
-    trained = " x ".join(f"{axis} {size}" for axis, size in cut.items())
+    trained = " x ".join(f"{axis} {size}" for axis, size in lost.items())
     return f"{note}; the run's {trained} does not fit what is here"
