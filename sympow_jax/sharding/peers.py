@@ -26,7 +26,7 @@ from sympow_jax.sharding.waiting import one_signal_waits, wait_for
 HEARTBEAT_SECONDS = 40.0
 _INTERVAL = 1.0  # seconds between beats
 _LINGER = 4.0  # seconds that process 0 stays, so that the others can read why it ends
-_NETWORK = re.compile(r"gloo|nccl|UNAVAILABLE|DEADLINE_EXCEEDED|connection (reset|closed)", re.IGNORECASE)
+_NETWORK = re.compile(r"(?i:\b(gloo|nccl)\b|connection (reset|closed))|\b(UNAVAILABLE|DEADLINE_EXCEEDED)\b")
 PATIENCE = 7 * 24 * 3600 * 1000  # milliseconds: one may prepare data for hours; the watch ends the wait for the dead
 _watches = itertools.count()
 _WHO, _BEAT, _FAILED = "sympow_jax/who/", "sympow_jax/beat/", "sympow_jax/failed/"
@@ -93,10 +93,16 @@ def _is_collective(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             return True
-        if _NETWORK.search(str(error)):  # some reach Python as a ValueError
+        if not _is_plain(error) and _NETWORK.search(str(error)):  # some reach Python as a ValueError
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _is_plain(error: BaseException) -> bool:
+    """Whether an error is of this package or of the system: names of files and words of users are in its text."""
+    of_package = type(error).__module__.partition(".")[0] == __name__.partition(".")[0]
+    return of_package or (isinstance(error, OSError) and error.errno is not None)
 
 
 class Watcher:

@@ -13,8 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import pytest
 
+from sympow_jax.config import ConfigError
+from sympow_jax.files import FileError
 from sympow_jax.sharding import agreement, last_words, peers, roll_call, waiting
 from sympow_jax.sharding.agreement import agree, differences, gather
+from sympow_jax.training.manifest import CheckpointError
 from tests.training.test_processes import free_port
 
 
@@ -268,14 +271,27 @@ def test_a_coordinator_that_aborts_or_cannot_be_reached_is_process_0(watchers):
 
 def test_an_error_of_a_collective_is_another_process_s():
     def checkpoint_error(cause):
-        error = RuntimeError("saving step 1 failed")
+        error = CheckpointError("saving step 1 failed")
         error.__cause__ = cause
         return error
 
     gloo = ValueError("UNKNOWN: Gloo AllGather failed: Read error: Connection reset by peer")
-    for cause in (gloo, jax.errors.JaxRuntimeError("INTERNAL: x")):
+    nccl, late = RuntimeError("NCCL operation failed"), ValueError("DEADLINE_EXCEEDED: Barrier timed out")
+    for cause in (gloo, nccl, late, jax.errors.JaxRuntimeError("INTERNAL: x")):
         assert peers._is_collective(cause) and peers._is_collective(checkpoint_error(cause))
-    for cause in (OSError(28, "No space left on device"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")):
+    ours = (
+        CheckpointError("step 1 in runs/nccl: UNAVAILABLE"),
+        ConfigError("--workdir = 'gloo': no such folder"),
+        FileError("runs/NCCL cannot be read"),
+    )
+    for cause in (
+        OSError(28, "No space left on device"),
+        OSError(11, "Resource temporarily unavailable"),
+        PermissionError(13, "Permission denied", "runs/gloo/config.json"),
+        ValueError("runs/nccl_test is unavailable"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory"),
+        *ours,
+    ):
         assert not peers._is_collective(cause) and not peers._is_collective(checkpoint_error(cause))
 
 
