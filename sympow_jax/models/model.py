@@ -17,6 +17,7 @@ from sympow_jax.models.flops import expansion
 from sympow_jax.models.loss import token_distance, token_logits, token_nll, token_scores
 from sympow_jax.models.transformer import Transformer
 from sympow_jax.ops.linear_attention import accelerators, dispatch
+from sympow_jax.ops.platform import target_platform
 from sympow_jax.typing import AnyArray, Array, Bool, Float, Int, PyTree
 
 
@@ -25,12 +26,13 @@ def resolve_implementation(config: Config) -> Config:
 
     One form serves all linear kernels: a quadratic one where a bias needs it, else that of the kernel for which a
     linear form pays first. "pallas" is the kernel of a TPU, or of a program that is being compiled for one.
+    Softmax alone stays "auto" on accelerators: each call has the platform's kernel if that can do it, and tiles if not.
     """
     if config.attention.implementation != "auto":
         return config
     specs = linear_specs(config)
     forms = [_cheapest(spec, config) for spec in specs]
-    chosen = next(iter(forms), "blockwise")
+    chosen = next(iter(forms), "blockwise" if target_platform() == "cpu" else "auto")
     if any(spec.attention.has_additive_bias for spec in specs):
         chosen = "blockwise"
     elif "chunked" in forms:
