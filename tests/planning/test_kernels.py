@@ -85,3 +85,11 @@ def test_static_time_counts_where_every_step_does_the_same():
         assert row["bundles_per_step"] == 1000
         assert row["beyond_peak"] == pytest.approx(even * (4 * 1000 * cycle - 1e6 / 197e12))
         assert kernel_report(call, v5e, None)["beyond_peak"] == 0.0
+
+
+def test_a_kernel_that_was_not_traced_has_no_schedule():
+    """Splash attention's have no name in the program: asking the compiler for their schedules fails."""
+    program = hlo.parse(TEXT.replace("TARGET", "tpu_custom_call").replace("jit(f)/mine/pallas_call", ""))
+    (call,) = kernels.calls(program, ())
+    row = kernel_report(call, Target("v5e:1x1", DEVICES["v5e"], (1, 1), ()), lambda _: pytest.fail("was asked"))
+    assert row["name"] == "unnamed" and "bundles_per_step" not in row
