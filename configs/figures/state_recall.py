@@ -11,7 +11,8 @@ the window. Softmax's state is its cache at 64 tokens. 30 points, 3 seeds each.
 Budget: 3,000 steps of 64 x 64 tokens, 3 to 6 minutes on 2 CPU cores by mqar_zoology.py: 5 to 9 hours; not measured.
 Paper, read from Based's Figure 2, +-0.02: full attention 1.00; Based 0.54 at 5.8 kB of state, 0.71 at 11.6 kB, 0.82
 at 23 kB, 0.97 to 0.99 from 81 kB on; sliding windows 0.07 at 8 kB, 0.51 at 64 kB, 0.80 at 256 kB, 1.00 at 1 MB.
-Found: 51 of 90 runs so far, RESULTS.md: sympow of degree 2 0.54 at 3.1 kB and 0.99 at 19 kB, softmax 0.63 at 4.9 kB and 1.00 at 9 kB.
+Found, 51 of 90 runs so far (RESULTS.md): sympow of degree 2 0.54 at 3.1 kB and 0.99 at 19 kB, softmax 0.63 at 4.9 kB
+and 1.00 at 9 kB.
 """
 
 from ml_collections import ConfigDict
