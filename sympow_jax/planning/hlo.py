@@ -17,6 +17,7 @@ BYTES |= {"s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "f8e4m3fn": 1, "f8
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_CONTINUED = re.compile(r'\n(?="|\}\})')  # splash attention's metadata stands on lines of its own in an instruction
 _CALLED = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
 FUSED = ("fusion", "async-start", "call", "async-done", "async-update")
 
@@ -173,7 +174,7 @@ def parse(text: str) -> Program:
     """The program of `compiled.as_text()`."""
     computations: dict[str, Computation] = {}
     entry, current = "", {}
-    for line in text.splitlines():
+    for line in _CONTINUED.sub(" ", text).splitlines():
         header = _COMPUTATION.match(line)
         if header:
             current = computations[header.group(2)] = {}

@@ -12,8 +12,7 @@ def kernel_report(call: Call, target: Target, schedule: Callable[[Call], Schedul
     """Of one call: FLOPs, bytes, VMEM, and with `schedule` on TPUs bundles, shares of the matrix units and seconds.
 
     The static time counts only if every step of the grid does the same products: then its bundles times the steps are
-    a bound, but for the branches of the first and the last step of a row, which are counted in each. A kernel that was
-    not found where the program was traced, as splash attention's, has neither work nor schedule.
+    a bound, but for the branches of the first and the last step of a row, which are counted in each.
     """
     kernel, peak = call.kernel, target.device.peak
     at_peak = ((kernel and kernel.flops) or 0.0) / peak
@@ -25,7 +24,7 @@ def kernel_report(call: Call, target: Target, schedule: Callable[[Call], Schedul
         "vmem_bytes": call.vmem_bytes,
         "beyond_peak": 0.0,
     }
-    if kernel is None or schedule is None or target.platform != "tpu":
+    if schedule is None or target.platform != "tpu":
         return row
     found = schedule(call)
     row |= {"bundles_per_step": found.bundles, "matrix_busy": found.matrix_busy}

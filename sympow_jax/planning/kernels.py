@@ -82,7 +82,7 @@ def _call(computation: Computation, instruction: Instruction, times: float, kern
     operands = tuple(s for name in instruction.operands for s in computation[name].shapes)
     config = re.search(r"backend_config=(\{.*\})", instruction.attributes)
     used = re.search(r'used_scoped_memory_configs":\[\{[^}]*"size":"(\d+)"', instruction.attributes)
-    name = kernel.name if kernel else instruction.op_name.removesuffix("/pallas_call").rpartition("/")[2] or "unnamed"
+    name = kernel.name if kernel else instruction.op_name.removesuffix("/pallas_call").rpartition("/")[2]
     results = instruction.shapes
     operands, results = (tuple(dataclasses.replace(s, on_chip=False) for s in x) for x in (operands, results))
     given, held = config.group(1) if config else "", int(used.group(1)) if used else 0

@@ -87,9 +87,10 @@ def test_static_time_counts_where_every_step_does_the_same():
         assert kernel_report(call, v5e, None)["beyond_peak"] == 0.0
 
 
-def test_a_kernel_that_was_not_traced_has_no_schedule():
-    """Splash attention's have no name in the program: asking the compiler for their schedules fails."""
-    program = hlo.parse(TEXT.replace("TARGET", "tpu_custom_call").replace("jit(f)/mine/pallas_call", ""))
-    (call,) = kernels.calls(program, ())
-    row = kernel_report(call, Target("v5e:1x1", DEVICES["v5e"], (1, 1), ()), lambda _: pytest.fail("was asked"))
-    assert row["name"] == "unnamed" and "bundles_per_step" not in row
+def test_an_instruction_may_go_on_in_further_lines():
+    """As splash attention's: what belongs to it after its metadata is its name, and what its compiler is given."""
+    metadata = 'frontend_attributes={kernel_metadata={\n"xprof_metadata":"{}"\n}}, metadata='
+    program = hlo.parse(TEXT.replace("TARGET", "tpu_custom_call").replace("metadata=", metadata))
+    mine = kernels.Kernel("mine", ((8, 64),), 4, 1e6, 5000.0, True)
+    (call,) = kernels.calls(program, (mine,))
+    assert (call.kernel, call.config) == (mine, '{"body":"abc"}')
