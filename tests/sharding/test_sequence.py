@@ -108,3 +108,19 @@ def test_a_stream_of_packed_documents_goes_on_between_shards(variant):
     assert jax.tree.structure(state) == jax.tree.structure(want_state)
     for (path, a), b in zip(jax.tree.leaves_with_path(gradients), jax.tree.leaves(want_gradients), strict=True):
         assert np.max(np.abs(a - b)) <= 3e-5 * np.max(np.abs(b)) + 1e-8, path
+
+
+def test_windows_of_a_stream_under_dynamic_ntk_scale_to_all_that_was_read():
+    """Not each shard to what it has read."""
+    flags = "position.scaling=dynamic_ntk position.factor=4.0 position.original_length=8 attention.window=4"
+    config = tiny_config("softmax_rope", *flags.split(), "attention.layer_pattern=window")
+    tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 32)).astype(np.int32)
+    params = jax.tree.map(lambda x: 3 * x, Model(config, VOCAB).init(jax.random.key(0)))
+
+    def streamed(mesh):
+        model = Model(config, VOCAB, mesh)
+        there = params if mesh is None else jax.device_put(params, sharding.tree_shardings(params, mesh))
+        return jax.jit(model.logits)(there, tokens, state=model.initial_state(2, 64))[0]
+
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "seq": 2})
+    np.testing.assert_allclose(streamed(mesh), streamed(None), atol=2e-4, rtol=2e-4)

@@ -79,8 +79,9 @@ def whole_and_rest(gates: Array) -> tuple[Array, Array]:
 
 
 def left_at_end(log_gates: Float[Array, "R T"], runs: Int[Array, "R T"]) -> Float[Array, "R T"]:
-    """What is left of each token after the last, 0 of other runs than its: however long the row is, sums from the end
-    are small where most is left.
+    """What is left of each token after the last, 0 of other runs than its.
+
+    Sums from the end are small where most is left, however long the row is.
     """
     whole = jnp.round(log_gates)
     after = sum(jax.lax.cumsum(x, axis=1, reverse=True) - x for x in (whole, log_gates - whole))
