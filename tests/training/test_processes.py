@@ -105,8 +105,10 @@ run_program(run)
 """
 
 ALONE = """
-import os, sys, time
+import os, signal, sys, time
 from sympow_jax.command_line import joined_processes, run_program
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what is in the background without it
 
 def run(argv):
     port, count, index, directory = argv

@@ -169,7 +169,8 @@ def test_processes_that_do_not_belong_together_say_so_and_write_nothing(tmp_path
     ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     processes = [subprocess.Popen(command, **pipes) for command in commands]
-    errors = [process.communicate(timeout=120)[1].splitlines() for process in processes]
+    said = [process.communicate(timeout=120)[1].splitlines() for process in processes]
+    errors = [[line for line in lines if not line.startswith("waiting ")] for lines in said]  # of a slow machine
     assert [process.returncode for process in processes] == [1, 1]
     assert all(re.match("error: " + want, lines[-1]) and len(lines) == 1 for lines in errors), errors
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
