@@ -9,11 +9,13 @@
 | offload   | nothing: input and attention outputs wait in host memory | as under attention |
 
 The operations tag what their backward pass needs of their forward pass (outputs, normalisers, chunk states) with
-`checkpoint_name(..., "attention")`, so that a policy that keeps it never runs attention a third time. On a GPU
-`chunked` tags no chunk states: they are many, and their sums are made again.
+`checkpoint_name(..., "attention")`, so that a policy that keeps it never runs attention a third time; cuDNN's attention
+has no names, and is known by its primitive (`offload`, which goes by names, runs it again). On a GPU `chunked` tags no
+chunk states: they are many, and their sums are made again.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -21,6 +23,7 @@ from sympow_jax.config import ConfigError
 from sympow_jax.ops.residuals import ATTENTION, PROJECTION
 
 BLOCK_INPUT = "block_input"
+CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
 
 
 def rematerialise(layer: Callable, policy: str) -> Callable:
@@ -28,12 +31,13 @@ def rematerialise(layer: Callable, policy: str) -> Callable:
     policies = jax.checkpoint_policies
     if policy == "none":
         return layer
-    attention = policies.save_only_these_names(ATTENTION)
-    outputs = policies.save_only_these_names(ATTENTION, PROJECTION)
+    either = policies.save_from_both_policies
+    attention = either(policies.save_only_these_names(ATTENTION), _is_cudnn)
+    products = either(policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(PROJECTION))
     chosen = {
         "block": policies.nothing_saveable,
         "attention": attention,
-        "dots": policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, outputs),
+        "dots": either(products, attention),
         "offload": policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
             names_which_can_be_offloaded=[BLOCK_INPUT, ATTENTION],
@@ -42,6 +46,10 @@ def rematerialise(layer: Callable, policy: str) -> Callable:
         ),
     }[policy]
     return jax.checkpoint(layer, policy=chosen)
+
+
+def _is_cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name == CUDNN_FORWARD
 
 
 def check_backend(policy: str) -> None:

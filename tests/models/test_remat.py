@@ -1,17 +1,22 @@
 """Remat policies: the same gradients from less and less memory, and attention run no more often than they say."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.ad_checkpoint import print_saved_residuals
 
 from sympow_jax.config import ConfigError
 from sympow_jax.layers.linear import make_linear
 from sympow_jax.models import remat
 from sympow_jax.models.model import Model
+from sympow_jax.ops.softmax_attention import accelerators
 from tests.models.small import VOCAB, tiny_config
+from tests.ops.test_accelerators import make_arrays, make_inputs
 
 FORMS = {"conformal_sympow": "chunked", "softmax_rope": "blockwise"}
 
@@ -81,3 +86,28 @@ def test_dots_keep_the_product_of_narrow_dtypes_with_a_bias(capsys):
     layer = remat.rematerialise(lambda x: jnp.sin(linear(x)).sum(), "dots")
     print_saved_residuals(layer, jnp.ones((3, 8), jnp.bfloat16))
     assert "bf16[3,16] named 'projection'" in capsys.readouterr().out
+
+
+def rematerialised(form, policy):
+    """A layer of q, k, v."""
+    return remat.rematerialise(lambda q, k, v: form(make_inputs(jnp.sin(q), k, v), scale=0.25, window=None), policy)
+
+
+@pytest.mark.parametrize(("policy", "runs"), [("dots", 1), ("attention", 1), ("block", 2)])
+def test_cudnn_runs_forward_once_where_attention_is_kept(policy, runs, monkeypatch):
+    """As JAX traces it for a GPU with cuDNN 9.10, which this process need not have."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    layer = rematerialised(accelerators.cudnn, policy)
+    traced = jax.make_jaxpr(jax.grad(lambda *arrays: layer(*arrays).sum()))(*make_arrays(jnp.bfloat16))
+    assert str(traced).count(remat.CUDNN_FORWARD + "[") == runs
+
+
+def test_splash_attention_keeps_its_output_and_normaliser(capsys):
+    """By their name, which it gives them inside; else its forward kernel runs in the backward pass again."""
+    print_saved_residuals(
+        rematerialised(functools.partial(accelerators.splash, interpret=True), "dots"), *make_arrays()
+    )
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if "_splash_attention" in line] == [
+        "f32[1,4,256,16]",
+        "f32[1,4,256]",
+    ]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sympow_jax.ops.platform import target_platform, unsplit
+from sympow_jax.ops.residuals import ATTENTION
 from sympow_jax.ops.softmax_attention import key_bias
 from sympow_jax.ops.softmax_attention.blockwise import blockwise
 from sympow_jax.ops.softmax_attention.inputs import Inputs
@@ -115,6 +116,7 @@ def splash(x: Inputs, *, scale: float, window: int | None, interpret: bool = Fal
     kernel: Any = splash_attention_kernel.make_splash_mha_single_device(
         splash_attention_mask.MultiHeadMask([mask] * H),
         block_sizes=splash_attention_kernel.BlockSizes(**sizes),
+        residual_checkpoint_name=ATTENTION,
         interpret=interpret,
     )
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (x.q * jnp.asarray(scale, x.q.dtype), x.k, x.v))
