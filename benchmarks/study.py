@@ -4,6 +4,7 @@
     python -m benchmarks.study state_recall | conformal_family | state_passing
     python -m benchmarks.study length_study --tables                         runs nothing
 
+Ctrl-C and SIGTERM stop all runs, each with a checkpoint; the tables are then of the runs that are evaluated so far.
 A run has one core, and so many run at once as there are cores: a second core saves a third of the time of a run of
 this size (`python train.py --config=configs/figures/state_passing.py:sympow,zero --workdir=DIR
 --config.num_train_steps=100`: 48 s under `taskset -c 0`, 32 s on both cores of an AMD processor, family 25, model 17,
@@ -23,9 +24,11 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 
 from benchmarks.all import FOLDER, RESULTS, ROOT, commit, machine
 from sympow_jax.config import parse_points, parse_variants
@@ -62,15 +65,33 @@ def measure(name: str, root: pathlib.Path) -> int:
     (root / "calls.json").write_text(json.dumps(calls) + "\n")
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     sweeps = [_sweep(name, root, share, {core}) for core, share in zip(cores, shares(name, len(cores)), strict=False)]
-    code = max(sweep.wait() for sweep in sweeps)
-    return code or _sweep(name, root, "all", set(cores)).wait()  # runs nothing: its tables are of all of them
+    return wait(sweeps)
+
+
+def tables(name: str, root: pathlib.Path) -> int:
+    """Writes ROOT/sweep.* of the runs that are evaluated; the exit code."""
+    return subprocess.run([sys.executable, *sweep_command(name, str(root)).split(), "--tables"], cwd=ROOT).returncode
+
+
+def wait(sweeps: Sequence[subprocess.Popen]) -> int:
+    """Passes signals on to the sweeps until they have ended; the first exit code of theirs that is not 0."""
+
+    def pass_on(number: int, _: object) -> None:
+        for sweep in sweeps:
+            sweep.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, pass_on)
+    codes = [sweep.wait() for sweep in sweeps]
+    return next((code if code > 0 else 128 - code for code in codes if code), 0)
 
 
 def _sweep(name: str, root: pathlib.Path, share: str, cores: set[int]) -> subprocess.Popen:
+    """In a session of its own: a second signal ends a run at once, and a terminal's Ctrl-C would be that beside ours."""
     keep_to = functools.partial(os.sched_setaffinity, 0, cores) if hasattr(os, "sched_setaffinity") else None
-    return subprocess.Popen(
-        [sys.executable, *sweep_command(name, str(root), share).split()], cwd=ROOT, preexec_fn=keep_to
-    )
+    command = [sys.executable, *sweep_command(name, str(root), share).split()]
+    return subprocess.Popen(command, cwd=ROOT, preexec_fn=keep_to, start_new_session=True)
 
 
 def _calls(root: pathlib.Path) -> list[dict]:
@@ -142,12 +163,13 @@ def main() -> None:
     archive = FOLDER / f"{arguments.name}.tar.xz"
     if archive.exists() and not root.exists():
         unpack(archive, root)
-    code = 0 if arguments.tables else measure(arguments.name, root)
+    measured = 0 if arguments.tables else measure(arguments.name, root)
+    written = tables(arguments.name, root)
     if (root / "sweep.json").exists():
         keep(arguments.name, root)
         kept = json.loads((FOLDER / f"{arguments.name}.json").read_text())
         RESULTS.write_text(with_section(RESULTS.read_text(), arguments.name, kept))
-    sys.exit(code)
+    sys.exit(measured or written)
 
 
 if __name__ == "__main__":

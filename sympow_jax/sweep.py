@@ -2,7 +2,7 @@
 
     python -m sympow_jax.sweep --config=configs/quickstart.py --variants=softmax_rope:0+1,sympow,fox --root=DIR
                                [--seeds=0] [--lengths=...] [--learning_rates=1e-3,3e-3,1e-2]
-                               [--init_from=WORKDIR[:STEP]] [--config.a.b=value ...]
+                               [--init_from=WORKDIR[:STEP]] [--config.a.b=value ...] [--tables]
     python -m sympow_jax.sweep --config=configs/figures/state_recall.py --points=all --seeds=0,1,2 --root=DIR
 
 `--config=WORKDIR --init_from=WORKDIR` exchanges the attention of a trained model for each variant (docs/retrofit.md).
@@ -11,6 +11,7 @@ arguments of the config file, `all` those of its tuple POINTS. With `--learning_
 trained at each, and the one with the lowest held-out loss at the trained length, at the last step, is that of all its
 seeds; ROOT/learning_rates.json has the losses. A run on a task is asked that task at its own length. Each run lives
 in ROOT/VARIANT[-lrRATE]-seedN and is an ordinary workdir: the same command goes on after a kill where it stopped.
+`--tables` runs nothing: table and plot are of the runs that are evaluated.
 """
 
 import dataclasses
@@ -150,7 +151,7 @@ def write_summary(root: pathlib.Path, runs: Sequence[Run]) -> None:
 
 def _result(run: Run) -> dict[str, Any] | None:
     """What was measured of a run, by its name in the sweep, with what the tables say of it besides."""
-    file = run.workdir / "eval" / f"{run.task}.json"
+    file = _result_file(run)
     if not file.exists():
         return None
     chosen = {"learning_rate": run.config.optimizer.learning_rate, "rates_tried": list(run.rates_tried)}
@@ -217,22 +218,23 @@ def use_devices_of_all(configs: Sequence[Config]) -> None:
 def run(argv: Sequence[str]) -> int:
     """Runs the sweep that the flags name; returns the exit code."""
     known = ("variants", "points", "seeds", "root", "lengths", "learning_rates", *config_lib.INIT_FLAGS)
-    own, rest = split_flags(argv, known, prefix="config")
+    own, rest = split_flags(argv, known, switches=("tables",), prefix="config")
     names, configs = _named_runs(own, rest)
     _check_equal_contexts(own, names, configs)
     rates = flag_value(own, "learning_rates", (0.0,), least=0) if "learning_rates" in own else ()
     root, initial = pathlib.Path(own["root"]), config_lib.initial_weights_flags(own, rest)
+    if "tables" in own:
+        return _write_tables(own, names, configs, root, rates)
     use_devices_of_all(configs)
     use_compilation_cache()
     runs: list[Run] = []
     chosen: dict[str, float] = {}
-    for (name, seed), config in zip(names, configs, strict=True):
+    for (name, _), config in zip(names, configs, strict=True):
         if rates and name not in chosen:
             chosen[name], code = choose_rate(name, config, root, rates, initial)
             if code:
                 return code
-        plain = Run(name, config, root / f"{_folder(name)}-seed{seed}")
-        runs.append(at_rate(name, config, root, chosen[name], rates) if rates else plain)
+        runs.append(_run_of(name, config, root, chosen.get(name), rates))
         print(f"sweep: run {len(runs)} of {len(names)}, {runs[-1].workdir}", flush=True)
         code = run_one(runs[-1], _lengths(own, runs[-1]), initial)
         if code:
@@ -240,6 +242,49 @@ def run(argv: Sequence[str]) -> int:
         write_summary(root, runs)
     print(f"sweep: table {root / 'sweep.md'}, plot {root / 'sweep.png'}")
     return 0
+
+
+def _run_of(name: str, config: Config, root: pathlib.Path, rate: float | None, rates: Sequence[float]) -> Run:
+    """The run of a name and seed, at the rate that was chosen of `rates` where there are any."""
+    if rate is not None:
+        return at_rate(name, config, root, rate, rates)
+    return Run(name, config, root / f"{_folder(name)}-seed{config.seed}")
+
+
+def _write_tables(
+    own: Mapping[str, str],
+    names: Sequence[tuple[str, int]],
+    configs: Sequence[Config],
+    root: pathlib.Path,
+    rates: Sequence[float],
+) -> int:
+    """`write_summary` of those runs of the sweep that are evaluated."""
+    kept = read_json(root / RATES_NAME) if rates and (root / RATES_NAME).exists() else {}
+    chosen = {name: kept.get(name, {}).get("chosen") for name, _ in names}
+    runs = [
+        _run_of(name, config, root, chosen[name], rates)
+        for (name, _), config in zip(names, configs, strict=True)
+        if not rates or chosen[name] is not None
+    ]
+    runs = [run for run in runs if _is_evaluated(run, _lengths(own, run))]
+    if not runs:
+        raise ConfigError(f"--tables: no run of this sweep in --root = {root} is evaluated; leave it out to run them")
+    write_summary(root, runs)
+    print(f"sweep: table {root / 'sweep.md'}, plot {root / 'sweep.png'}, of {len(runs)} of {len(names)} runs")
+    return 0
+
+
+def _is_evaluated(run: Run, lengths: Sequence[int]) -> bool:
+    """Whether the run's result is of its last step and of these lengths; whether of the same data, nobody asks."""
+    file = _result_file(run)
+    made_from = read_json(file).get("inputs") if file.exists() else None
+    if not isinstance(made_from, dict):
+        return False
+    return made_from.get("step") == run.config.num_train_steps and made_from.get("lengths") == sorted(lengths)
+
+
+def _result_file(run: Run) -> pathlib.Path:
+    return run.workdir / "eval" / f"{run.task}.json"
 
 
 def _folder(name: str) -> str:

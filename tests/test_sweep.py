@@ -114,6 +114,22 @@ def test_a_stopped_sweep_goes_on_where_it_stopped(command, tmp_path, done):
         sweep.run([*command, "--config.optimizer.learning_rate=1"])
 
 
+def test_tables_are_of_all_runs_that_are_evaluated_whatever_sweep_made_them(command, tmp_path, done):
+    root, rates = tmp_path / "root", "--learning_rates=1e-3,2e-3"
+    with pytest.raises(ConfigError, match=r"^--tables: no run of this sweep in --root = \S+ is evaluated"):
+        sweep.run([*command, rates, "--tables"])
+    for share in ("fox:3", "sympow"):  # the last one writes over the tables of the first
+        assert sweep.run([command[0], f"--variants={share}", *command[2:], rates]) == 0
+    done.clear()
+    command[1] = "--variants=fox:3+4,softmax_rope,sympow"
+    assert sweep.run([*command, rates, "--tables"]) == 0 and done == []
+    rows = json.loads((root / "sweep.json").read_text())
+    assert [(row["variant"], row["learning_rate"]) for row in rows] == [("fox", 2e-3), ("sympow", 2e-3)]
+    for change in ("--lengths=512", "--config.num_train_steps=900"):
+        with pytest.raises(ConfigError, match="no run of this sweep"):
+            sweep.run([*command, rates, "--tables", change])
+
+
 def test_a_foreign_result_is_one_error_and_a_loss_that_is_not_finite_a_dash(tmp_path):
     file = tmp_path / "run" / "eval" / "length_generalisation.json"
     file.parent.mkdir(parents=True)

@@ -1,5 +1,11 @@
 """The counts of the benchmark of operations."""
 
+import os
+import signal
+import sys
+
+import pytest
+
 from benchmarks import all as every
 from benchmarks import ops as benchmark
 from benchmarks import probe, study
@@ -58,6 +64,42 @@ def test_the_points_or_variants_of_a_study_are_dealt_out_to_the_cores():
             assert sorted(name for share in dealt for name in share) == sorted(everything)
     command = study.sweep_command("state_passing", "runs/x", "sympow,zero;based,noise")
     assert command.endswith("--root=runs/x --points=sympow,zero;based,noise --seeds=0,1,2")
+
+
+class Sweep:
+    """A sweep that runs until a signal comes, which comes to the study as it waits; or one that is done."""
+
+    def __init__(self, runs):
+        self.runs, self.came = runs, []
+
+    def send_signal(self, number):
+        self.came.append(number)
+
+    def wait(self):
+        if self.runs:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return -self.came[-1] if self.runs else 0
+
+
+def test_a_study_passes_a_signal_on_to_its_sweeps_and_ends_with_the_code_of_one_that_failed():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        assert study.wait([Sweep(runs=True), Sweep(runs=False)]) == 128 + signal.SIGTERM
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_the_tables_of_a_study_are_written_anew_also_where_a_sweep_failed(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(study, "measure", lambda name, root: called.append("measure") or 3)
+    monkeypatch.setattr(study, "tables", lambda name, root: called.append("tables") or 0)
+    for flags, codes in ((["--tables"], (0, ["tables"])), ([], (3, ["measure", "tables"]))):
+        monkeypatch.setattr(sys, "argv", ["study", "state_passing", f"--root={tmp_path}", *flags])
+        with pytest.raises(SystemExit) as stopped:
+            study.main()
+        assert (stopped.value.code, called) == codes
+        called.clear()
 
 
 def test_the_runs_of_a_study_move_to_another_machine_without_their_arrays(tmp_path):
