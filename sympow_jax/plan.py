@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ from sympow_jax.command_line import flag_value, run_program, split_flags
 from sympow_jax.config import Config, ConfigError, parse_variants
 from sympow_jax.files import FileError, read_json, write_text_atomic
 from sympow_jax.planning import evaluation, fit, report, targets
+from sympow_jax.planning.errors import PlanError
 from sympow_jax.training.data import vocabulary
 
 
@@ -54,7 +56,7 @@ def _prepare_compilers() -> None:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Plans what the flags name; returns 0 if something fits, 2 if nothing does."""
+    """Plans what the flags name; returns 0 if something fits, 2 if nothing does, 1 if one of several is in error."""
     if "--list" in argv:
         print("\n".join(targets.legal()))
         return 0
@@ -72,10 +74,18 @@ def run(argv: Sequence[str]) -> int:
     plans = []
     for target in [targets.find(name) for name in topologies]:
         for config in configs:
-            plans += _plans(config, target, own, given, max_compiles)
+            try:
+                plans += _plans(config, target, own, given, max_compiles)
+            except ConfigError as error:
+                if len(topologies) * len(configs) == 1:
+                    raise
+                print(f"error: {config.variant} for {target.name}: {error}", file=sys.stderr, flush=True)
+                plans.append(report.failure(config, target, PlanError("config", str(error))))
             _write(own, plans)  # after each: the next may take an hour
     if len(plans) > 1 and "evaluate" not in own:
         print(report.matrix(plans), end="")
+    if any(p["status"] == "config error" for p in plans):
+        return 1
     return 0 if any(p["status"] == "fits" for p in plans) else 2
 
 

@@ -2,7 +2,7 @@
 
 
 class PlanError(Exception):
-    """A program that cannot be built; `kind` is memory, sharding, kernel or compiler, the message is one line."""
+    """What cannot be built; `kind` is memory, sharding, kernel, compiler or config. The message is one line."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)

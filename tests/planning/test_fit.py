@@ -212,3 +212,23 @@ def test_what_was_planned_is_printed_and_written_before_the_next(mode, tmp_path,
     assert (tmp_path / "three.md").exists() == (mode != "--evaluate")
     printed = capsys.readouterr().out
     assert printed.count("1. 1 s a step at best") == 2 if mode == "--fit" else "table of sympow\n" in printed
+
+
+def test_a_config_that_cannot_be_planned_is_a_row_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    def try_plan(config, *_, **__):
+        if config.variant == "fox":
+            raise config_lib.ConfigError("data.batch_size = 3: must divide")
+        header = {"variant": config.variant, "compiled_for": "cpu:8", "degree": 0, "context": 64}
+        return header | {"status": "fits", "reason": ""}
+
+    monkeypatch.setattr(fit, "try_plan", try_plan)
+    monkeypatch.setattr(plan_command, "_prepare_compilers", lambda: None)
+    flags = ["--config=configs/quickstart.py", "--topology=cpu:8"]
+    assert plan_command.run([*flags, "--variants=fox,sympow", f"--output={tmp_path}/two"]) == 1
+    printed = capsys.readouterr()
+    assert "| fox | 512 | cpu:8 | | config error: data.batch_size = 3: must divide |" in printed.out
+    assert "| sympow | 64 | cpu:8 | | fits" in printed.out
+    assert printed.err == "error: fox for cpu:8: data.batch_size = 3: must divide\n"
+    assert [plan["status"] for plan in read_json(tmp_path / "two.json", kind=list)] == ["config error", "fits"]
+    with pytest.raises(config_lib.ConfigError, match="must divide"):
+        plan_command.run([*flags, "--variants=fox"])
