@@ -2,16 +2,18 @@
 
     python -m sympow_jax.lm_eval --workdir=DIR --tasks=NAME[,NAME ...] [--step=latest|best|N] [--limit=N]
         [--num_fewshot=N] [--include_path=FOLDER] [--batch_size=N] [--bos=true|false] [--output=FILE.json]
-        [--position.scaling=...] [--mesh.AXIS=N]
+        [--seed=N] [--position.scaling=...] [--mesh.AXIS=N]
 
 --include_path is a folder of tasks (YAML), whose data may be local: nothing is then downloaded. --bos=false reads texts
-without the BOS that the texts of training begin with. Needs the extra `lm-eval`.
+without the BOS that the texts of training begin with. --seed is the harness's own, which draws the examples of
+--num_fewshot: one number for all of its generators, or four, for Python's, NumPy's, PyTorch's and that of the examples
+(0,1234,1234,1234 unless given). Needs the extra `lm-eval`.
 """
 
 import importlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sympow_jax.command_line import (
@@ -33,7 +35,8 @@ from sympow_jax.training.cpu_devices import use_cpu_devices_of_run
 from sympow_jax.training.evaluation_mesh import evaluation_mesh, mesh_note
 from sympow_jax.training.run_files import load_config
 
-_OWN = ("workdir", "tasks", "step", "limit", "num_fewshot", "include_path", "batch_size", "bos", "output")
+_OWN = ("workdir", "tasks", "step", "limit", "num_fewshot", "include_path", "batch_size", "bos", "output", "seed")
+_SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 
 
 def harness() -> Any:
@@ -82,6 +85,17 @@ def language_model(texts: TextModel) -> Any:
     return SympowLM()
 
 
+def _seeds(flags: Mapping[str, str]) -> dict[str, int]:
+    """The harness's arguments of --seed, one number for all of them or one for each; none without the flag."""
+    if "seed" not in flags:
+        return {}
+    texts = flags["seed"].split(",")
+    if len(texts) not in (1, len(_SEEDS)):
+        raise ConfigError(f"--seed = {flags['seed']}: give one number, or four: {', '.join(_SEEDS)}")
+    numbers = [flag_value({"seed": text}, "seed", 0, least=0, most=2**32 - 1) for text in texts]
+    return dict(zip(_SEEDS, numbers * (len(_SEEDS) // len(numbers)), strict=True))
+
+
 def run(argv: Sequence[str]) -> int:
     """Runs the tasks and prints the harness's table; returns the exit code."""
     flags, _ = split_flags(argv, [*_OWN, *AT_EVALUATION, *MESH_FLAGS])
@@ -90,7 +104,7 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError(f"--{name} is missing: {what}")
     limit, shots = (flag_value(flags, name, -1, least=-1) for name in ("limit", "num_fewshot"))
     batch_size = flag_value(flags, "batch_size", 16, least=1)
-    bos = flag_value(flags, "bos", True)
+    bos, seeds = flag_value(flags, "bos", True), _seeds(flags)
     overrides = {name: flags[name] for name in AT_EVALUATION if name in flags}
     if "output" in flags:
         check_place(flags["output"], f"--output = {flags['output']!r}")
@@ -116,6 +130,7 @@ def run(argv: Sequence[str]) -> int:
         task_manager=tasks,
         limit=limit if limit >= 0 else None,
         num_fewshot=shots if shots >= 0 else None,
+        **seeds,
     )
     print(f"step {step}, {texts.num_programs} programs compiled")
     print(lm_eval.utils.make_table(results))

@@ -119,11 +119,19 @@ def test_options_of_tasks_that_are_not_known_are_named():
         (["--tasks=a"], "--workdir is missing"),
         (["--workdir=a"], "--tasks is missing"),
         (["--workdir=a", "--tasks=b", "--batch_size=0"], "--batch_size = 0: must be at least 1"),
+        (["--workdir=a", "--tasks=b", "--seed=1,2"], "--seed = 1,2: give one number, or four: random_seed, "),
+        (["--workdir=a", "--tasks=b", "--seed=-1"], "--seed = -1: must be from 0 to 4,294,967,295"),
     ],
 )
 def test_flags_of_the_command(flags, message):
     with pytest.raises(ConfigError, match=message):
         lm_eval.run(flags)
+
+
+def test_a_seed_is_that_of_all_generators_of_the_harness_or_one_each():
+    assert lm_eval._seeds({}) == {}
+    assert set(lm_eval._seeds({"seed": "7"}).values()) == {7} and len(lm_eval._seeds({"seed": "7"})) == 4
+    assert lm_eval._seeds({"seed": "0,1234,1234,5"})["fewshot_random_seed"] == 5
 
 
 def test_results_are_written_whatever_they_are_and_their_place_is_looked_at_first(tmp_path, monkeypatch):
@@ -133,12 +141,12 @@ def test_results_are_written_whatever_they_are_and_their_place_is_looked_at_firs
         api=types.SimpleNamespace(model=types.SimpleNamespace(TemplateLM=object)),
         tasks=types.SimpleNamespace(TaskManager=lambda include_path: tasks),
         utils=types.SimpleNamespace(make_table=str),
-        simple_evaluate=lambda **options: results,
+        simple_evaluate=lambda random_seed, fewshot_random_seed, **options: results,
     )
     monkeypatch.setattr(lm_eval, "harness", lambda: fake)
     monkeypatch.setattr(lm_eval, "use_compilation_cache", lambda: None)
     output = tmp_path / "new" / "results.json"
-    flags = [f"--workdir={make_run(tmp_path / 'run', 'softmax_nope')}", "--tasks=t"]
+    flags = [f"--workdir={make_run(tmp_path / 'run', 'softmax_nope')}", "--tasks=t", "--seed=3"]
     assert lm_eval.run([*flags, f"--output={output}"]) == 0
     found = json.loads(output.read_text())["results"]["t"]
     assert (found["acc"], found["stderr"]) == (None, 0.5) and "print" in found["of"]
