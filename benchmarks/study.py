@@ -88,7 +88,7 @@ def wait(sweeps: Sequence[subprocess.Popen]) -> int:
 
 
 def _sweep(name: str, root: pathlib.Path, share: str, cores: set[int]) -> subprocess.Popen:
-    """In a session of its own: a second signal ends a run at once, and a terminal's Ctrl-C would be that beside ours."""
+    """In a session of its own: a terminal's Ctrl-C would come besides ours, and a second signal ends a run at once."""
     keep_to = functools.partial(os.sched_setaffinity, 0, cores) if hasattr(os, "sched_setaffinity") else None
     command = [sys.executable, *sweep_command(name, str(root), share).split()]
     return subprocess.Popen(command, cwd=ROOT, preexec_fn=keep_to, start_new_session=True)

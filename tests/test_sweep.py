@@ -242,6 +242,14 @@ def test_accuracies_of_a_size_of_state_are_one_point():
     assert "| 1,234 | 10.0% [0.0%, 34.8%] | 0.0%, 10.0%, 20.0% | 0.01 (highest) |" in recall_table(results)
 
 
+def test_the_accuracy_of_a_task_with_depths_is_that_of_all_depths():
+    grid = {"columns": {"values": [32, 64]}, "train_length": 64, "state_bytes": 1, "name": "fox", "seed": 0}
+    (point,) = recall_points([grid | {"accuracy": [[1.0, 0.0], [1.0, 0.5], [1.0, 1.0]]}])
+    assert point["mean"] == 0.5
+    (point,) = recall_points([grid | {"accuracy": [[1.0, None], [1.0, 0.5]]}])
+    assert point["mean"] is None
+
+
 def test_points_are_those_of_the_config_file():
     path = f"{ROOT}/configs/figures/state_recall.py"
     assert len(parse_points("all", (0, 1, 2), [path])) == 3 * 30

@@ -61,7 +61,7 @@ def variants_table(results: Sequence[Mapping[str, Any]]) -> str:
 def recall_points(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """[{"name", "family", "state_bytes", "accuracies", "mean", "ci95"}] of a task's runs, a point for each name.
 
-    The accuracy of a run is that at the trained length, in the last row of its grid.
+    The accuracy of a run is that at the trained length, the mean over the rows of its grid (depths).
     """
     points = []
     for places in grouped([result["name"] for result in results], [result["seed"] for result in results]):
@@ -87,7 +87,9 @@ def recall_table(results: Sequence[Mapping[str, Any]]) -> str:
 
 def _accuracy(result: Mapping[str, Any]) -> float | None:
     lengths = result["columns"]["values"]
-    return result["accuracy"][-1][lengths.index(trained)] if (trained := result["train_length"]) in lengths else None
+    if result["train_length"] not in lengths:
+        return None
+    return mean_and_interval([row[lengths.index(result["train_length"])] for row in result["accuracy"]])[0]
 
 
 def _contexts(results: Sequence[Mapping[str, Any]]) -> tuple[int, int, str]:
