@@ -18,6 +18,7 @@ from sympow_jax.evaluate import evaluate
 from sympow_jax.evaluation_request import (
     DEPTHS,
     LENGTH_GENERALISATION,
+    NEEDLE,
     NUM_EXAMPLES,
     OF_TEXT,
     REMEMBRANCE,
@@ -81,7 +82,7 @@ def _task(flags: dict[str, str], saved: Config) -> str:
         foreign = _OF_TASKS
     else:
         check_task(task)
-        foreign = (*_OF_LENGTHS, *({"pairs", "depths"} - {*grid_axes(task)}))
+        foreign = (*_OF_LENGTHS, *({"pairs", "depths"} - {*grid_axes(task)}), *(["data"] * (task != NEEDLE)))
     if task in OF_TEXT and flags.get("data", saved.data.heldout) in TASKS:
         raise ConfigError(f"{named}: needs text; name a store with --data=STORE")
     for flag in sorted(foreign):

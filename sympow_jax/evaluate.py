@@ -15,10 +15,10 @@ from sympow_jax.config.absent import ABSENT
 from sympow_jax.config.layer_specs import absolute_position
 from sympow_jax.evals import remembrance, retrieval
 from sympow_jax.evals.distance_curves import distance_curves
-from sympow_jax.evals.files import inputs_digest, write_csv, write_json, write_result
+from sympow_jax.evals.files import inputs_digest, plain, write_csv, write_json, write_result
 from sympow_jax.evals.length_generalisation import length_generalisation, read_documents
 from sympow_jax.evals.length_summary import CSV_HEADER, csv_rows
-from sympow_jax.evaluation_request import OF_TEXT, REMEMBRANCE, EvaluationRequest, bias_name, grid_axes, inputs
+from sympow_jax.evaluation_request import NEEDLE, OF_TEXT, REMEMBRANCE, EvaluationRequest, bias_name, grid_axes, inputs
 from sympow_jax.files import inside, read_json
 from sympow_jax.input_pipeline.opening import open_data
 from sympow_jax.input_pipeline.store import Store
@@ -151,7 +151,7 @@ def _check_positions(request: EvaluationRequest, config: Config) -> None:
 def _open(request: EvaluationRequest, config: Config) -> Store | None:
     """The held-out rows, as long as the longest context, that are scored or that a needle is hidden in."""
     longest = max(request.lengths)
-    if request.task not in (*OF_TEXT, "needle"):
+    if request.task not in (*OF_TEXT, NEEDLE):
         return None
     if request.data in TASKS:
         raise ConfigError(f"--data = {request.data!r}: {request.task} needs text; give a store, such as python-stdlib")
@@ -214,13 +214,14 @@ def _lengths(
     curves = distance_curves(model, params, text, query_position=longest - 1)
     if not _is_first():
         return
+    result, curves = plain(result | made_from), plain(curves)
     if curves["layers"]:
         where = folder / bias_name(request.name)
         write_json(f"{where}.json", curves | {"inputs": inputs_digest(made_from["inputs"])})
         style.save(distance_figure(curves), f"{where}.png")
     style.save(length_generalisation_figure([result]), folder / f"{request.name}.png")
     write_csv(folder / f"{request.name}.csv", CSV_HEADER, csv_rows(result))
-    write_result(folder, request.name, result | made_from, arrays)
+    write_result(folder, request.name, result, arrays)
     Console().print(length_table(result))
     print(f"corpus {result['data']['digest']}")
     print(verdict(result))
@@ -248,10 +249,11 @@ def _remembrance(
     )
     if not _is_first():
         return
+    result = plain(result | made_from)
     folder = pathlib.Path(request.workdir) / "eval"
     style.save(remembrance_figure(result), folder / f"{request.name}.png")
     write_csv(folder / f"{request.name}.csv", remembrance.CSV_HEADER, remembrance.csv_rows(result))
-    write_result(folder, request.name, result | made_from, arrays)
+    write_result(folder, request.name, result, arrays)
     Console().print(remembrance_table(result))
     print(f"corpus {result['data']['digest']}")
 
@@ -270,10 +272,10 @@ def _tasks(
     grid, arrays = _grid(request, config, matcher, model.vocab_size, store)
     if not _is_first():
         return
-    result = {"task": request.task, **run, **grid}
+    result = plain({"task": request.task, **run, **grid, **made_from})
     folder = pathlib.Path(request.workdir) / "eval"
     style.save(accuracy_heatmap(result, title=f"{config.variant}: {request.task}"), folder / f"{request.name}.png")
-    write_result(folder, request.name, result | made_from, arrays)
+    write_result(folder, request.name, result, arrays)
     Console().print(accuracy_table(result))
 
 

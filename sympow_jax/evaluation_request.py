@@ -14,8 +14,9 @@ from sympow_jax.input_pipeline.tasks.task_store import KINDS
 from sympow_jax.training.manifest import CheckpointError, read_manifest
 
 LENGTH_GENERALISATION, REMEMBRANCE = OF_TEXT = ("length_generalisation", "remembrance")
-RETRIEVAL_TASKS = (*TASKS, "needle")
-NUM_EXAMPLES = {name: kind.num_examples for name, kind in KINDS.items()} | {"needle": 32}
+NEEDLE = "needle"
+RETRIEVAL_TASKS = (*TASKS, NEEDLE)
+NUM_EXAMPLES = {name: kind.num_examples for name, kind in KINDS.items()} | {NEEDLE: 32}
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 POSITION_BIAS = "position_bias"
 MAX_TASK_LENGTH = 2**24  # a question is made as a whole, in some hundred bytes a token
@@ -65,12 +66,13 @@ class EvaluationRequest:
     def __post_init__(self) -> None:
         check_name(self.name)
         check_numbers("--lengths", self.lengths, least=1)
+        if self.task in OF_TEXT:
+            check_numbers("--lengths", (max(self.lengths),), least=2)
         if self.task == LENGTH_GENERALISATION:
             check_numbers("--num_documents", (self.num_documents,), least=1)
             self._check_window()
             return
         if self.task == REMEMBRANCE:
-            check_numbers("--lengths", (max(self.lengths),), least=2)
             hint = ", as the tokens of one document are replaced by those of another"
             check_numbers("--num_documents", (self.num_documents,), least=2, hint=hint)
             return
@@ -124,7 +126,7 @@ def check_task(name: str) -> None:
 
 def grid_axes(task: str) -> tuple[str, ...]:
     """What a task's grid has besides lengths: pairs, depths or nothing."""
-    axis = "depths" if task == "needle" else KINDS[task].axis
+    axis = "depths" if task == NEEDLE else KINDS[task].axis
     return (axis,) if axis else ()
 
 

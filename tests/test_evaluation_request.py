@@ -45,6 +45,7 @@ def test_names_of_other_files_are_reserved():
         ({"lengths": (24, 0)}, "--lengths = 0: must be at least 1"),
         ({"lengths": (24, -24)}, "--lengths = -24: must be at least 1"),
         ({"lengths": (24, 24)}, "--lengths = 24,24: 24 is there twice"),
+        ({"lengths": (1,)}, "--lengths = 1: must be at least 2"),
         ({"num_documents": 0}, "--num_documents = 0: must be at least 1"),
         ({"num_documents": -3}, "--num_documents = -3"),
         ({"window": 8}, "--window = 8, --stride = 0: give both"),
@@ -90,6 +91,14 @@ def test_remembrance_is_asked_by_its_own_flag_of_text(tmp_path):
     task = ("data.train=mqar", "data.heldout=mqar", "task.vocab_size=64", "task.num_pairs=2", "data.order=rectangle")
     refused("--remembrance: needs text; name a store with --data=STORE", settings=task)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_store_that_a_task_does_not_read_is_refused(tmp_path):
+    config = resolve_implementation(tiny_config("softmax_rope"))
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    with pytest.raises(ConfigError, match="--data: does not belong to --task=mqar"):
+        eval_command.run([f"--workdir={tmp_path}", "--task=mqar", "--data=books"])
+    assert eval_command._request({"workdir": "a", "task": "needle", "data": "books"}, config).data == "books"
 
 
 def test_whatever_a_number_depends_on_is_among_its_inputs(tmp_path):
