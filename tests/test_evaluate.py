@@ -13,9 +13,12 @@ from sympow_jax.config import ConfigError, parse_flags
 from sympow_jax.evaluate import EvaluationRequest
 from sympow_jax.files import write_json_atomic
 from sympow_jax.input_pipeline.tokenizers import ByteTokenizer, IdTokenizer
+from sympow_jax.models.model import Model
 from sympow_jax.training.workdir import WorkdirError, WorkdirLock
+from tests.evals.toy import make_store
 from tests.input_pipeline.stores import write_store
 from tests.models.small import tiny_config
+from tests.plots.results import length_result
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -59,6 +62,18 @@ def test_two_evaluations_never_write_the_same_result(workdir, tmp_path):
             evaluate.evaluate(dataclasses.replace(request(workdir, store, "needle"), name="y"))
     with pytest.raises(ConfigError, match="its tokeniser"):
         evaluate.evaluate(request(workdir, store, "needle"))
+
+
+def test_what_is_no_number_in_the_file_is_none_on_the_screen(tmp_path, monkeypatch, capsys):
+    result, nan = length_result(), float("nan")
+    result["same_target_change"]["ci95"] = [[nan, nan]] * 4  # of documents that all have one source
+    monkeypatch.setattr(evaluate, "length_generalisation", lambda *_, **__: (result, {"document_ids": np.zeros(1)}))
+    monkeypatch.setattr(evaluate, "read_documents", lambda *_: np.zeros((1, 1)))
+    monkeypatch.setattr(evaluate, "distance_curves", lambda *_, **__: {"layers": []})
+    asked, model = request(str(tmp_path), tmp_path, "length_generalisation"), Model(tiny_config("softmax_rope"), 257)
+    evaluate._lengths(asked, model, {}, make_store(), {}, {"inputs": {}})
+    printed = capsys.readouterr().out
+    assert "too few source documents for an interval" in printed and "nan" not in printed
 
 
 @pytest.mark.parametrize("task", ["length_generalisation", "passkey"])

@@ -17,11 +17,13 @@ def distance_figure(curves: Mapping[str, Any]) -> Figure:
         panels = figure.subplots(1, max(len(layers), 1), sharey=True, squeeze=False)[0]
         for axes, layer in zip(panels, layers, strict=False):
             for head, values in enumerate(layer["log_weight"]):
-                axes.plot(distance, values, **style.line_style(head) | {"marker": ""}, label=f"head {head}")
+                axes.plot(
+                    distance, style.finite(values), **style.line_style(head) | {"marker": ""}, label=f"head {head}"
+                )
             axes.set_xscale("symlog", base=4, linthresh=1)
             axes.set_title(f"layer {layer['layer']}")
             axes.set_xlabel("distance (tokens)")
-        values = [value for layer in layers for head in layer["log_weight"] for value in head]
+        values = [value for layer in layers for head in layer["log_weight"] for value in head if value is not None]
         panels[0].set_ylim(max(min(values, default=-1.0), -20.0), max(values, default=0.0) + 0.5)
         panels[0].set_ylabel("log weight")
         if layers and len(layers[0]["log_weight"]) <= 8:

@@ -102,13 +102,14 @@ def token_axis(axes: Axes, low: float, high: float) -> None:
 
 
 def mark_train_length(axes: Axes, train_lengths: Iterable[int], high: float) -> None:
-    """A dashed line at each training length, and a light ground where no run was trained."""
-    lengths = sorted(set(train_lengths))
-    for length in lengths:
+    """A dashed line at each training length within the axes, and a light ground where no run was trained."""
+    lengths, (left, right) = sorted(set(train_lengths)), axes.get_xlim()
+    shown = [length for length in lengths if left <= length <= right]  # text beyond would press the axes together
+    for length in shown:
         axes.axvline(length, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     if lengths and lengths[-1] < high:
-        axes.axvspan(lengths[-1], high, color="#f3f4f6", zorder=0, linewidth=0)
-    for row, length in enumerate(lengths):
+        axes.axvspan(max(lengths[-1], left), high, color="#f3f4f6", zorder=0, linewidth=0)
+    for row, length in enumerate(shown):
         axes.annotate(
             f"trained at {tokens_label(length)}",
             (length, 1),

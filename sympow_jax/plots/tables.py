@@ -74,7 +74,8 @@ def _beyond_training(result: Mapping[str, Any]) -> str:
     if not beyond:
         return f"No context beyond the training length of {train_length:,} tokens was tested."
     if "unknown" in beyond.values():
-        return f"Tested up to {longest:,} tokens; too few source documents for an interval."
+        why = "a loss is not finite" if None in change["difference"] else "too few source documents for an interval"
+        return f"Tested up to {longest:,} tokens; {why}."
     higher, lower = ([c for c, kind in beyond.items() if kind == which] for which in ("higher", "lower"))
     times = f"{longest / train_length:.3g}x the training length"
     if higher:
@@ -91,8 +92,10 @@ def _beyond_training(result: Mapping[str, Any]) -> str:
 def short_verdict(result: Mapping[str, Any]) -> str:
     """The verdict in a few words, for a table cell."""
     beyond = _beyond(result)
-    if not beyond or "unknown" in beyond.values():
+    if not beyond:
         return "not tested"
+    if "unknown" in beyond.values():
+        return "no interval"
     higher = [context for context, kind in beyond.items() if kind == "higher"]
     return f"higher at {higher[0]:,}" if higher else f"no rise up to {result['same_target_change']['context'][-1]:,}"
 

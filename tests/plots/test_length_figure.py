@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from sympow_jax.plots import seeds, style, tables
+from sympow_jax.plots.distance_curves import distance_figure
 from sympow_jax.plots.length_generalisation import length_generalisation_figure
 from tests.plots.results import length_result
 
@@ -143,3 +144,26 @@ def test_seeds_remember_no_share_of_a_gain_that_may_be_nothing(gains, remembered
         row = {"from_context": 32, "to_context": 512, "gain": gain, "ci95": [gain and gain / 2, gain and 2 * gain]}
         result |= {"gained_from_context": [row], "remembered_share": {"share": 0.5, "ci95": [0.4, 0.6]}}
     assert seeds.over_seeds(results).get("remembered_share", {}).get("share") == remembered
+
+
+def test_a_training_length_beyond_the_axes_leaves_them_their_size(tmp_path):
+    for train_length, shaded in ((1 << 20, 0), (4, 2)):
+        figure = length_generalisation_figure([length_result(train_length=train_length)])
+        assert texts(figure) == [] and sum(len(axes.patches) for axes in figure.axes) == shaded
+        style.save(figure, tmp_path / "beyond.png")
+        assert figure.axes[0].get_position().width > 0.35
+
+
+def test_without_an_interval_the_verdict_is_none():
+    result = length_result(intervals=False)
+    assert tables.verdict(result) == "Tested up to 4,096 tokens; too few source documents for an interval."
+    assert tables.short_verdict(result) == "no interval"
+    result["same_target_change"]["difference"][-1] = None
+    assert tables.verdict(result) == "Tested up to 4,096 tokens; a loss is not finite."
+
+
+def test_curves_that_are_not_finite_have_their_figure(tmp_path):
+    curves = {"variant": "fox", "query_position": 2, "distance": [0, 1, 2]}
+    for values in ([0.0, None, -1.0], [None] * 3):
+        layers = [{"layer": 0, "log_weight": [values]}]
+        style.save(distance_figure(curves | {"layers": layers}), tmp_path / "curves.png")
