@@ -57,7 +57,7 @@ def _write_pages(data: Mapping[str, Any], output: pathlib.Path) -> dict[str, str
     pages.mkdir(parents=True, exist_ok=True)
     addresses = {}
     for number, run in enumerate(data["runs"], start=1):
-        name = f"{number}-{re.sub('[^A-Za-z0-9]+', '-', run['label']).strip('-')}.html"
+        name = f"{number}-{re.sub('[^A-Za-z0-9]+', '-', run['label']).strip('-')[-80:]}.html"
         addresses[run["folder"]] = f"{pages.name}/{name}"
         write_text_atomic(pages / name, report_page(_of_run(data, run)))
     return addresses
@@ -94,11 +94,11 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
         for file, result in found:
             _check_owner(file, result, config)
             if "same_target" in result:
-                evaluations.append({"run": folder, "result": result})
+                evaluations.append({"run": folder, "name": file.stem, "result": result})
                 arrays.append((file, result))
                 keys.append((file.stem, _but_seed(config), comparable(result)))
             elif "remembrance" in result:
-                remembrance.append({"run": folder, "result": result})
+                remembrance.append({"run": folder, "name": file.stem, "result": result})
             elif "accuracy" in result:
                 retrieval.append({"run": folder, "title": result["task"], "result": result})
             elif "query_position" in result and result.get("inputs", "") not in {"", *made}:
@@ -109,14 +109,15 @@ def gather(folders: Sequence[str]) -> dict[str, Any]:
         configs.append(config)
         cost, settings = _cost(path, config, longest), flatten(config)
         runs.append({"folder": folder, "training": _training(path), "cost": cost, "settings": settings})
-    names = _distinct([{"variant": config.variant, "seed": config.seed} for config in configs], folders)
+    of_runs = [{"variant": config.variant, "seed": config.seed} for config in configs]
+    names = _distinct(of_runs, [(folder, "") for folder in folders])
     by_folder = dict(zip(folders, names, strict=True))
     for run in runs:
         run["label"] = by_folder[run["folder"]]
     for shown in retrieval + biases:
         shown["label"] = by_folder[shown["run"]]
     for several in (evaluations, remembrance):
-        labels = _distinct([shown["result"] for shown in several], [shown["run"] for shown in several])
+        labels = _distinct([shown["result"] for shown in several], [_place(shown) for shown in several])
         for shown, label in zip(several, labels, strict=True):
             shown["label"] = label
     groups = _groups(evaluations, keys)
@@ -136,7 +137,7 @@ def _groups(evaluations: Sequence[Mapping[str, Any]], keys: Sequence[Hashable]) 
     """Evaluations of runs that differ in their seed alone, as one result each; see plots.seeds.over_seeds."""
     members = grouped(keys, [entry["result"].get("seed") for entry in evaluations])
     results = [over_seeds([evaluations[place]["result"] for place in places]) for places in members]
-    labels = _distinct(results, [evaluations[places[0]]["run"] for places in members])
+    labels = _distinct(results, [_place(evaluations[places[0]]) for places in members])
     return [
         {"label": label, "members": places, "result": result}
         for label, places, result in zip(labels, members, results, strict=True)
@@ -148,13 +149,25 @@ def _but_seed(config: Config) -> str:
     return json.dumps(kept, default=str)
 
 
-def _distinct(results: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> list[str]:
-    """Labels of runs, with the folder's name where two would be equal."""
-    labels = run_labels(results)
-    return [
-        label if labels.count(label) == 1 else f"{label} [{pathlib.Path(folder).name}]"
-        for label, folder in zip(labels, folders, strict=True)
-    ]
+def _place(shown: Mapping[str, Any]) -> tuple[str, str]:
+    return shown["run"], shown["name"]
+
+
+def _distinct(results: Sequence[Mapping[str, Any]], places: Sequence[tuple[str, str]]) -> list[str]:
+    """Labels of runs; where two would be equal with the folder's name, its path, or that of the evaluation besides.
+
+    Args:
+      results: of the runs.
+      places: (folder, name of the evaluation) of each.
+    """
+    labels = shown = run_labels(results)
+    for form in ("{0.name}", "{0}", "{0.name}, {1}", "{0}, {1}"):
+        told = [form.format(pathlib.Path(folder), name) for folder, name in places]
+        pairs = zip(labels, told, strict=True)
+        shown = [label if labels.count(label) == 1 else f"{label} [{where}]" for label, where in pairs]
+        if len(set(shown)) == len(shown):
+            break
+    return shown
 
 
 def _training(path: pathlib.Path) -> dict[str, list]:

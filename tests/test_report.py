@@ -12,7 +12,10 @@ from sympow_jax import report
 from sympow_jax.command_line import one_line_errors
 from sympow_jax.evals.files import inputs_digest, write_json, write_result
 from sympow_jax.evals.length_generalisation import length_generalisation
+from sympow_jax.evals.result_shape import read_result
+from sympow_jax.files import FileError
 from sympow_jax.models.model import resolve_implementation
+from sympow_jax.plots import panels
 from sympow_jax.plots.report import report_page
 from tests.evals.toy import Bigram, make_store
 from tests.plots.results import remembrance_result
@@ -101,6 +104,30 @@ def test_page_over_several_runs(tmp_path):
     assert page.tags.count("figure") == 2 + 1 + 3 + 1 + 2 + 1 + 1
     assert all(address.startswith(("#", "data:image/png")) for address in page.addresses)
     assert page.tags.count("script") == 1 and "link" not in page.tags and "@import" not in output.read_text()
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders_and_evaluations():
+    same = [{"variant": "fox", "seed": 0}] * 2
+    assert report._distinct(same, [("x/a", "e"), ("x/b", "e")]) == ["fox [a]", "fox [b]"]
+    assert report._distinct(same, [("x/a", "e"), ("y/a/", "e")]) == ["fox [x/a]", "fox [y/a]"]
+    assert report._distinct(same, [("x/a", "e"), ("x/a", "long")]) == ["fox [a, e]", "fox [a, long]"]
+
+
+def test_a_difference_of_early_positions_alone_has_no_panel():
+    early = {"position": [2.0, 4.0], "difference": [0.0, 0.0], "ci95": [[0.0, 0.0]] * 2}
+    assert not panels.has_positions({"contextwise": early}) and not panels.has_positions({"contextwise": {}})
+    assert panels.has_positions({"contextwise": early | {"position": [2.0, 40.0]}})
+
+
+def test_a_grid_is_as_large_as_its_axes_say(tmp_path):
+    grid = {"task": "copy", "num_examples": 1, "train_length": 8, "accuracy": [[1.0, 0.5]]}
+    grid |= {"columns": {"name": "length", "values": [8, 16]}, "rows": {"name": "all", "values": ["all"]}}
+    write_json(tmp_path / "copy.json", grid)
+    assert read_result(tmp_path / "copy.json")["accuracy"] == [[1.0, 0.5]]
+    for accuracy in ([[1.0]], [[1.0, 0.5], [1.0, 0.5]]):
+        write_json(tmp_path / "copy.json", grid | {"accuracy": accuracy})
+        with pytest.raises(FileError, match=r"copy\.json: accuracy is not of .*; evaluate again"):
+            read_result(tmp_path / "copy.json")
 
 
 def test_a_run_with_another_evaluation_alone_is_not_called_unevaluated(tmp_path):

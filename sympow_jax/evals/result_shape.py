@@ -80,6 +80,12 @@ def read_result(path: str | os.PathLike, shape: Mapping[str, Any] | None = None)
         _check_lengths(result, str(path))
     if "remembrance" in shape:
         _check_remembrance(result, str(path))
+    if "accuracy" in shape:
+        _check_table(result["accuracy"], result["columns"]["values"], str(path), ".accuracy")
+        _require(len(result["accuracy"]) == len(result["rows"]["values"]), str(path), ".accuracy", "of as many rows")
+    if "query_position" in shape:
+        for layer in result["layers"]:
+            _check_table(layer["log_weight"], result["distance"], str(path), ".layers[].log_weight")
     return result
 
 
@@ -104,6 +110,11 @@ def _check(value: Any, shape: Any, file: str, place: str) -> None:
     else:
         legal = isinstance(value, str) and (shape == _TEXT or _LABEL.fullmatch(value) is not None)
         _require(legal, file, place, shape)
+
+
+def _check_table(rows: list, columns: list, file: str, place: str) -> None:
+    for row in rows:
+        _require(len(row) == len(columns), file, place, f"of rows of {len(columns)} entries")
 
 
 def _check_lengths(result: Mapping[str, Any], file: str) -> None:

@@ -37,6 +37,12 @@ def contextwise(results: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> 
     return panel(draw_contextwise, results, labels)
 
 
+def has_positions(difference: Mapping[str, Any]) -> bool:
+    """Whether `paired` has anything to draw of a difference: bins that both runs have, of positions that are drawn."""
+    table = difference["contextwise"]
+    return bool(table and contextwise_rows(table, "difference")[0])
+
+
 def paired(differences: Sequence[tuple[int, Mapping[str, Any]]], baseline: str, train_lengths: Sequence[int]) -> str:
     """Loss by position minus that of the baseline, with intervals of the paired difference; (colour index, result)."""
 
@@ -161,8 +167,8 @@ def published(series: Mapping[str, Mapping[str, Any]], results: Sequence[tuple[i
         for index, result in results:
             positions, rows = contextwise_rows(result["contextwise"], "nll")
             curve(axes, positions, rows, style.line_style(index) | {"marker": ""}, "")
-            lowest.append(np.nanmin(style.finite([row["nll"] for row in rows])))
-            longest = max(longest, positions[-1])
+            lowest.append(np.fmin.reduce(style.finite([row["nll"] for row in rows]), initial=np.inf))
+            longest = max([longest, *positions])
         for dash, (name, points) in zip(("-", "--", "-.", ":"), series.items(), strict=True):
             x, y = (
                 np.asarray(points["x"])[1:],

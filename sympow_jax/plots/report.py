@@ -192,7 +192,8 @@ def _paired_section(paired: Sequence[Mapping], labels: Sequence[str], results: S
         rows.append([html.escape(entry["label"]), *cells])
     body = table([f"minus {html.escape(labels[0])}", *[f"{context:,}" for context in contexts]], rows)
     styles = style.line_indices(results)
-    curves = [(styles[entry["index"]], entry["result"]) for entry in usable if entry["result"]["contextwise"]]
+    drawn = [entry for entry in usable if panels.has_positions(entry["result"])]
+    curves = [(styles[entry["index"]], entry["result"]) for entry in drawn]
     if curves:
         trained = [int(result["train_length"]) for result in results]
         svg = panels.paired(curves, labels[0], trained)
