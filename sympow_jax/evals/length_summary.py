@@ -93,7 +93,8 @@ def csv_rows(result: Mapping[str, Any]) -> list[list[Any]]:
 def gained_from_context(arrays: Mapping[str, np.ndarray], train_length: int, *, seed: int = 0) -> list[dict[str, Any]]:
     """gained(a, b) with its paired interval, from training length / SHORTEST to it, and from it to the longest context.
 
-    Either is left out where no such context was scored.
+    Where one was not scored, the nearest shorter one stands for it, or the shortest; of equal ends nothing is gained,
+    and the entry is left out.
     """
     contexts = arrays["lengths"]
     short, trained, longest = _ends(contexts, train_length)
@@ -118,9 +119,10 @@ def _ends(contexts: np.ndarray, train_length: int) -> tuple[int, int, int]:
 def remembered_share(arrays: Mapping[str, np.ndarray], train_length: int, *, seed: int = 0) -> dict[str, Any] | None:
     """What of the gain from context is still there at the longest context, with its interval over source documents.
 
-    (L(short) - L(longest)) / (L(short) - L(trained)) of same-target losses L, `short` a 16th of the training length: 1
-    keeps what it gained, more than 1 goes on gaining, 0 predicts no better than with a 16th, less than 0 worse.
-    None without these three contexts, and where the gain up to the training length may be 0: nothing was remembered.
+    (L(short) - L(longest)) / (L(short) - L(trained)) of same-target losses L, with the ends of `gained_from_context`,
+    `short` a 16th of the training length if that was scored: 1 keeps what it gained, more than 1 goes on gaining, 0
+    predicts no better than with `short`, less than 0 worse. None where two of the three are one, and where the gain up
+    to the training length may be 0: nothing was remembered.
     """
     ends = _ends(arrays["lengths"], train_length)
     gained = gained_from_context(arrays, train_length, seed=seed)

@@ -2,7 +2,7 @@
 
 Passkey hides a number in repeated sentences (Mohtashami and Jaggi 2023, arXiv 2305.16300); Needle hides one in real
 documents. Both are exactly `seq_len` tokens long under any tokenizer: the pieces are encoded one by one and the filler
-is cut at token level. Answers are five digits, and only their tokens are asked for.
+is cut at token level. Answers are a space and five digits, and only their tokens are asked for.
 """
 
 import dataclasses
