@@ -128,7 +128,10 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PARTS), help="names of parts")
     parser.add_argument("--tables", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
-    for name in arguments.only.split(",") * (not arguments.tables):
+    names = arguments.only.split(",")
+    if unknown := [name for name in names if name not in PARTS]:
+        parser.error(f"--only: there is no part {unknown[0]!r}; give some of {', '.join(PARTS)}")
+    for name in names * (not arguments.tables):
         print(f"\n{name}", flush=True)
         keep(name, measure(name, arguments.torch))
     RESULTS.write_text(with_tables(RESULTS.read_text()))

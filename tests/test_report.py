@@ -229,6 +229,7 @@ def test_other_store_is_named_and_does_not_stop_the_report(tmp_path):
     assert report.run([*runs, f"--output={output}"]) == 0
     text = output.read_text()
     assert "used different stores" in text and "Published curves" in text and "sympow (seed 1)" in text
+    assert re.search(r"<th>minus [^<]*</th><th></th></tr>", text), "a head for each cell of a row"
 
 
 @pytest.mark.slow

@@ -182,15 +182,15 @@ def _paired_section(paired: Sequence[Mapping], labels: Sequence[str], results: S
         return ""
     usable = [entry for entry in paired if entry.get("result")]
     contexts = sorted({row["context"] for entry in usable for row in entry["result"]["same_target"]})
-    rows = []
+    heads, rows = [f"{context:,}" for context in contexts] or [""], []
     for entry in paired:
         if not entry.get("result"):
-            rows.append([html.escape(entry["label"]), html.escape(entry["reason"]), *[""] * max(len(contexts) - 1, 0)])
+            rows.append([html.escape(entry["label"]), html.escape(entry["reason"]), *[""] * (len(heads) - 1)])
             continue
         found = {row["context"]: row for row in entry["result"]["same_target"]}
         cells = [_number(found[c]["difference"], found[c]["ci95"], "+.4f") if c in found else "-" for c in contexts]
-        rows.append([html.escape(entry["label"]), *cells])
-    body = table([f"minus {html.escape(labels[0])}", *[f"{context:,}" for context in contexts]], rows)
+        rows.append([html.escape(entry["label"]), *(cells or ["-"])])
+    body = table([f"minus {html.escape(labels[0])}", *heads], rows)
     styles = style.line_indices(results)
     drawn = [entry for entry in usable if panels.has_positions(entry["result"])]
     curves = [(styles[entry["index"]], entry["result"]) for entry in drawn]

@@ -66,6 +66,14 @@ def test_the_points_or_variants_of_a_study_are_dealt_out_to_the_cores():
     assert command.endswith("--root=runs/x --points=sympow,zero;based,noise --seeds=0,1,2")
 
 
+def test_a_part_that_is_not_there_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["all", "--only=start,decod"])
+    monkeypatch.setattr(every, "measure", None)
+    with pytest.raises(SystemExit):
+        every.main()
+    assert "--only: there is no part 'decod'; give some of train_step" in capsys.readouterr().err
+
+
 class Sweep:
     """A sweep that runs until a signal comes, which comes to the study as it waits; or one that is done."""
 
