@@ -122,7 +122,7 @@ def train(
             if first:
                 print_first_screen(config, state.params, data, mesh, first_step, workdir)
             if first_step:
-                lost = max(0, last_logged_step(workdir) - first_step)
+                lost = max(0, min(last_logged_step(workdir), config.num_train_steps) - first_step)
                 _say(clock.restored(checkpointer.restore_seconds, lost))
             with _open_writer(config, workdir, first_step) as writer:
                 bad_steps = BadSteps(state.params, data.train, writer, max_in_a_row=config.optimizer.max_skipped_steps)
@@ -186,7 +186,7 @@ def _state_to_go_on_from(
 def _run_steps(run: Run, state: TrainState, first_step: int) -> tuple[int, int]:
     """Exit code, and the last step."""
     config, stop = run.config, run.stop
-    last = config.num_train_steps
+    last = max(config.num_train_steps, first_step)  # a run that had more steps is evaluated, and finished
     if first_step and _evaluation_due(run, first_step):  # a stop came in between
         if not _evaluate(run, state, first_step):
             return _save_and_stop(run, state, first_step)
@@ -227,7 +227,7 @@ def _step(run: Run, state: TrainState, batch: PyTree, step: int) -> tuple[TrainS
 
 def _evaluation_due(run: Run, step: int) -> bool:
     every = run.config.evaluation.every_steps
-    due = step == run.config.num_train_steps or (every > 0 and step % every == 0)
+    due = step >= run.config.num_train_steps or (every > 0 and step % every == 0)
     return due and run.evaluated_step != step
 
 

@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from sympow_jax import config as config_lib
 from sympow_jax.config import Config, describe_layers
@@ -84,5 +85,5 @@ def print_first_screen(
     }
     table = Table(show_header=False, box=None)
     for name, text in lines.items():
-        table.add_row(name, text)
+        table.add_row(name, Text(text))  # a name of a folder is no markup
     Console(highlight=False).print(Group(table, module_table(params)))

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 
 import jax
@@ -183,6 +184,20 @@ def test_a_stop_in_an_evaluation_leaves_a_step_that_is_evaluated_once_and_counts
     (row,) = (row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "heldout_loss" in row)
     manifest = read_manifest(tmp_path / "run" / "checkpoints" / "2")
     assert manifest["metrics"] == {"heldout_loss": row["heldout_loss"]} and manifest["metadata"]["evaluated_step"] == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_is_given_fewer_steps_than_it_has_is_evaluated_and_finished(tmp_path, capsys):
+    run = tmp_path / "run"
+    flags = flags_of(run, *store_flags(tmp_path / "store"), "evaluation.every_steps=0", "checkpoint.keep_last=2")
+    assert train(flags) == 0
+    shutil.rmtree(run / "checkpoints" / "4")  # as if it had been stopped at step 2
+    flags = [*flags, "--config.num_train_steps=1"]
+    assert train(flags) == 0
+    said = capsys.readouterr().out
+    assert "0 steps logged since then are done again" in said and "\n0 steps in" in said
+    assert read_metrics(run / "metrics.jsonl")[-1]["step"] == 2 and "heldout_loss" in (run / "metrics.jsonl").read_text()
+    assert train(flags) == 0 and "is finished: 2 of 1 steps" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ from jax.sharding import Mesh
 from sympow_jax.config import ConfigError
 from sympow_jax.models.model import Model
 from sympow_jax.training import clock, metrics, screen
+from sympow_jax.training.data import open_run_data
+from tests.input_pipeline.stores import write_store
 from tests.models.small import VOCAB, tiny_config
 
 
@@ -32,6 +34,16 @@ def test_mesh_names_the_axes_that_split():
     devices = np.array(jax.devices()[:8]).reshape(1, 4, 1, 2)
     assert screen.mesh_line(Mesh(devices, ("data", "fsdp", "tensor", "seq"))) == "fsdp 4 x seq 2: 8 x cpu"
     assert screen.mesh_line(Mesh(devices[:, :1, :, :1], ("data", "fsdp", "tensor", "seq"))) == "one device: 1 x cpu"
+
+
+def test_names_on_the_first_screen_are_no_markup(tmp_path, rng, capsys):
+    write_store(tmp_path / "[b]", rng.integers(0, 61, (6, 48)).astype(np.uint16), chunks=(2, 24), vocab_size=61, bos_id=60)
+    config = tiny_config("sympow", f"data.train={tmp_path}/[b]", f"data.heldout={tmp_path}/[b]")
+    data = open_run_data(config)
+    params = jax.eval_shape(Model(config, VOCAB).init, jax.random.key(0))
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), ("data", "fsdp", "tensor", "seq"))
+    screen.print_first_screen(config, params, data, mesh, 0, "runs/[/a]")
+    assert "runs/[/a], 800 steps" in capsys.readouterr().out
 
 
 class Waiting:
