@@ -143,6 +143,16 @@ def open_regular(path: str | os.PathLike, flags: int) -> int:
     raise FileError(f"{path}: {fault}; remove it")
 
 
+def check_folder_name(path: str | os.PathLike, name: str) -> None:
+    """Raises FileError where `path`, which `name` names, is an address, or no name that tensorstore can take."""
+    if "://" in str(path):
+        raise FileError(f"{name} = {str(path)!r}: is an address, and a folder is needed; mount it, or copy it later")
+    try:
+        str(pathlib.Path(path).resolve()).encode()
+    except UnicodeEncodeError:
+        raise FileError(f"{name} = {str(path)!r}: its path is no UTF-8; name a folder whose path is") from None
+
+
 def check_place(path: str | os.PathLike, name: str) -> None:
     """Raises FileError where new_file could not write `path`, which `name` names: known before the work is done."""
     path = pathlib.Path(path).absolute()

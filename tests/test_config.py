@@ -116,6 +116,11 @@ def test_a_saved_config_resolves_to_itself():
         ([QUICKSTART, "--confg.seed=1"], ["--confg.seed", "no such flag"]),
         ([QUICKSTART, "--config.seed"], ["--config.seed", "VALUE"]),
         ([f"--config={ROOT}/configs/scale/large.py:7b"], ["no context in '7b'", "7b,65536"]),
+        ([QUICKSTART, f"--config.optimizer.warmup_steps={2**31}"], ["warmup_steps = 2147483648", "at most 2147483647"]),
+        (
+            [QUICKSTART, "--config.optimizer.schedule=linear", f"--config.num_train_steps={2**31}"],
+            ["num_train_steps = 2147483648", "at most 2147483647"],
+        ),
         ([f"{QUICKSTART}:foxx"], ["no variant 'foxx'", "did you mean 'fox'"]),
         ([], ["--config is missing"]),
     ],
@@ -225,6 +230,14 @@ def test_no_run_starts_with_a_scaling_that_does_nothing_and_an_old_one_continues
     check_resume(config, str(tmp_path))
 
 
+def test_no_run_starts_with_the_parameters_of_another_seed_and_an_old_one_continues(tmp_path):
+    config = resolve_implementation(resolve(f"seed={2**32}"))
+    with pytest.raises(ConfigError, match=r"^seed = 4294967296: parameters .* use at most 4294967295$"):
+        check_resume(config, str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    check_resume(config, str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("variant", "implementation", "hint"),
     [("softmax_rope", "reference", "leave it out"), ("sympow", "blockwise", "use chunked or recurrent")],
@@ -271,6 +284,26 @@ def test_the_argument_of_a_config_file_is_what_its_get_config_says(tmp_path):
     )
     config = parse_flags([f"--config={file}:large", "--config.optimizer.freeze=embedding/*"])
     assert config.model.mlp_dim == 640 and config.optimizer.freeze == ("embedding/*",)
+
+
+@pytest.mark.parametrize("arg", ["", ":fox"])
+def test_the_name_of_a_workdir_may_have_colons(tmp_path, arg):
+    (tmp_path / "at:07:04").mkdir()
+    with pytest.raises(ConfigError, match=r"^--config = '.*/at:07:04': has no config.json"):
+        parse_flags([f"--config={tmp_path}/at:07:04{arg}"])
+
+
+def test_a_flag_has_the_type_of_its_key_whatever_a_file_has_there(tmp_path):
+    text = (
+        "from ml_collections import ConfigDict\nfrom configs import quickstart\n\ndef get_config(arg='fox'):\n"
+        "    values = quickstart.get_config(arg).to_dict()\n    values['optimizer']['weight_decay'] = 0\n"
+        "    values['data']['train'] = None\n    values['other'] = ()\n    return ConfigDict(values)\n"
+    )
+    flags = [write_config(tmp_path, text), "--config.data.train=x", "--config.optimizer.weight_decay=0.5"]
+    with pytest.raises(ConfigError, match=r"^--config.other: no such key"):
+        parse_flags([*flags, "--config.other=1"])
+    with pytest.raises(ConfigError, match=r"^other: no such key"):  # all others were understood
+        parse_flags(flags)
 
 
 def test_names_work_in_any_folder_even_beside_other_folders_of_the_same_name(tmp_path, monkeypatch):

@@ -103,6 +103,11 @@ def _check_optimizer(config: Config) -> None:
     for name in ("decay_fraction", "final_fraction"):
         value = getattr(o, name)
         require(value <= 1, f"optimizer.{name} = {value}: a fraction is at most 1")
+    for name, steps in (("num_train_steps", config.num_train_steps), ("optimizer.warmup_steps", o.warmup_steps)):
+        counted = name != "num_train_steps" or o.schedule in ("linear", "wsd")
+        require(
+            not counted or steps < 2**31, f"{name} = {steps}: a schedule counts steps in int32; use at most {2**31 - 1}"
+        )
     stable = config.num_train_steps - o.warmup_steps - round(o.decay_fraction * config.num_train_steps)
     require(
         o.schedule != "wsd" or stable >= 0,

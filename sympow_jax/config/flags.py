@@ -20,9 +20,10 @@ def parse_flags(argv: Sequence[str]) -> Config:
     """
     path, arg = _named(argv)
     values = workdir_values(path, arg) if is_workdir(path) else _file_values(path, arg)
-    known = flatten(values.to_dict())
+    types = flatten(load_values("default").to_dict())  # a file may have a value of another type, () or None
+    known = [key for key in flatten(values.to_dict()) if key in types]
     reduced = [flag for flag in argv if flag.partition("=")[0] == f"--config.{KEY}"]
-    for flag in reduced:
+    for flag in reduced[-1:]:
         require(not is_workdir(path), f"{flag}: is for config files; {path} is a workdir, whose sizes its weights have")
         reduce_values(values, flag.partition("=")[2])
     for flag in argv:
@@ -30,7 +31,7 @@ def parse_flags(argv: Sequence[str]) -> Config:
         if name != "config" and flag not in reduced:
             require(name.startswith("config."), f"--{name}: no such flag{nearest(name, ['config', 'workdir'])}")
             key = name.removeprefix("config.")
-            require_known(f"--{name}: no such key", key, list(known))
+            require_known(f"--{name}: no such key", key, known)
             require(key != "variant" or not is_workdir(path), f"{flag}: {path} has its layers already; {_EXCHANGE}")
             node: Any = values
             *parents, leaf = key.split(".")
@@ -38,7 +39,7 @@ def parse_flags(argv: Sequence[str]) -> Config:
                 node = node[parent]
             require("=" in flag, f"--{name}: no value; write --{name}=VALUE")
             with node.ignore_type():
-                node[leaf] = parse_value(flag.partition("=")[2], _type_of(key) if known[key] == () else known[key], key)
+                node[leaf] = parse_value(flag.partition("=")[2], types[key], key)
     return resolve(values)
 
 
@@ -54,14 +55,12 @@ def initial_weights_flags(flags: Mapping[str, str], argv: Sequence[str]) -> tupl
     return init_from, allow
 
 
-def _type_of(key: str) -> Any:
-    """A value of the type of a setting, whatever a file has for it."""
-    return flatten(load_values("default").to_dict())[key]
-
-
 def _named(argv: Sequence[str]) -> tuple[str, str]:
     named = [arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")]
     require(bool(named), "--config is missing: use --config=configs/quickstart.py[:VARIANT]; --list shows them")
+    for path, _, arg in ((named[-1], "", ""), named[-1].rpartition(":")):
+        if path and is_workdir(path):  # whose name may have colons
+            return path, arg
     path, _, arg = named[-1].partition(":")
     return path, arg
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorstore as ts
 
-from sympow_jax.files import FileError
+from sympow_jax.files import FileError, check_folder_name
 
 SCHEMES = ("gs://", "s3://", "http://", "https://")
 _REQUESTS_AT_ONCE = 32
@@ -26,6 +26,7 @@ def is_remote(address: str) -> bool:
 def kvstore_spec(address: str) -> dict[str, Any]:
     """The tensorstore specification of the folder at `address` (a local path or one of SCHEMES)."""
     if not is_remote(address):
+        check_folder_name(address, "store")
         return {"driver": "file", "path": f"{pathlib.Path(address).resolve()}/"}
     parts = urllib.parse.urlsplit(address)
     folder = parts.path.strip("/") + "/"

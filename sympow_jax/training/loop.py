@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from sympow_jax.config import Config
+from sympow_jax.files import check_folder_name
 from sympow_jax.input_pipeline.prefetch import Prefetch
 from sympow_jax.models import flops, remat
 from sympow_jax.models.model import Model
@@ -86,9 +87,14 @@ def train(
       ConfigError, WorkdirError, CheckpointError, BadStepsError: one line each.
     """
     clock = Clock()
+    check_folder_name(workdir, "--workdir")
     same_run.check_shared(workdir)
     same_run.check_settings(
-        config, strict=strict, init_from=init_from, allow_learning_rate_change=allow_learning_rate_change
+        config,
+        strict=strict,
+        init_from=init_from,
+        init_from_allow=init_from_allow,
+        allow_learning_rate_change=allow_learning_rate_change,
     )
     remat.check_backend(config.model.remat)
     check_wandb(config.logging.wandb_project)

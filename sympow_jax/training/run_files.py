@@ -7,7 +7,7 @@ import re
 
 import jax
 
-from sympow_jax.config import TASKS, Config, ConfigError, check_scaling_acts, diff, resolve_saved
+from sympow_jax.config import TASKS, Config, ConfigError, check_scaling_acts, diff, require, resolve_saved
 from sympow_jax.files import entry, read_json, write_json_atomic
 from sympow_jax.input_pipeline.opening import parse_mixture
 from sympow_jax.input_pipeline.tokenizer_base import MAX_VOCABULARY
@@ -18,6 +18,7 @@ from sympow_jax.training.workdir import refuse_links
 MAY_CHANGE = (
     "num_train_steps", "logging.*", "evaluation.*", "checkpoint.*", "mesh.*", "model.remat", "model.scan_layers",
     "optimizer.accumulation_steps", "optimizer.max_skipped_steps", "data.prefetch_batches", "data.num_threads",
+    "data.cache_bytes",
 )  # fmt: skip
 LEARNING_RATE = (
     "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.final_fraction",
@@ -62,11 +63,16 @@ def resolve_for(config: Config, workdir: str) -> Config:
 def check_resume(config: Config, workdir: str, *, allow_learning_rate_change: bool = False) -> None:
     """Prints what changed against the workdir's config and raises ConfigError if a resume may not change it.
 
-    A new run may not start with a position.scaling that does nothing. Stores may lie elsewhere than before: whether
-    they hold the same, `check_data` decides by their digests.
+    A new run may not start with a position.scaling that does nothing, or with a seed of more than 32 bits. Stores may
+    lie elsewhere than before: whether they hold the same, `check_data` decides by their digests.
     """
     if not (pathlib.Path(workdir) / "config.json").exists():
         check_scaling_acts(config)
+        require(
+            config.seed < 2**32,
+            f"seed = {config.seed}: parameters are drawn from its last 32 bits alone, which another seed has too; use "
+            f"at most {2**32 - 1}",
+        )
         return
     changes = diff(load_config(workdir), config)
     for path, (old, new) in changes.items():

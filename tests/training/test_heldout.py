@@ -196,7 +196,9 @@ def test_a_run_that_is_given_fewer_steps_than_it_has_is_evaluated_and_finished(t
     assert train(flags) == 0
     said = capsys.readouterr().out
     assert "0 steps logged since then are done again" in said and "\n0 steps in" in said
-    assert read_metrics(run / "metrics.jsonl")[-1]["step"] == 2 and "heldout_loss" in (run / "metrics.jsonl").read_text()
+    assert (
+        read_metrics(run / "metrics.jsonl")[-1]["step"] == 2 and "heldout_loss" in (run / "metrics.jsonl").read_text()
+    )
     assert train(flags) == 0 and "is finished: 2 of 1 steps" in capsys.readouterr().out
 
 

@@ -20,6 +20,8 @@ def test_a_reduced_recipe_is_the_recipe_at_other_sizes():
     assert (part.data.seq_len, part.data.batch_size) == (512, 3)  # what is named stays as it is named
     assert part.evaluation.lengths == (128, 512, 2048, 8192) and part.attention.window == whole.attention.window // 8
     assert (part.model.num_layers, part.model.num_heads, part.optimizer) == (12, 12, whole.optimizer)
+    twice = parse_flags([LC64, "--config.reduce=2", "--config.reduce=8", "--config.data.batch_size=3"])
+    assert twice == part  # the last one counts, as of any flag
     for flag, message in (("reduce=7", "does not divide model.embed_dim = 768"), ("reduce=0", "must be at least 1")):
         with pytest.raises(ConfigError, match=message):
             parse_flags([LC64, f"--config.{flag}"])

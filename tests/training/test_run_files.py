@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from sympow_jax.config import ConfigError
-from sympow_jax.files import write_json_atomic
+from sympow_jax.files import FileError, write_json_atomic
 from sympow_jax.models.model import resolve_implementation
 from sympow_jax.training.data import open_run_data
+from sympow_jax.training.loop import train
 from sympow_jax.training.run_files import check_data, check_resume, save_run_files
 from tests.input_pipeline.stores import write_store
 from tests.models.small import tiny_config
@@ -81,3 +82,17 @@ def test_other_changes_are_refused_as_before(tmp_path, workdir):
     write_json_atomic(workdir / "config.json", dataclasses.asdict(dataclasses.replace(config, seed=7)))
     with pytest.raises(ConfigError, match=r"^seed: differs"):
         check_resume(config, str(workdir))
+
+
+def test_the_memory_for_chunks_may_change(tmp_path, workdir, capsys):
+    check_resume(
+        config_of(f"{tmp_path}/elsewhere@3,{tmp_path}/B", tmp_path / "B", "data.cache_bytes=1000"), str(workdir)
+    )
+    assert "config change: data.cache_bytes: 268435456 -> 1000" in capsys.readouterr().out
+
+
+def test_a_workdir_is_a_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileError, match=r"^--workdir = 'gs://bucket/run': is an address, and a folder is needed"):
+        train(config_of("mqar", "mqar"), "gs://bucket/run")
+    assert not any(tmp_path.iterdir())

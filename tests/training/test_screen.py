@@ -37,7 +37,9 @@ def test_mesh_names_the_axes_that_split():
 
 
 def test_names_on_the_first_screen_are_no_markup(tmp_path, rng, capsys):
-    write_store(tmp_path / "[b]", rng.integers(0, 61, (6, 48)).astype(np.uint16), chunks=(2, 24), vocab_size=61, bos_id=60)
+    write_store(
+        tmp_path / "[b]", rng.integers(0, 61, (6, 48)).astype(np.uint16), chunks=(2, 24), vocab_size=61, bos_id=60
+    )
     config = tiny_config("sympow", f"data.train={tmp_path}/[b]", f"data.heldout={tmp_path}/[b]")
     data = open_run_data(config)
     params = jax.eval_shape(Model(config, VOCAB).init, jax.random.key(0))
