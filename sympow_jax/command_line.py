@@ -104,15 +104,19 @@ def _is_joined() -> bool:
     return distributed is not None and distributed.is_initialized()
 
 
-def run_program(run: Callable[[Sequence[str]], int]) -> NoReturn:
+def run_program(run: Callable[[Sequence[str]], int], *, keep_memory: bool = True) -> NoReturn:
     """Exits with the code of `run` on this process's flags, 130 after Ctrl-C, 141 when the reader of a pipe has gone.
 
     After an error nothing prints past its one line, and nothing holds up the end, as the threads of a failed save
     would, or JAX, which waits minutes for the other processes and then aborts. What the terminal's encoding lacks is
-    printed as a question mark.
+    printed as a question mark. `keep_memory` is for commands that run programs (see keep_freed_memory).
     """
+    from rich.console import Console
+
+    Console.on_broken_pipe = _reader_has_gone  # which would exit with 1
     gc.set_threshold(100_000)  # imports and tracing make objects by the million, nearly all of which stay
-    keep_freed_memory()
+    if keep_memory:
+        keep_freed_memory()
     streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]  # None: closed by the caller
     for stream in streams:
         stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
@@ -136,6 +140,10 @@ def run_program(run: Callable[[Sequence[str]], int]) -> NoReturn:
     for stream in silent:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
+
+
+def _reader_has_gone(console: object) -> NoReturn:
+    raise BrokenPipeError
 
 
 def keep_freed_memory() -> bool:
@@ -181,6 +189,8 @@ def split_flags(
         else:
             if name in known:
                 raise ConfigError(f"--{name} needs a value: --{name}=VALUE")
+            if name in switches:
+                raise ConfigError(f"--{name} takes no value: write --{name}, or leave it out")
             raise ConfigError(f"--{name}: no such flag{nearest(name, [*known, *switches, prefix])}")
     return values, rest
 

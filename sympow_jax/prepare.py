@@ -18,13 +18,17 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sympow_jax.files import printable
+from sympow_jax.command_line import run_program
+from sympow_jax.files import check_folder_name, printable
 from sympow_jax.input_pipeline import tfds, tokenizers
 from sympow_jax.input_pipeline.prepare import build, corpus, sources, text_files, token_source, verify
+from sympow_jax.input_pipeline.tokenizer_base import MAX_VOCABULARY
 
 DEFAULTS = build.Request()
+LEAST_BPE = 257
 TOKENIZER_HELP = (
     "byte, gpt2[:FOLDER], gpt2-json[:FOLDER], a tokenizer.json, a Hugging Face tokenizer's folder, or train:VOCAB_SIZE "
     "(default byte; for nanogpt the one in tokenizer/ beside the file, else gpt2)"
@@ -103,6 +107,9 @@ def make_tokenizer(name: str | None, source: sources.Source) -> tokenizers.Token
         return source.default_tokenizer() if is_tokens else tokenizers.load_tokenizer("byte")
     kind, _, size = name.partition(":")
     if kind == "train" and size.isdecimal():
+        if not LEAST_BPE <= int(size) <= MAX_VOCABULARY:
+            legal = f"{LEAST_BPE:,}, the bytes and <|endoftext|>, to {MAX_VOCABULARY:,}"
+            raise sources.SourceError(f"--tokenizer = {name!r}: a vocabulary is trained of {legal} ids")
         if isinstance(source, token_source.TokenFiles):
             raise sources.SourceError(f"--tokenizer = {name!r}: files of tokens hold no text to train on; name theirs")
         texts = (document.content for document in source.documents())
@@ -160,11 +167,13 @@ def run(arguments: Sequence[str]) -> int:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     try:
         flags = parse_arguments(arguments)
-        with Progress(*columns, transient=True) as progress:
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             if flags.source == "verify":
                 return run_verify(flags.inputs, Bar(progress))
             if not flags.output:
                 raise build.BuildError("--output: name the folder to make")
+            check_folder_name(flags.output, "--output")
             source = make_source(flags)
             tokenizer = make_tokenizer(flags.tokenizer, source)
             if isinstance(source, token_source.TokenFiles):
@@ -177,6 +186,8 @@ def run(arguments: Sequence[str]) -> int:
                 num_workers=flags.num_workers,
                 progress=Bar(progress),
             )
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"prepare.py: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
@@ -192,7 +203,7 @@ def run(arguments: Sequence[str]) -> int:
 def main() -> None:
     """Runs the command on this process's flags and exits."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)  # a library set its own
-    sys.exit(run(sys.argv[1:]))
+    run_program(run, keep_memory=False)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from sympow_jax.command_line import (
     split_flags,
     use_compilation_cache,
 )
-from sympow_jax.config import Config, override, parse_flags, resolve
+from sympow_jax.config import Config, ConfigError, override, parse_flags, resolve
 from sympow_jax.files import read_json, write_json_atomic
 from sympow_jax.training.cpu_devices import use_cpu_devices
 from sympow_jax.training.local_processes import LocalProcesses
@@ -213,7 +213,9 @@ def run(argv: Sequence[str]) -> int:
     use_cpu_devices(config)
     with tempfile.TemporaryDirectory(prefix="verify_resume_") as temporary:
         root = pathlib.Path(own.get("root", temporary))
-        root.mkdir(parents=True, exist_ok="root" not in own)
+        if "root" in own and root.exists():
+            raise ConfigError(f"--root = {str(root)!r}: is there already; name a new folder")
+        root.mkdir(parents=True, exist_ok=True)
         trial = Trial(config, root, **values)
         found = verify(trial)
     if found:

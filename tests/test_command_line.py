@@ -51,6 +51,8 @@ def test_an_empty_value_is_no_value():
     for flag in ("--workdir=", "--workdir"):
         with pytest.raises(ConfigError, match=r"--workdir needs a value: --workdir=VALUE$"):
             split_flags([flag], ("workdir",))
+    with pytest.raises(ConfigError, match=r"^--strict takes no value: write --strict, or leave it out$"):
+        split_flags(["--strict=true"], ("workdir",), switches=("strict",))
 
 
 def join(argv):
@@ -77,6 +79,7 @@ def join(argv):
         (verify_resume.run, [QUICKSTART, "--steps=1"], "--steps = 1: must be at least 2"),
         (verify_resume.run, [QUICKSTART, "--kills=-1"], "--kills = -1: must be at least 0"),
         (verify_resume.run, [QUICKSTART, "--every=²"], "expected int"),
+        (verify_resume.run, [QUICKSTART, "--root=."], "--root = '.': is there already; name a new folder"),
         (verify_resume.run, [QUICKSTART, "--heartbeat_seconds=4"], "= 4.0: must be from 5 to 604,800"),
         (verify_resume.run, [QUICKSTART, "--heartbeat_seconds=1e10"], "must be from 5 to 604,800"),
         (join, ["--heartbeat_seconds=1e10"], "--heartbeat_seconds = 10000000000.0: must be from 5 to 604,800"),
@@ -199,9 +202,10 @@ def test_tables_on_a_terminal_of_ascii():
 def test_who_reads_the_output_may_go_and_a_full_disk_is_one_line():
     reading, writing = os.pipe()
     os.close(reading)
-    code, _, err = command("-m", "sympow_jax.plan", "--list", stdout=writing)
+    for arguments in (("plan", "--list"), ("prepare", "verify", "/absent"), ("train", "--list")):  # train shows a table
+        code, _, err = command("-m", f"sympow_jax.{arguments[0]}", *arguments[1:], stdout=writing)
+        assert (code, err) == (141, b"")
     os.close(writing)
-    assert (code, err) == (141, b"")
     with open("/dev/full", "w") as full:
         code, _, err = command("-m", "sympow_jax.plan", "--list", stdout=full)
     assert code == 1 and err == b"error: [Errno 28] No space left on device\n"

@@ -65,11 +65,17 @@ def test_flags_may_stand_anywhere(arguments, folder):
         (["python-stdlib", "inputs", "--output=o"], "'inputs': python-stdlib reads no files"),
         (["tfds:lm1b", "--field=body", "--output=o"], "--field = 'body': only text has fields"),
         (["text", "inputs", "--documents=packed", "--chunks", "4", "8", "--output=o"], "--chunks: packed documents"),
+        (["text", "inputs", "--output=gs://bucket/o"], "--output = 'gs://bucket/o': is an address"),
+        (["text", "inputs", "--output=caf\udce9"], "its path is no UTF-8"),
+        (["verify", "caf\udce9"], "its path is no UTF-8"),
+        (["text", "inputs", "--output=o", "--tokenizer=train:256"], "trained of 257, the bytes and <|endoftext|>, to"),
+        (["text", "inputs", "--output=o", f"--tokenizer=train:{10**20}"], "to 16,777,216 ids"),
     ],
 )
 def test_wrong_commands_are_one_line(arguments, message, folder, capsys):
     assert message in refused(arguments, capsys)
     assert sorted(path.name for path in (folder / "inputs").iterdir()) == ["a.txt"]
+    assert not (folder / "gs:").exists()
 
 
 def test_an_output_of_the_reader_that_took_every_byte_for_text_is_not_believed(folder, capsys):

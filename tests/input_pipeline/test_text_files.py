@@ -19,6 +19,7 @@ from sympow_jax import prepare
 from sympow_jax.input_pipeline import open_packed_store
 from sympow_jax.input_pipeline.prepare import decompress, shards
 from sympow_jax.input_pipeline.prepare.build import heldout
+from sympow_jax.input_pipeline.prepare.file_formats import decode
 from sympow_jax.input_pipeline.prepare.sources import SourceError
 from sympow_jax.input_pipeline.prepare.text_files import TextFiles
 
@@ -310,6 +311,13 @@ def test_names_that_are_no_utf8_and_files_that_cannot_be_opened(tmp_path, monkey
 
 def denied(path, *arguments, **options):
     raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_an_end_without_content_between_two_xz_streams_is_no_end_of_the_text(tmp_path):
+    """The first stream ends inside a character, and a block of the file holds nothing but its last bytes."""
+    first = lzma.compress(b"abc\xc3")
+    blocks = [first[:-4], first[-4:], lzma.compress(b"\xa9")]
+    assert "".join(decode(decompress._xz_blocks(iter(blocks)), b"abc")) == "abcé"
 
 
 def test_inputs_that_are_not_there(tmp_path):

@@ -84,7 +84,8 @@ def _xz_blocks(blocks: Iterator[bytes]) -> Iterator[bytes]:
                     if not block:
                         break
                     decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ)
-                yield decompressor.decompress(block)
+                if unpacked := decompressor.decompress(block):  # an empty block is the end to those who read them
+                    yield unpacked
                 block = decompressor.unused_data
     except lzma.LZMAError as error:
         raise DamagedError(f"damaged xz data: {error}") from None
