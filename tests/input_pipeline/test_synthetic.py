@@ -207,7 +207,7 @@ def test_needle_hides_a_sentence_in_real_documents():
         (lambda: MQAR(32, num_pairs=6, num_passes=2, vocab_size=99), "at least 36, 2 num_pairs .num_passes . 1."),
         (lambda: MQAR(32, num_pairs=4, vocab_size=32), "vocab_size 32: must exceed seq_len 32"),
         (lambda: Copy(32, vocab_size=3), "vocab_size 3: must be at least 4"),
-        (lambda: Passkey(100).batch(0, 0, 1), "too short for the text around the fact"),
+        (lambda: Passkey(100), "too short for the text around the fact"),
         (lambda: Needle(501, byte_store()).batch(0, 0, 1), "exceeds the 500 tokens"),
     ],
 )

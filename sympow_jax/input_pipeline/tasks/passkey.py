@@ -59,6 +59,9 @@ class Passkey:
     tokenizer: str = "byte"
     depth: float = RANDOM_DEPTH
 
+    def __post_init__(self):
+        self.batch(0, 0, 1)  # a length that is too short is known before anything is written
+
     @property
     def vocab_size(self) -> int:
         """That of the tokenizer."""
