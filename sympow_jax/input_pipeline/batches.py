@@ -22,7 +22,7 @@ class BatchSource(Protocol):
         """This host's part of global batch `step`."""
         ...
 
-    def describe(self, step: int) -> list[dict[str, Any]]:
+    def describe(self, step: int, *, text: bool = True) -> list[dict[str, Any]]:
         """Where each sequence of this host's part of global batch `step` came from."""
         ...
 
@@ -70,21 +70,22 @@ class StoreBatches:
                 batch.setdefault(name, np.empty((local, self.seq_len), values.dtype))[slots] = values
         return batch
 
-    def describe(self, step: int) -> list[dict[str, Any]]:
-        """For each sequence: store, its row there, columns [start, stop), source documents and text."""
+    def describe(self, step: int, *, text: bool = True) -> list[dict[str, Any]]:
+        """For each sequence: store, its row there, columns [start, stop), source documents and, unless False, text."""
         described: list[dict[str, Any]] = [{} for _ in range(self.batch_size // self.process_count)]
         for index, run, slots in self.runs(step):
             store = self.stores[index]
             columns = self._columns(run)
             for row, slot in zip(range(run.start, run.stop), slots.tolist(), strict=True):
-                tokens = store.read(slice(row, row + 1), columns)[0]
                 described[slot] = {
                     "store": store.address,
                     "row": row,
                     "columns": [columns.start, columns.stop],
                     "documents": store.documents(row),
-                    "text": store.tokenizer.decode(tokens),
                 }
+                if text:
+                    tokens = store.read(slice(row, row + 1), columns)[0]
+                    described[slot]["text"] = store.tokenizer.decode(tokens)
         return described
 
     def epoch(self, step: int) -> float:

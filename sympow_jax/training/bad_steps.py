@@ -58,7 +58,7 @@ class BadSteps:
             reason = f"the update of {tensor} is not finite, though loss and gradient are"
         else:
             tensor, reason = "", f"gradient norm {float(values['grad_norm']):.4g} beyond optimizer.outlier_ratio"
-        sequences = self._source.describe(step - 1)
+        sequences = self._source.describe(step - 1, text=False)
         return {
             "not_applied": reason,
             "tensor": tensor,

@@ -117,9 +117,9 @@ class HostBatches:
         batches = [part[step] for part in self.parts]
         return batches[0] if len(batches) == 1 else {n: np.concatenate([b[n] for b in batches]) for n in batches[0]}
 
-    def describe(self, step: int) -> list[dict[str, Any]]:
+    def describe(self, step: int, *, text: bool = True) -> list[dict[str, Any]]:
         """Where each of them came from."""
-        return [row for part in self.parts for row in part.describe(step)]
+        return [row for part in self.parts for row in part.describe(step, text=text)]
 
     def first_pass(self, step: int) -> np.ndarray:
         """Which of these rows of global batch `step` are no repetition, [rows] bool."""

@@ -228,7 +228,7 @@ def _shape(specs: Mapping[str, Any], place: Place) -> tuple[Any, list[int]]:
 
 def _split(source: str) -> tuple[str, str]:
     folder, _, step = source.rpartition(":")
-    if not folder or not (step in ("latest", "best") or step.isdigit()):
+    if not folder or not (step in ("latest", "best") or (step.isascii() and step.isdigit())):
         folder, step = source, "latest"
     return str(pathlib.Path(folder).resolve()), step
 

@@ -117,4 +117,9 @@ def list_steps(directory: pathlib.Path) -> list[int]:
     """Steps in a folder of checkpoints, oldest first."""
     if not directory.is_dir():
         return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
+    return sorted(int(path.name) for path in directory.iterdir() if _names_step(path.name) and path.is_dir())
+
+
+def _names_step(name: str) -> bool:
+    """Whether a step has a folder of this name: no zeros in front, and no digits of other scripts."""
+    return name.isdecimal() and name == str(int(name))

@@ -1,6 +1,7 @@
 """The folder of a run: no links in it, and a lock so that two runs never write the same one."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -69,7 +70,10 @@ class WorkdirLock:
         try:
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    hint = "use a file system that has record locks"
+                    raise WorkdirError(f"{self._what} cannot be locked ({one_line(error)}); {hint}") from None
                 self._refuse(_read_holder(descriptor))
             holder = _read_holder(descriptor)
             if holder and holder.get("host") != socket.gethostname() and self._is_beating(descriptor):

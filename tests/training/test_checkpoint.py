@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from sympow_jax.training.checkpoint import Checkpointer
 from sympow_jax.training.digests import digest_arrays
 from sympow_jax.training.manifest import CheckpointError, CheckpointMismatchError, flatten, unflatten
+from sympow_jax.training.step_folders import list_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax, after an error
 
@@ -384,6 +385,12 @@ def test_another_shape_dtype_or_name_is_an_error_not_a_fallback(sound, name, val
 def test_what_cannot_be_saved_is_refused_by_name(tmp_path, tree, message):
     with Checkpointer(tmp_path) as checkpointer, pytest.raises(TypeError, match=message):
         checkpointer.save(1, tree, metadata={})
+
+
+def test_only_numbers_as_they_are_written_are_steps(tmp_path):
+    for name in ("10", "2", "007", "²", "٣", "3.damaged"):
+        (tmp_path / name).mkdir()
+    assert list_steps(tmp_path) == [2, 10]
 
 
 def test_missing_steps_are_named(sound, tmp_path):

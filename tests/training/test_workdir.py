@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -79,6 +81,15 @@ def test_a_garbled_lock_file_does_not_keep_the_folder_locked(tmp_path):
     (tmp_path / LOCK_NAME).write_bytes(b"\x00{")
     with WorkdirLock(tmp_path):
         pass
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_run(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.raises(WorkdirError, match=r"^--workdir=.* cannot be locked \(OSError: .*No locks available\); use a"):
+        WorkdirLock(tmp_path).acquire()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
