@@ -113,7 +113,7 @@ def run_program(run: Callable[[Sequence[str]], int], *, keep_memory: bool = True
     """
     from rich.console import Console
 
-    Console.on_broken_pipe = _reader_has_gone  # which would exit with 1
+    Console.on_broken_pipe = _reader_has_gone  # pyright: ignore[reportAttributeAccessIssue]  (it would exit with 1)
     gc.set_threshold(100_000)  # imports and tracing make objects by the million, nearly all of which stay
     if keep_memory:
         keep_freed_memory()
