@@ -8,11 +8,12 @@
 Two layers of width 64, a short convolution and then the kernel, no MLP; 64 tokens, all of them 16 pairs and their
 queries, of a vocabulary of 512. A point is a family at one size of its state: head_dim of two heads, feature_dim, or
 the window. Softmax's state is its cache at 64 tokens. 30 points, 3 seeds each.
-Budget: 3,000 steps of 64 x 64 tokens, 3 to 6 minutes on 2 CPU cores by mqar_zoology.py: 5 to 9 hours; not measured.
+Budget: 3,000 steps of 64 x 64 tokens, 1 to 3 minutes a run on one CPU core: 1.5 hours on two.
 Paper, read from Based's Figure 2, +-0.02: full attention 1.00; Based 0.54 at 5.8 kB of state, 0.71 at 11.6 kB, 0.82
 at 23 kB, 0.97 to 0.99 from 81 kB on; sliding windows 0.07 at 8 kB, 0.51 at 64 kB, 0.80 at 256 kB, 1.00 at 1 MB.
-Found, 51 of 90 runs so far (RESULTS.md): sympow of degree 2 0.54 at 3.1 kB and 0.99 at 19 kB, softmax 0.63 at 4.9 kB
-and 1.00 at 9 kB.
+Found (RESULTS.md): sympow of degree 2 0.54 at 3.1 kB and 0.99 at 19 kB, of degree 4 0.81 at 24 kB, conformal_sympow as
+degree 2, Based 0.45 at 4.5 kB and 0.95 at 12 kB, ReBased 0.43 at 3.2 kB and 0.94 at 10 kB, softmax 0.63 at 4.9 kB and
+1.00 at 9 kB, windows nothing before 17 kB (0.60).
 """
 
 from ml_collections import ConfigDict
