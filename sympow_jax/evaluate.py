@@ -222,7 +222,7 @@ def _lengths(
     style.save(length_generalisation_figure([result]), folder / f"{request.name}.png")
     write_csv(folder / f"{request.name}.csv", CSV_HEADER, csv_rows(result))
     write_result(folder, request.name, result, arrays)
-    Console().print(length_table(result))
+    Console(markup=False).print(length_table(result))
     print(f"corpus {result['data']['digest']}")
     print(verdict(result))
 
@@ -254,7 +254,7 @@ def _remembrance(
     style.save(remembrance_figure(result), folder / f"{request.name}.png")
     write_csv(folder / f"{request.name}.csv", remembrance.CSV_HEADER, remembrance.csv_rows(result))
     write_result(folder, request.name, result, arrays)
-    Console().print(remembrance_table(result))
+    Console(markup=False).print(remembrance_table(result))
     print(f"corpus {result['data']['digest']}")
 
 
@@ -276,7 +276,7 @@ def _tasks(
     folder = pathlib.Path(request.workdir) / "eval"
     style.save(accuracy_heatmap(result, title=f"{config.variant}: {request.task}"), folder / f"{request.name}.png")
     write_result(folder, request.name, result, arrays)
-    Console().print(accuracy_table(result))
+    Console(markup=False).print(accuracy_table(result))
 
 
 def _grid(

@@ -29,7 +29,7 @@ def print_config(config: Config, vocab_size: int) -> None:
     config = resolve_implementation(config)
     model = Model(config, vocab_size)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    Console().print(parameter_table(params))
+    Console(markup=False).print(parameter_table(params))
     attention, rest = flops.train_flops_per_token(config, params, config.data.seq_len)
     print(f"{config.variant}: {describe_layers(config)}, {config.attention.implementation}")
     print(f"training FLOPs a token at context {config.data.seq_len:,}: {attention:.4g} attention + {rest:.4g} the rest")

@@ -104,7 +104,7 @@ def _plans(
         plan = evaluation.plan_evaluation(config, vocab_size, target, folder)
     else:
         plan = fit.try_plan(config, vocab_size, target, folder, kernels=kernels)
-    Console().print(evaluation.evaluation_table(plan) if "evaluate" in own else report.table(plan))
+    Console(markup=False).print(evaluation.evaluation_table(plan) if "evaluate" in own else report.table(plan))
     return [plan]
 
 

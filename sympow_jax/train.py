@@ -43,7 +43,7 @@ def _print_list() -> None:
         table.add_column(column, overflow="fold", no_wrap=column == "variant")
     for row in VARIANTS.values():
         table.add_row(row.name, row.kernel, row.position, row.gate, " ".join(row.layer_pattern), row.source)
-    Console().print(table)
+    Console(markup=False).print(table)
     print("Configs:")
     for name, path in config_names().items():
         print(f"  {name:40} {path}")

@@ -218,7 +218,7 @@ def _print_layers(title: str, results: list[LayerCheck]) -> None:
     for r in worst:
         numbers = (f"{r.error:.1e}", f"{r.tolerance:.0e}", f"{r.factor:.3g}", f"{r.ratio:.2f}")
         table.add_row(str(r.layer), r.kind, r.form, str(r.position), *numbers)
-    Console().print(table)
+    Console(markup=False).print(table)
     last = max(worst, key=lambda r: r.ratio)
     print(f"forms: {', '.join(dict.fromkeys(r.form for r in results))}, each against the dense parallel form")
     print(

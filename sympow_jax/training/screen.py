@@ -7,7 +7,6 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console, Group
 from rich.table import Table
-from rich.text import Text
 
 from sympow_jax import config as config_lib
 from sympow_jax.config import Config, describe_layers
@@ -85,5 +84,5 @@ def print_first_screen(
     }
     table = Table(show_header=False, box=None)
     for name, text in lines.items():
-        table.add_row(name, Text(text))  # a name of a folder is no markup
-    Console(highlight=False).print(Group(table, module_table(params)))
+        table.add_row(name, text)
+    Console(markup=False, highlight=False).print(Group(table, module_table(params)))

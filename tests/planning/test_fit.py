@@ -219,7 +219,7 @@ def test_a_config_that_cannot_be_planned_is_a_row_and_the_others_go_on(tmp_path,
         if config.variant == "fox":
             raise config_lib.ConfigError("data.batch_size = 3: must divide")
         header = {"variant": config.variant, "compiled_for": "cpu:8", "degree": 0, "context": 64}
-        return header | {"status": "fits", "reason": ""}
+        return header | {"status": "fits", "reason": "a compiler's words [/a] are no markup"}
 
     monkeypatch.setattr(fit, "try_plan", try_plan)
     monkeypatch.setattr(plan_command, "_prepare_compilers", lambda: None)
@@ -228,6 +228,7 @@ def test_a_config_that_cannot_be_planned_is_a_row_and_the_others_go_on(tmp_path,
     printed = capsys.readouterr()
     assert "| fox | 512 | cpu:8 | | config error: data.batch_size = 3: must divide |" in printed.out
     assert "| sympow | 64 | cpu:8 | | fits" in printed.out
+    assert "fits: a compiler's words [/a] are" in printed.out
     assert printed.err == "error: fox for cpu:8: data.batch_size = 3: must divide\n"
     assert [plan["status"] for plan in read_json(tmp_path / "two.json", kind=list)] == ["config error", "fits"]
     with pytest.raises(config_lib.ConfigError, match="must divide"):
