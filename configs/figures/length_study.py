@@ -14,9 +14,9 @@ variants: 95 runs of 1 to 3 minutes on one CPU core each, and the chosen rates' 
 Paper: FIRE (arXiv 2310.04418) has FIRE before Kerple, ALiBi, T5 and RoPE on C4, trained at 2,048, tested to 8,192;
 FoX (arXiv 2503.02130) and the conformal article (arXiv 2503.03269) find that data gates do not collapse; ReBased (arXiv
 2402.10644) is a little better than Based.
-Found (RESULTS.md): all gated variants and ALiBi lose nothing up to 16,384 tokens, Kerple and Sandwich at most 0.03
-nats; RoPE and sympow without a gate collapse (+1.7, +1.4), FIRE too (+0.9 to 1.2), whose threshold hardly left what is
-trained.
+Found (RESULTS.md): what has gates, and ALiBi, loses nothing up to 16,384 tokens, Based, Kerple and Sandwich at most
+0.03 nats; RoPE, selective_rope and sympow without a gate collapse (+1.4 to 1.7), FIRE too (+0.9 to 1.2), whose
+threshold hardly left what is trained.
 """
 
 from ml_collections import ConfigDict
