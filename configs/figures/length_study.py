@@ -10,13 +10,13 @@ one by --config.data.train=python-stdlib --config.data.heldout=python-stdlib. Th
 of three with the lowest held-out loss at 256 tokens (seed 0), and is that of all its seeds. A row says how far its
 prefix loss at 256 is above the best where that is more than 5%.
 Budget: 750 steps of 8 x 256 bytes, 1.5 million tokens, five runs a variant (three rates, two more seeds), 19
-variants: 95 runs of 1 to 3 minutes on one CPU core each, and the chosen rates' three seeds are evaluated.
+variants: 95 runs of 1 to 4 minutes on one CPU core each, and the chosen rates' three seeds are evaluated.
 Paper: FIRE (arXiv 2310.04418) has FIRE before Kerple, ALiBi, T5 and RoPE on C4, trained at 2,048, tested to 8,192;
 FoX (arXiv 2503.02130) and the conformal article (arXiv 2503.03269) find that data gates do not collapse; ReBased (arXiv
 2402.10644) is a little better than Based.
 Found (RESULTS.md): what has gates, and ALiBi, loses nothing up to 16,384 tokens, Based, Kerple and Sandwich at most
-0.03 nats; RoPE, selective_rope and sympow without a gate collapse (+1.4 to 1.7), FIRE too (+0.9 to 1.2), whose
-threshold hardly left what is trained.
+0.03 nats, ReBased 0.05; RoPE, selective_rope and sympow without a gate collapse (+1.4 to 1.7), FIRE too (+0.9 to 1.2),
+whose threshold hardly left what is trained.
 """
 
 from ml_collections import ConfigDict
