@@ -52,11 +52,16 @@ def styled() -> Iterator[None]:
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """The lines of `axes` above the figure, in as many columns, up to four, as its width has room for."""
+    """The lines of `axes` above the figure, in as many columns, up to four, as its width has room for.
+
+    Rows beyond the third make the figure higher: what is drawn keeps its size.
+    """
     handles, names = axes.get_legend_handles_labels()
-    column = 0.6 + 0.075 * max(map(len, names), default=0)  # inches: a line, and letters of this size
-    count = min(4, len(names), int(figure.get_figwidth() / column))
-    figure.legend(handles, names, loc="outside upper left", ncols=max(1, count), fontsize=8.5)
+    column = 0.7 + 0.075 * max(map(len, names), default=0)  # inches: a line, and letters of this size
+    count = max(1, min(4, len(names), int(figure.get_figwidth() / column)))
+    rows = -(-len(names) // count)
+    figure.set_figheight(figure.get_figheight() + 0.19 * max(0, rows - 3))
+    figure.legend(handles, names, loc="outside upper left", ncols=count, fontsize=8.5, handlelength=3)
 
 
 def line_style(index: int) -> dict[str, Any]:

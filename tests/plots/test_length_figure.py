@@ -120,6 +120,16 @@ def test_the_legend_is_within_the_figure(label):
     assert width <= figure.bbox.width and (label != "fox" or figure.legends[0]._ncols == 4)
 
 
+def test_a_long_legend_makes_the_figure_higher_not_the_axes_lower():
+    heights = []
+    for count in (9, 19):
+        runs = [length_result(f"variant_with_a_long_name_{number}") for number in range(count)]
+        figure = length_generalisation_figure(runs)
+        figure.draw_without_rendering()
+        heights.append(figure.axes[0].get_window_extent().height)
+    assert heights[1] > 0.9 * heights[0]
+
+
 def test_seeds_are_one_line_with_students_interval():
     results = [length_result("fox", slope, seed=seed) for seed, slope in enumerate((-0.1, 0.0, 0.1))]
     pooled = seeds.over_seeds(results)
