@@ -181,7 +181,7 @@ class Watcher:
             except jax.errors.JaxRuntimeError:
                 self._gone()
                 continue
-            if failed:
+            if failed and not self._ended.wait(2 * _INTERVAL):  # it may be about to say the same of its own
                 self._end(failed[0][1])
             self._heard(beats)
 

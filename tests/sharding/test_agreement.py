@@ -214,6 +214,22 @@ def test_the_last_words_of_a_process_end_the_other_with_them(watchers):
     assert second._words.said[0].endswith(") ended: no space left")
 
 
+def test_who_fails_as_well_says_so_in_its_own_words(watchers):
+    """Where all find the same fault, as when they do not agree: the first to end does not speak for the others."""
+    _, (first, second) = watchers
+    first.fail(ValueError("the same"))
+    wait = second._ended.wait
+
+    def fails_meanwhile(seconds):
+        if "sympow_jax/beat/1" in second._client.values:  # it has looked
+            second._ended.set()
+        return wait(seconds)
+
+    second._ended.wait = fails_meanwhile
+    second._talk()
+    assert second._words.said == []
+
+
 def test_a_process_without_a_beat_is_named_to_all(watchers):
     _, (first, second) = watchers
     first._names[1] = "process 1 (host b, pid 2)"
