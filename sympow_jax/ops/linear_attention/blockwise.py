@@ -132,8 +132,8 @@ def _backward(kernel, function, residuals, dout):
         if function is not None:
             (dparams,) = bias_vjp(dweights * weights)
         dscores = dweights * decay * kernel.derivative(scores)
-        dk = jnp.einsum("bkgij,bkgid->bkjd", dscores, q_i)
-        dv = jnp.einsum("bkgij,bkgie->bkje", weights, dout_i)
+        dk = jnp.einsum("bkgid,bkgij->bkdj", q_i, dscores)
+        dv = jnp.einsum("bkgie,bkgij->bkej", dout_i, weights)
         return dk, dv, jnp.einsum("bkgij,bkjd->bkgid", dscores, k_j), dparams
 
     def one_key_block(carry, j):
@@ -146,11 +146,14 @@ def _backward(kernel, function, residuals, dout):
             return dk + dk_ij, dv + dv_ij, dq, jax.tree.map(jnp.add, dparams, dparams_ij)
 
         with expected_trips(causal_pairs(N, N, C) / N):
-            dk, dv, *carry = jax.lax.fori_loop(j, N, add, (jnp.zeros_like(k_j), jnp.zeros_like(v_j), *carry))
+            # [B, K, D, C]: with tokens first, the transposition of every tile takes XLA's CPU as long as its products.
+            zeros = jnp.zeros_like(k_j.mT), jnp.zeros_like(v_j.mT)
+            dk, dv, *carry = jax.lax.fori_loop(j, N, add, (*zeros, *carry))
+        dk, dv = dk.mT, dv.mT
         return tuple(carry), (dk.astype(k.dtype), dv.astype(v.dtype), jnp.sum(dv * v_j, axis=-1))
 
-    zeros = jnp.zeros(q.shape, dtype), jax.tree.map(jnp.zeros_like, params)
-    (dq, dparams), (dk, dv, keys) = jax.lax.scan(one_key_block, zeros, jnp.arange(N))
+    empty = jnp.zeros(q.shape, dtype), jax.tree.map(jnp.zeros_like, params)
+    (dq, dparams), (dk, dv, keys) = jax.lax.scan(one_key_block, empty, jnp.arange(N))
     dcumulative = jnp.sum(out * dout, axis=(-1, 3)) - keys
     rows = jnp.broadcast_to(runs[:, :, None], gates.shape)
     flat = (x.reshape(N, B * K, C) for x in (dcumulative, rows))

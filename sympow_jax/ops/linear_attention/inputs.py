@@ -118,7 +118,10 @@ def _ratio(num: Array, den: Array) -> Array:
 def _ratio_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     (_, den), (dnum, dden) = primals, tangents
     out = _ratio(*primals)
-    return out, (dnum - out * dden) / den
+    if den.shape != (*out.shape[:-1], 1):
+        return out, (dnum - out * dden) / den
+    # Along the last axis as a product, so that the gradient of den is one: XLA's CPU sums such rows 8 times slower.
+    return out, (dnum - jnp.einsum("...d,...->...d", out, dden[..., 0], precision="highest")) / den
 
 
 def pad_time(inputs: LinearInputs, multiple: int) -> LinearInputs:
