@@ -89,3 +89,5 @@ def test_what_only_the_variant_has_may_start_anew_if_the_config_is_a_workdirs(wo
     assert initial_weights_flags(given, [f"--config={folder}:fox"]) == ("W", ",".join([*NEW_PARAMETERS, "embedding/*"]))
     assert initial_weights_flags(given, ["--config=quickstart:fox"]) == ("W", "embedding/*")
     assert initial_weights_flags({}, [f"--config={folder}:fox"]) == ("", "")
+    with pytest.raises(ConfigError, match=r"--init_from_allow = 'embedding/\*': there is no --init_from, whose"):
+        initial_weights_flags({"init_from_allow": "embedding/*"}, ["--config=quickstart:fox"])

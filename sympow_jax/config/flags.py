@@ -50,6 +50,10 @@ INIT_FLAGS = ("init_from", "init_from_allow")
 def initial_weights_flags(flags: Mapping[str, str], argv: Sequence[str]) -> tuple[str, str]:
     """The values of INIT_FLAGS; with --config=WORKDIR:VARIANT, what only the variant has may start anew."""
     init_from, allow = (flags.get(name, "") for name in INIT_FLAGS)
+    require(
+        bool(init_from or not allow),
+        f"--init_from_allow = {allow!r}: there is no --init_from, whose folder has the other parameters; give both, or neither",
+    )
     if init_from and is_workdir(_named(argv)[0]):
         allow = ",".join([*NEW_PARAMETERS, *filter(None, [allow])])
     return init_from, allow

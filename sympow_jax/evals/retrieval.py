@@ -147,9 +147,10 @@ def accuracy_grid(
 
     Returns:
       What goes into eval/<name>.json: {"columns": {"name", "values"}, "rows": {"name", "values"}, "accuracy":
-      [rows, columns], mean over answer tokens, "ci95": bootstrap over examples, "solved": fraction of examples with
-      every token right, "num_examples", "train_length"}, None in cells without a task; and into eval/<name>.npz: right
-      answers and questions of each example, [rows, columns, num_examples], 0 in cells without a task.
+      [rows, columns], mean over answer tokens, "ci95": bootstrap over examples, "solved": fraction of the examples that
+      ask for anything with every token right, "num_examples", "train_length"}, None in cells without a task; and into
+      eval/<name>.npz: right answers and questions of each example, [rows, columns, num_examples], 0 in cells without
+      a task.
 
     Raises:
       TooShortError: there is no cell with a task.
@@ -184,7 +185,8 @@ def accuracy_grid(
 
 def _summary(right: np.ndarray, asked: np.ndarray, seed: int) -> dict[str, Any]:
     mean, ci95 = bootstrap.mean_and_interval(right[:, None], asked[:, None], np.arange(len(right)), seed=seed)
-    return {"accuracy": float(mean[0]), "ci95": ci95[0].tolist(), "solved": float((right == asked).mean())}
+    solved = (right == asked)[asked > 0]  # an example that asks for nothing is not solved by that
+    return {"accuracy": float(mean[0]), "ci95": ci95[0].tolist(), "solved": float(solved.mean())}
 
 
 def task_grid(

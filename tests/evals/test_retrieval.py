@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sympow_jax.config import parse_flags
+from sympow_jax.evals import retrieval
 from sympow_jax.evals.retrieval import Matcher, task_grid
 from sympow_jax.input_pipeline.tasks.memory import StackRecall
 from sympow_jax.input_pipeline.tasks.mqar import MQAR
@@ -65,6 +66,11 @@ def test_mqar_grid_scores_a_model_that_remembers():
     assert result["accuracy"][0] == [1.0, 1.0] and result["solved"][0] == [1.0, 1.0]
     assert result["accuracy"][1] == [None, 1.0]  # 16 pairs do not fit in 32 tokens
     style.svg(accuracy_heatmap(result, title="MQAR"))
+
+
+def test_examples_that_ask_for_nothing_are_not_solved():
+    result = retrieval._summary(np.array([2, 1, 0]), np.array([2, 2, 0]), 0)
+    assert result["accuracy"] == 0.75 and result["solved"] == 0.5
 
 
 def test_mqar_accuracy_is_the_fraction_of_answers():

@@ -169,6 +169,7 @@ def test_frequent_words_follow_the_zeta_distribution():
     ("make", "error", "message"),
     [
         (lambda: WordProblem(8, "Z1"), ValueError, "group 'Z1': must be S5, or ZN"),
+        (lambda: WordProblem(8, "Z4097"), ValueError, "with a modulus N from 2 to 4,096"),
         (lambda: StackRecall(8, max_depth=0), ValueError, "max_depth 0: must be at least 1"),
         (lambda: ForgettingRecall(8, num_keys=9, vocab_size=16), ValueError, "must hold 9 distinct keys"),
         (lambda: MultiKey(seq_len=9, num_keys=2, **IDS), TooShortError, "seq_len 9: too short .* add 5 tokens"),

@@ -13,12 +13,13 @@ import numpy as np
 
 from sympow_jax.input_pipeline.tasks.synthetic import Batch, as_batch, uniform
 
+MOST = 4_096  # elements of a group, whose table of products then has 128 MiB
 PERMUTED = 5  # S5, the smallest symmetric group that is not solvable: its word problem is complete for NC^1
 
 
 @functools.cache
 def product_table(group: str) -> np.ndarray:
-    """Number of a b for elements a, b -> [n, n]; `group` is S5 or ZN, N >= 2."""
+    """Number of a b for elements a, b -> [n, n]; `group` is S5 or ZN, N from 2 to MOST."""
     if group == "S5":
         elements = list(itertools.permutations(range(PERMUTED)))
         number = {element: i for i, element in enumerate(elements)}
@@ -40,8 +41,8 @@ class WordProblem:
     group: str = "Z2"
 
     def __post_init__(self):
-        if self.group != "S5" and not (self.group.startswith("Z") and int(self.group[1:] or 0) >= 2):
-            raise ValueError(f"group {self.group!r}: must be S5, or ZN with a modulus N of at least 2")
+        if self.group != "S5" and not (self.group.startswith("Z") and 2 <= int(self.group[1:] or 0) <= MOST):
+            raise ValueError(f"group {self.group!r}: must be S5, or ZN with a modulus N from 2 to {MOST:,}")
 
     @property
     def vocab_size(self) -> int:
