@@ -52,7 +52,7 @@ def initial_weights_flags(flags: Mapping[str, str], argv: Sequence[str]) -> tupl
     init_from, allow = (flags.get(name, "") for name in INIT_FLAGS)
     require(
         bool(init_from or not allow),
-        f"--init_from_allow = {allow!r}: there is no --init_from, whose folder has the other parameters; give both, or neither",
+        f"--init_from_allow = {allow!r}: there is no --init_from, whose folder has the others; give both, or neither",
     )
     if init_from and is_workdir(_named(argv)[0]):
         allow = ",".join([*NEW_PARAMETERS, *filter(None, [allow])])

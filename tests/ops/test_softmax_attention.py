@@ -327,6 +327,17 @@ def test_tiles_of_a_gpu_are_as_large_as_its_cache_holds_of_all_rows_and_heads():
     assert size("cpu", 40, 16_384) == size("tpu", 40, 16_384) == 512
 
 
+def test_tiles_of_a_bias_that_sees_both_positions_are_small_on_a_cpu():
+    """That of FIRE costs what switches within a tile; one of the distance is cut out of a row."""
+
+    def size(platform, bias, length):
+        with compiling_for(platform):
+            return default_block_size((1, length, 4, 64), length, None, make_bias(bias, 4))
+
+    assert [size("cpu", "fire", length) for length in (1_024, 2_048, 8_192, 16_384)] == [128, 128, 128, 512]
+    assert size("cpu", "t5", 2_048) == size("tpu", "fire", 2_048) == 512
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [

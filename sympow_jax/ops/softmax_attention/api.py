@@ -134,7 +134,7 @@ def softmax_attention_ring(
     _check(q, k, v, None if gates is None else gates[0], window, sinks)
     _check_tokens(q, segment_ids=tokens.get("segment_ids"), positions=tokens.get("positions"))
     x = ring_inputs(q, k, v, sinks=sinks, **tokens)
-    size = block_size or default_block_size(q.shape, q.shape[1], window)
+    size = block_size or default_block_size(q.shape, q.shape[1], window, x.bias)
     return ring(
         x,
         axis=axis,
