@@ -12,6 +12,13 @@ from configs import default
 
 def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     """The model of `make quickstart`."""
+    c = at_default_rate(variant)
+    c.optimizer.learning_rate = 5e-3
+    return c
+
+
+def at_default_rate(variant: str) -> ConfigDict:
+    """The same at the rate of configs/default.py, which studies under configs/figures were run at."""
     c = default.get_config(variant or "conformal_sympow")
     c.num_train_steps = 800
     c.evaluation.every_steps = 200
@@ -25,8 +32,8 @@ def get_config(variant: str = "conformal_sympow") -> ConfigDict:
 
 
 def of_a_study(variant: str) -> ConfigDict:
-    """The same for one of many runs that are compared: evaluated once trained, to 16 times the trained context."""
-    c = get_config(variant)
+    """That for one of many runs that are compared: evaluated once trained, to 16 times the trained context."""
+    c = at_default_rate(variant)
     c.evaluation.every_steps = 0
     c.evaluation.lengths = (64, 512, 2_048, 8_192)
     c.evaluation.num_documents = 24

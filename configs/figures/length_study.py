@@ -26,7 +26,7 @@ from configs import quickstart
 
 def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     """The quickstart model at half its context, on text with names to recall."""
-    c = quickstart.get_config(variant)
+    c = quickstart.at_default_rate(variant)
     c.num_train_steps = 750
     c.data.train = c.data.heldout = "python-imports"
     c.data.seq_len = 256

@@ -17,7 +17,7 @@ from configs import quickstart
 
 def get_config(variant: str = "conformal_sympow") -> ConfigDict:
     """The quickstart model at half its context."""
-    c = quickstart.get_config(variant)
+    c = quickstart.at_default_rate(variant)
     c.data.seq_len = 256
     c.data.batch_size = 8
     c.num_train_steps = 300
