@@ -152,7 +152,7 @@ def test_processes_find_each_other_through_their_launcher(tmp_path):
         (
             ("run", "run"),
             ("optimizer.learning_rate=0.001",),
-            r"optimizer\.learning_rate: 0\.003 in process 0, 0\.001 in ",
+            r"optimizer\.learning_rate: 0\.005 in process 0, 0\.001 in ",
         ),
         (
             ("run", "else"),
