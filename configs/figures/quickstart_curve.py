@@ -9,8 +9,8 @@ Budget: 800 steps of 4 x 512 bytes, 3 minutes a variant on two idle CPU cores; t
 held-out documents of 32 files.
 Paper: none at this scale. The conformal article (Manifest AI 2024) finds the same order at 124M parameters: plain
 sympow and softmax lose beyond their training context, the gated forms do not (conformal_contextwise.py).
-Found (RESULTS.md), same-target loss at 32, 512 and 4,096, nats a byte: conformal_sympow 1.652, 1.624 and 1.624,
-softmax_rope 1.681, 1.632 and 2.785, sympow 1.948, 1.944 and 2.851.
+Found (RESULTS.md), same-target loss at 32, 512 and 4,096, nats a byte: conformal_sympow 1.615, 1.577 and 1.577,
+softmax_rope 1.632, 1.594 and 3.510, sympow 1.925, 1.935 and 2.770.
 """
 
 from ml_collections import ConfigDict
