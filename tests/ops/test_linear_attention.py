@@ -11,8 +11,10 @@ import pytest
 
 from sympow_jax import ops
 from sympow_jax.ops.linear_attention.dispatch import IMPLEMENTATIONS, cheapest
+from sympow_jax.ops.linear_attention.inputs import normalise
 from sympow_jax.ops.linear_attention.kernels import PowerKernel, TaylorKernel
 from sympow_jax.ops.linear_attention.specs import VECTOR_SPECS, ArgSpec
+from sympow_jax.ops.platform import compiling_for
 from sympow_jax.ops.power_attention.arg_specs import TEST_SPECS as POWER_SPECS
 from sympow_jax.ops.taylor_attention.arg_specs import TEST_SPECS as TAYLOR_SPECS
 from tests.ops.linear_attention_cases import evaluate
@@ -375,3 +377,21 @@ def test_the_state_is_the_decayed_sum_over_keys(rng):
         expected = np.sum(terms, axis=0)
         np.testing.assert_allclose(state.state[0, head], expected[:, :2], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(state.normalizer[0, head], expected[:, 2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize(("shape", "axis"), [((2, 3, 5), -1), ((2, 5, 3), -2), ((2, 2, 3), -2), ((2, 3, 2), -1)])
+def test_normalise_and_its_gradient_are_those_of_a_quotient(shape, axis, platform):
+    """Rows of one value too, [num, den]; a row that saw nothing is 0 and has no gradient."""
+    rng = np.random.default_rng(0)
+    extended = np.moveaxis(rng.uniform(0.5, 1.0, size=shape), axis, -1)
+    cotangent = rng.normal(size=extended[..., 1:].shape)
+    extended[0, 0, -1] = 0.0
+    num, den = extended[..., :-1], np.where(extended[..., -1:] == 0, np.inf, extended[..., -1:])
+    moved = [jnp.asarray(np.moveaxis(x, -1, axis), jnp.float32) for x in (extended, cotangent)]
+    with compiling_for(platform):
+        out, pull = jax.vjp(lambda x: normalise(x, axis=axis), moved[0])
+        (gradient,) = pull(moved[1])
+    expected = np.concatenate([cotangent / den, -(cotangent * num / den**2).sum(-1, keepdims=True)], -1)
+    np.testing.assert_allclose(np.moveaxis(out, axis, -1), num / den, rtol=1e-6)
+    np.testing.assert_allclose(np.moveaxis(gradient, axis, -1), expected, rtol=2e-6, atol=1e-6)

@@ -299,8 +299,10 @@ def test_sinusoidal_is_vaswani():
 # Biases
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.30, 0.31), (-0.5, 0.0)])
-def test_relu_mlp_is_the_mlp(low, high):
+@pytest.mark.parametrize(
+    ("low", "high", "platform"), [(0.0, 1.0, "cpu"), (0.0, 1.0, "tpu"), (0.30, 0.31, "cpu"), (-0.5, 0.0, "cpu")]
+)
+def test_relu_mlp_is_the_mlp(low, high, platform):
     rng = np.random.default_rng(0)
     shapes = {"kernel_in": (32,), "bias_in": (32,), "kernel_out": (32, 3), "bias_out": (3,)}
     params = {name: jnp.asarray(rng.uniform(-1, 1, size=shape), jnp.float32) for name, shape in shapes.items()}
@@ -316,7 +318,8 @@ def test_relu_mlp_is_the_mlp(low, high):
         pulls = [jax.vjp(f, *arguments) for f in (relu_mlp, plain)]
         return [(value, pull(cotangent)) for value, pull in pulls]
 
-    (actual, gradients), (expected, expected_gradients) = values_and_gradients(x, *params.values())
+    with compiling_for(platform):
+        (actual, gradients), (expected, expected_gradients) = values_and_gradients(x, *params.values())
     np.testing.assert_allclose(actual, expected, atol=2e-6)
     for a, e in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(a, e, atol=2e-5)

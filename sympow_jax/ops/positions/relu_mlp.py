@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from sympow_jax.ops.loops import expected_trips_in_all
+from sympow_jax.ops.platform import target_platform
 from sympow_jax.typing import Array, Float
 
 
@@ -83,7 +84,10 @@ def _backward(residuals, d_out):
 
 
 def _sums(d_out, x, on):
-    """Sums over the entries that are on [H] of d_out and of d_out x, as products: 6 times faster on a CPU."""
+    """Sums over the entries that are on [H] of d_out and of d_out x; on a CPU as products, which are 6 times faster."""
+    if target_platform() != "cpu":
+        masked = jnp.where(on[None], d_out, 0.0)
+        return masked.sum((1, 2)), (masked * x[None]).sum((1, 2))
     rows = d_out.reshape(d_out.shape[0], -1)
 
     def times(factors):
