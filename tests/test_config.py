@@ -260,7 +260,7 @@ def test_an_unknown_key_in_a_saved_config_is_named():
 
 def test_diff_names_fields():
     changes = config_lib.diff(resolve(), resolve("optimizer.learning_rate=1e-3"))
-    assert changes == {"optimizer.learning_rate": (3e-3, 1e-3)}
+    assert changes == {"optimizer.learning_rate": (5e-3, 1e-3)}
 
 
 def write_config(folder: pathlib.Path, text: str) -> str:
