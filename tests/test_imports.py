@@ -136,8 +136,10 @@ for flags in (["--list"], ["--confg=quickstart"], ["--config=quickstart:fxo"], [
     [
         (LIGHT, "numpy jax flax optax orbax grain tensorstore scipy matplotlib tensorflow_datasets transformers"),
         ("import sys, sympow_jax.training.loop", "scipy matplotlib tensorflow_datasets transformers tensorboardX"),
+        ("import sys, sympow_jax.evaluate", "grain scipy tensorflow_datasets transformers tensorboardX"),
+        ("import sys, sympow_jax.generate", "grain scipy matplotlib tensorflow_datasets transformers tensorboardX"),
     ],
-    ids=["a list and errors of flags", "a training run"],
+    ids=["a list and errors of flags", "a training run", "an evaluation", "generation"],
 )
 def test_what_is_slow_to_import_is_imported_where_it_is_used(code, absent):
     code += f"\nprint('imported:', *sorted({{*{absent.split()}}} & {{*sys.modules}}))"

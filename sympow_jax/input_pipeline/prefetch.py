@@ -3,8 +3,6 @@
 import time
 from collections.abc import Iterator
 
-import grain
-
 from sympow_jax.input_pipeline.batches import Batch, BatchSource
 
 
@@ -14,6 +12,8 @@ class Prefetch:
     def __init__(
         self, source: BatchSource, start_step: int, stop_step: int, *, prefetch_batches: int, num_threads: int
     ) -> None:
+        import grain  # only where batches are read ahead: evaluation and generation do not
+
         options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches)
         steps = grain.MapDataset.range(start_step, stop_step).map(lambda step: (int(step), source[int(step)]))
         self._iterator = iter(steps.to_iter_dataset(options))
