@@ -39,7 +39,7 @@ FLAGS = {
     "data.seq_len": 64, "data.batch_size": 8, "attention.implementation": "chunked", "attention.chunk_size": 8,
     "evaluation.every_steps": 4, "evaluation.num_batches": 3, "evaluation.lengths": 64, "checkpoint.every_steps": 2,
     "checkpoint.keep_last": 9, "logging.every_steps": 1, "logging.peak_flops": 1e12, "logging.tensorboard": "false",
-    "optimizer.schedule": "constant", "optimizer.warmup_steps": 2, "mesh.data": 1,
+    "optimizer.schedule": "constant", "optimizer.warmup_steps": 2, "optimizer.learning_rate": 3e-3, "mesh.data": 1,
     "model.scan_layers": "false",
 }  # fmt: skip
 

@@ -185,7 +185,7 @@ def accuracy_grid(
 
 def _summary(right: np.ndarray, asked: np.ndarray, seed: int) -> dict[str, Any]:
     mean, ci95 = bootstrap.mean_and_interval(right[:, None], asked[:, None], np.arange(len(right)), seed=seed)
-    solved = (right == asked)[asked > 0]  # an example that asks for nothing is not solved by that
+    solved = (right == asked)[asked > 0]  # that an example asks for nothing does not solve it
     return {"accuracy": float(mean[0]), "ci95": ci95[0].tolist(), "solved": float(solved.mean())}
 
 

@@ -25,7 +25,9 @@ from sympow_jax.sharding.waiting import one_signal_waits, wait_for
 
 HEARTBEAT_SECONDS = 40.0
 _INTERVAL = 1.0  # seconds between beats
-_LINGER = 4.0  # seconds that process 0 stays, so that the others can read why it ends
+_OWN_WORDS = 2.0  # seconds for a process that is told of another's end, to say its own
+_PUBLISHED_WITHIN = 4.0  # seconds
+_LINGER = 6.0  # seconds that process 0 stays, so that the others can read why it ends, and say what they have to
 _NETWORK = re.compile(r"(?i:\b(gloo|nccl)\b|connection (reset|closed))|\b(UNAVAILABLE|DEADLINE_EXCEEDED)\b")
 PATIENCE = 7 * 24 * 3600 * 1000  # milliseconds: one may prepare data for hours; the watch ends the wait for the dead
 _watches = itertools.count()
@@ -114,6 +116,7 @@ class Watcher:
         self._names: dict[int, str] = {}
         self._silent = dict.fromkeys(range(1, count) if index == 0 else [0], 0.0)
         self._beats: dict[int, str] = {}
+        self._told = ""  # the last words of another process
         self._words = LastWords()
         self._ended = threading.Event()
         self._speaking = threading.Lock()
@@ -146,7 +149,7 @@ class Watcher:
 
         writer = threading.Thread(target=write, name="watch-publish", daemon=True)
         writer.start()
-        writer.join(_LINGER)
+        writer.join(_PUBLISHED_WITHIN)
         if self._index == 0:
             time.sleep(_LINGER)
 
@@ -181,8 +184,10 @@ class Watcher:
             except jax.errors.JaxRuntimeError:
                 self._gone()
                 continue
-            if failed and not self._ended.wait(2 * _INTERVAL):  # it may be about to say the same of its own
-                self._end(failed[0][1])
+            if failed:
+                self._told = failed[0][1]
+                self._ended.wait(_OWN_WORDS)  # this one may be about to say the same of its own
+                self._end(self._told)
             self._heard(beats)
 
     def _heard(self, beats: dict[str, str]) -> None:
@@ -200,7 +205,7 @@ class Watcher:
     def _gone(self) -> None:
         """The connection to the coordinator broke."""
         if self._index:
-            self._end(f"{self._name(0)} has ended without a word; {_ADVICE}")
+            self._end(self._told or f"{self._name(0)} has ended without a word; {_ADVICE}")
 
     def _look(self) -> None:
         while not self._ended.wait(_INTERVAL / 2):
@@ -211,7 +216,7 @@ class Watcher:
             worst = max(self._silent, key=self._silent.__getitem__)
             if self._silent[worst] > self._seconds:
                 silence = f"has not been heard of for {self._seconds:g} s (--heartbeat_seconds)"
-                self._end(f"{self._name(worst)} {silence}; {_ADVICE}")
+                self._end(self._told or f"{self._name(worst)} {silence}; {_ADVICE}")
 
 
 _ADVICE = (

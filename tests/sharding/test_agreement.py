@@ -193,7 +193,8 @@ def watchers(monkeypatch):
 
     monkeypatch.setattr(peers, "LastWords", Words)
     monkeypatch.setattr(peers, "_INTERVAL", 0.02)
-    monkeypatch.setattr(peers, "_LINGER", 0.01)
+    for seconds in ("_LINGER", "_OWN_WORDS", "_PUBLISHED_WITHIN"):
+        monkeypatch.setattr(peers, seconds, 0.01)
     monkeypatch.setattr(peers.os, "_exit", leave)
     monkeypatch.setattr(peers.threading.Thread, "start", start)
     monkeypatch.setattr(peers.threading.Thread, "join", lambda self, timeout=None: None)
@@ -228,6 +229,25 @@ def test_who_fails_as_well_says_so_in_its_own_words(watchers):
     second._ended.wait = fails_meanwhile
     second._talk()
     assert second._words.said == []
+
+
+@pytest.mark.parametrize("meanwhile", ["process 0 leaves", "no beat is read"])
+def test_what_a_process_was_told_is_its_line_whatever_happens_while_it_waits(watchers, meanwhile):
+    _, (first, second) = watchers
+    first.fail(ValueError("the reason"))
+    wait, waited = second._ended.wait, []
+
+    def look_meanwhile(seconds):
+        waited.append(seconds)
+        if len(waited) == 2:  # once it has looked
+            second._words.aborting.set() if meanwhile == "process 0 leaves" else second._silent.update({0: 9.0})
+            second._look()
+        return wait(seconds)
+
+    second._ended.wait = look_meanwhile
+    with pytest.raises(Left):
+        second._talk()
+    assert second._words.said[0].endswith(" ended: the reason") and len(second._words.said) == 1
 
 
 def test_a_process_without_a_beat_is_named_to_all(watchers):

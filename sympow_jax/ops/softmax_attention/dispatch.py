@@ -27,8 +27,8 @@ DENSE_QUERIES = 16  # decoding: a tile would be mostly padding
 BLOCK_SIZES = ((1024, 128), (2048, 256))
 LARGEST_BLOCK = 512
 # FIRE's bias depends on both positions, so each tile evaluates its MLP, of which fewer units switch in a small tile:
-# at T = 2,048 forward and backward take 1.5 times softmax_nope's in tiles of 128 and 1.9 times in tiles of 512, but
-# 1.49 and 1.41 at 16,384.
+# at commit 5c0aa53 forward and backward took 1.5 times softmax_nope's in tiles of 128 and 1.9 times in tiles of 512 at
+# T = 2,048, 1.41 and 1.44 at 8,192, 1.49 and 1.41 at 16,384.
 LONGEST_FOR_PAIRS = 8_192
 # Of all rows and heads on a GPU, so that the few tiles that a step makes stay in its cache (docs/plans: of 4 rows of 12
 # heads, tiles of 512 go through memory, and tiles of 256 do not).
